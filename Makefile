@@ -1,0 +1,34 @@
+# One virtual environment for everything, made when needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The CUDA extra that fits the NVIDIA driver, where there is one.
+comma := ,
+DRIVER := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p')
+CUDA := $(if $(DRIVER),$(if $(filter 12,$(DRIVER)),$(comma)cuda12,$(if $(shell [ $(DRIVER) -ge 13 ] && echo yes),$(comma)cuda13)))
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/python -m cuconv demo
+
+test: $(VENV)/installed
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/linters
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist cuconv.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis cuconv-demo.png
+
+$(VENV)/installed: pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[demo,test$(CUDA)]'
+	touch $@
+
+$(VENV)/linters: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@

@@ -1,0 +1,365 @@
+"""The public functions: describe the problem, look up its plan, run it. Nothing else.
+
+Every function takes and returns arrays of one library (NumPy, CuPy, or any with DLPack) and raises before
+any work is done: ValueError for shapes and values, TypeError for dtypes and kinds of array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from . import arrays
+from .arrays import Array, Operands
+from .dtypes import is_complex
+from .options import flag, one_of
+from .plan import Call, Plan, make_plan
+from .problem import LAYOUTS, OPS, ConvProblem, Request
+
+
+def conv(
+    x: Array,
+    w: Array,
+    bias: Array | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[Any] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    layout: str = "channels_first",
+    flip: bool = False,
+    activation: str | None = None,
+    precision: str | None = None,
+    algorithm: str = "auto",
+    out: Array | None = None,
+    accumulate: bool = False,
+) -> Array:
+    """Cross-correlate x with the filters w, in one to three dimensions, as deep learning defines it.
+
+    On each spatial axis, with s, d and p the stride, the dilation and the padding before,
+
+        y[n, k, o] = activation(bias[k] + sum over c, r of  x[n, c, o s - p + r d] w[k, c, r])
+
+    with c over the C/groups channels of k's group, and P = floor((H + padding - d (R - 1) - 1) / s) + 1.
+
+    ============  ==========================================  ======================================
+    array         layout="channels_first"                     layout="channels_last"
+    ============  ==========================================  ======================================
+    x             (N, C, *input) or (C, *input)               (N, *input, C) or (*input, C)
+    w             (K, C/groups, *filter)                      (K, *filter, C/groups)
+    bias          (K,)                                        (K,)
+    y             (N, K, *output) or (K, *output)             (N, *output, K) or (*output, K)
+    ============  ==========================================  ======================================
+
+    All arrays have one dtype: float16, bfloat16, float32, float64, complex64, complex128, int32 or int64.
+    Half types are summed in float32 and rounded once; integers are exact modulo 2^32 or 2^64. Arrays may
+    have any strides. Extents are in elements; zero-size batches and channels are allowed.
+
+    stride, dilation    one int, or one per spatial axis; at least 1
+    padding             one int, one per axis, one (before, after) pair per axis, or "valid", "same"
+                        (P = ceil(H / s), the odd cell at the end), "same_lower", "full"; negative crops
+    padding_mode        what lies outside: "zeros", "circular", "reflect" or "replicate"
+    flip                turn the filters by 180 degrees: true convolution, as in SciPy and MATLAB
+    activation          None, "relu", "sigmoid", "tanh", "silu" or "gelu"
+    precision           None for the dtype's own accuracy; "tf32" permits less for float32
+    algorithm           "auto", "tune" (time the candidates once) or a name, which never falls back
+    out, accumulate     write the result to `out`, or add it to `out`
+
+    Raises ValueError for shapes and values, TypeError for dtypes and kinds of array, before any work.
+    Source: Goodfellow, Bengio and Courville, Deep Learning (2016), section 9.1; padding names as in
+    TensorFlow and NumPy.
+    """
+    operands = arrays.adopt(x=x, w=w, bias=bias, out=out)
+    problem = ConvProblem.from_shapes(
+        operands.shape("x"), operands.shape("w"), stride, padding, dilation, groups, padding_mode, layout,
+        names=("x", "w"),
+    )  # fmt: skip
+    request = Request(
+        "fprop", problem, operands.dtype, layout, _batched(operands, "x", problem), flip,
+        bias is not None, activation, accumulate, precision=precision,
+    )  # fmt: skip
+    return Call(request, operands, ("x", "w")).compute(algorithm)
+
+
+def conv_input_grad(
+    dy: Array,
+    w: Array,
+    input_shape: Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[Any] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    layout: str = "channels_first",
+    flip: bool = False,
+    precision: str | None = None,
+    algorithm: str = "auto",
+    out: Array | None = None,
+    accumulate: bool = False,
+) -> Array:
+    """The gradient of `conv` with respect to x, given dy, the gradient of its result before activation.
+
+        dx[n, c, h] = sum over k, r, o with o s - p + r d = h of  dy[n, k, o] conj(w[k, c, r])
+
+    With stride 1 and no padding this is the full correlation of dy with the filter turned by 180 degrees.
+    It is the adjoint of `conv`: <dy, conv(x, w)> = <conv_input_grad(dy, w), x>. Cells that no output sees
+    get zero.
+
+    dy          the shape of `conv`'s result
+    w           the filters, as in `conv`
+    input_shape the shape of x, which the stride leaves open
+    returns     dx, of shape input_shape
+
+    Shapes, dtypes, options and errors are those of `conv`. Source: Wang, Forward and Backward Propagation
+    of Convolutional Layer (2015), equations 7 to 9.
+    """
+    operands = arrays.adopt(dy=dy, w=w, out=out)
+    problem = ConvProblem.from_shapes(
+        input_shape, operands.shape("w"), stride, padding, dilation, groups, padding_mode, layout,
+        names=("input_shape", "w"),
+    )  # fmt: skip
+    request = Request(
+        "dgrad", problem, operands.dtype, layout, len(tuple(input_shape)) == problem.rank + 2, flip,
+        accumulate=accumulate, conjugate=is_complex(operands.dtype), precision=precision,
+    )  # fmt: skip
+    return Call(request, operands, ("dy", "w")).compute(algorithm)
+
+
+def conv_weight_grad(
+    x: Array,
+    dy: Array,
+    weight_shape: Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[Any] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    layout: str = "channels_first",
+    flip: bool = False,
+    precision: str | None = None,
+    algorithm: str = "auto",
+    out: Array | None = None,
+    accumulate: bool = False,
+) -> Array:
+    """The gradient of `conv` with respect to w, given dy, the gradient of its result before activation.
+
+        dw[k, c, r] = sum over n, o of  dy[n, k, o] conj(x[n, c, o s - p + r d])
+
+    With stride 1 this is the correlation of x with dy. It is the adjoint of `conv` in w:
+    <dy, conv(x, w)> = <conv_weight_grad(x, dy), w>.
+
+    x             the input, as in `conv`
+    dy            the shape of `conv`'s result
+    weight_shape  the shape of w, which the stride leaves open
+    returns       dw, of shape weight_shape
+
+    Shapes, dtypes, options and errors are those of `conv`. Source: Wang, Forward and Backward Propagation
+    of Convolutional Layer (2015), equations 4 to 6.
+    """
+    operands = arrays.adopt(x=x, dy=dy, out=out)
+    problem = ConvProblem.from_shapes(
+        operands.shape("x"), weight_shape, stride, padding, dilation, groups, padding_mode, layout,
+        names=("x", "weight_shape"),
+    )  # fmt: skip
+    request = Request(
+        "wgrad", problem, operands.dtype, layout, _batched(operands, "x", problem), flip,
+        accumulate=accumulate, conjugate=is_complex(operands.dtype), precision=precision,
+    )  # fmt: skip
+    return Call(request, operands, ("x", "dy")).compute(algorithm)
+
+
+def conv_bias_grad(
+    dy: Array,
+    *,
+    layout: str = "channels_first",
+    batched: bool = True,
+    out: Array | None = None,
+    accumulate: bool = False,
+) -> Array:
+    """The gradient of `conv` with respect to its bias: db[k] = sum over n and all pixels of dy[n, k, ...].
+
+    dy       (N, K, *output), or (N, *output, K) for channels_last; `batched=False` says that the axis N is
+             missing, which the shape alone does not tell
+    returns  db, of shape (K,)
+
+    Dtypes and errors are those of `conv`.
+    """
+    operands = arrays.adopt(dy=dy, out=out)
+    shape = operands.shape("dy")
+    one_of("layout", layout, LAYOUTS)
+    batched = flag("batched", batched) and len(shape) > 2
+    rank = len(shape) - 1 - batched
+    if not 1 <= rank <= 3:
+        raise ValueError(
+            f"dy must have 1 to 3 spatial axes beside K{' and N' if batched else ''}, got shape {shape}"
+        )
+    channel = len(shape) - 1 if layout == "channels_last" else int(batched)
+    spatial = tuple(extent for axis, extent in enumerate(shape) if axis >= batched and axis != channel)
+    # Only y's extents count. A sum over no pixels is a sum over no images.
+    problem = ConvProblem(
+        n=(shape[0] if batched else 1) if 0 not in spatial else 0,
+        c=1, k=shape[channel], input=tuple(max(extent, 1) for extent in spatial),
+        filter=(1,) * rank, stride=(1,) * rank, dilation=(1,) * rank, padding=((0, 0),) * rank,
+    )  # fmt: skip
+    request = Request("bgrad", problem, operands.dtype, layout, batched, accumulate=accumulate)
+    return Call(request, operands, ("dy",)).compute("auto")
+
+
+def conv_backward(
+    dy: Array,
+    x: Array,
+    w: Array,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[Any] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    needs: Sequence[bool] = (True, True, True),
+    padding_mode: str = "zeros",
+    layout: str = "channels_first",
+    flip: bool = False,
+    precision: str | None = None,
+    algorithm: str = "auto",
+    out: Sequence[Array | None] | None = None,
+    accumulate: bool = False,
+) -> tuple[Array | None, Array | None, Array | None]:
+    """The gradients of `conv` with respect to x, w and the bias, given dy.
+
+    needs    which of the three to compute; the others are None in the result
+    out      three arrays or None, one for each gradient; with `accumulate` each needed one is added to
+    returns  (dx, dw, db): see `conv_input_grad`, `conv_weight_grad` and `conv_bias_grad`
+
+    Shapes, dtypes, the other options and errors are those of `conv`.
+    """
+    wanted = tuple(flag("needs", need) for need in needs)
+    outs = (None, None, None) if out is None else tuple(out)
+    for name, entries in (("needs", wanted), ("out", outs)):
+        if len(entries) != 3:
+            raise ValueError(f"{name} must have three entries, for dx, dw and db, got {len(entries)}")
+    places = {f"out[{index}]": array for index, array in enumerate(outs)}
+    operands = arrays.adopt(dy=dy, x=x, w=w, **places)
+    problem = ConvProblem.from_shapes(
+        operands.shape("x"), operands.shape("w"), stride, padding, dilation, groups, padding_mode, layout,
+        names=("x", "w"),
+    )  # fmt: skip
+    request = Request(
+        "dgrad", problem, operands.dtype, layout, _batched(operands, "x", problem), flip,
+        accumulate=accumulate, conjugate=is_complex(operands.dtype), precision=precision,
+    )  # fmt: skip
+    # All three are checked before the first one is computed.
+    calls = (
+        Call(request, operands, ("dy", "w"), "out[0]") if wanted[0] else None,
+        Call(replace(request, op="wgrad"), operands, ("x", "dy"), "out[1]") if wanted[1] else None,
+        Call(replace(request, op="bgrad", conjugate=False, precision=None), operands, ("dy",), "out[2]")
+        if wanted[2] else None,
+    )  # fmt: skip
+    dx, dw, db = (
+        None if call is None else call.compute("auto" if call.request.op == "bgrad" else algorithm)
+        for call in calls
+    )
+    return dx, dw, db
+
+
+def conv_transpose(
+    x: Array,
+    w: Array,
+    bias: Array | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[Any] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+    *,
+    padding_mode: str = "zeros",
+    layout: str = "channels_first",
+    flip: bool = False,
+    activation: str | None = None,
+    precision: str | None = None,
+    algorithm: str = "auto",
+    out: Array | None = None,
+    accumulate: bool = False,
+) -> Array:
+    """Transposed convolution: the linear map of `conv_input_grad`, used forward, with bias and activation.
+
+        y[n, c, h] = activation(bias[c] + sum over k, r, o with o s - p + r d = h of  x[n, k, o] w[k, c, r])
+
+    with H = (P - 1) s - padding + d (R - 1) + output_padding + 1 on each spatial axis.
+
+    ============  ==========================================  ======================================
+    array         layout="channels_first"                     layout="channels_last"
+    ============  ==========================================  ======================================
+    x             (N, K, *input) or (K, *input)               (N, *input, K) or (*input, K)
+    w             (K, C/groups, *filter)                      (K, *filter, C/groups)
+    bias          (C,)                                        (C,)
+    y             (N, C, *output) or (C, *output)             (N, *output, C) or (*output, C)
+    ============  ==========================================  ======================================
+
+    `output_padding` cells, fewer than the stride or the dilation, are added at the end of each axis.
+    `padding="same"` makes the result stride times as large as x. Complex filters are not conjugated. The
+    other options, dtypes and errors are those of `conv`; the order of arguments is that of
+    `torch.nn.functional.conv_transpose2d`.
+    """
+    operands = arrays.adopt(x=x, w=w, bias=bias, out=out)
+    problem = ConvProblem.transposed(
+        operands.shape("x"), operands.shape("w"), stride, padding, output_padding, groups, dilation,
+        padding_mode, layout,
+    )  # fmt: skip
+    request = Request(
+        "dgrad", problem, operands.dtype, layout, _batched(operands, "x", problem), flip,
+        bias is not None, activation, accumulate, precision=precision,
+    )  # fmt: skip
+    return Call(request, operands, ("x", "w")).compute(algorithm)
+
+
+def plan(
+    op: str,
+    x_shape: Sequence[int],
+    w_shape: Sequence[int],
+    dtype: Any = "float32",
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[Any] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    padding_mode: str = "zeros",
+    layout: str = "channels_first",
+    flip: bool = False,
+    bias: bool = False,
+    activation: str | None = None,
+    precision: str | None = None,
+    algorithm: str = "auto",
+    accumulate: bool = False,
+    backend: str = "cpu",
+) -> Plan:
+    """The plan by which an op would be done: print it, inspect it, or call it with the op's arrays.
+
+    op       "fprop" (called with x, w), "dgrad" (dy, w), "wgrad" (x, dy) or "bgrad" (dy)
+    bias     whether a bias will be fused; the plan is then called with `bias=`
+    backend  "cpu" for NumPy arrays, "cuda" for CuPy arrays
+
+    The other options and errors are those of `conv`; the plan of `conv_transpose` is not made here.
+    """
+    name = np.dtype(dtype).name
+    one_of("op", op, OPS)
+    one_of("backend", backend, ("cpu", "cuda"))
+    problem = ConvProblem.from_shapes(
+        x_shape, w_shape, stride, padding, dilation, groups, padding_mode, layout
+    )
+    batched = len(tuple(x_shape)) == problem.rank + 2
+    if op != "fprop" and (bias or activation):
+        raise ValueError(f"bias and activation are fused into fprop, not into {op}")
+    request = Request(
+        op, problem, name, layout, batched, flip, flag("bias", bias), activation, accumulate,
+        op in ("dgrad", "wgrad") and is_complex(name), precision,
+    )  # fmt: skip
+    return make_plan(request, algorithm, backend)
+
+
+def _batched(operands: Operands, name: str, problem: ConvProblem) -> bool:
+    return len(operands.shape(name)) == problem.rank + 2

@@ -1,0 +1,189 @@
+"""Which library owns an array: views in, results of the same kind out.
+
+NumPy arrays are taken as they are, CuPy arrays likewise, and anything else through DLPack, without a
+copy. Nothing here imports cupy: whoever passes a CuPy array has done so.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
+import numpy as np
+
+from .dtypes import DTYPES
+
+Array = Any
+"""An array of any library that is supported: NumPy, CuPy, or one that speaks DLPack."""
+
+_DLPACK_CPU = (1, 3)  # kDLCPU, kDLCUDAHost
+_DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A library and the kind of memory its array lives in; arrays of one call must share both."""
+
+    library: str
+    backend: str
+
+    def __str__(self) -> str:
+        return f"{self.library} array on the {'GPU' if self.backend == 'cuda' else 'CPU'}"
+
+    @property
+    def namespace(self) -> Any:
+        """The module that makes the arrays the backend computes with: numpy or cupy."""
+        return sys.modules["cupy"] if self.backend == "cuda" else np
+
+
+@dataclass(frozen=True)
+class Operands:
+    """The arrays of one call by the caller's names: as given, and as views that the backend computes with.
+
+    All have one owner and one dtype.
+    """
+
+    owner: Owner
+    dtype: str
+    given: dict[str, Array]
+    views: dict[str, Array]
+
+    def __getitem__(self, name: str) -> Array | None:
+        return self.views.get(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.views[name].shape)
+
+    def empty(self, shape: tuple[int, ...]) -> Array:
+        """A new array of the call's dtype, uninitialised, in C order."""
+        return self.owner.namespace.empty(shape, dtype=next(iter(self.views.values())).dtype)
+
+    def give_back(self, name: str, result: Array) -> Array:
+        """A result in the caller's own library, not copied: the array given as `name`, or a new one."""
+        if name in self.given:
+            return self.given[name]
+        if self.owner.library in ("numpy", "cupy"):
+            return result
+        return _from_dlpack(self.owner.library)(result)
+
+    def check_out(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raise unless `name` can take a result: of its shape, writable, and overlapping nothing."""
+        out = self.views[name]
+        if tuple(out.shape) != shape:
+            raise ValueError(f"{name} must have shape {shape}, got {tuple(out.shape)}")
+        if self.owner.backend == "cpu" and not out.flags.writeable:
+            raise ValueError(f"{name} must be writable, got a read-only array")
+        if _overlaps_itself(out):
+            raise ValueError(f"{name} must not overlap itself, got strides {out.strides} for shape {shape}")
+        for other, view in self.views.items():
+            if other != name and _share_memory(out, view, self.owner):
+                raise ValueError(f"{name} must not overlap {other}: it is written while {other} is needed")
+
+
+def adopt(**arguments: Array | None) -> Operands:
+    """Take a call's arrays by argument name; `bias` and `out` (or `out[0]` and so on) may be None.
+
+    Raises TypeError unless all are arrays of one library, on one kind of device, of one supported dtype.
+    """
+    given = {
+        name: array
+        for name, array in arguments.items()
+        if array is not None or not name.startswith(("bias", "out"))
+    }
+    owners = {name: owner_of(name, array) for name, array in given.items()}
+    first, owner = next(iter(owners.items()))
+    for name, other in owners.items():
+        if other != owner:
+            raise TypeError(
+                f"{name} must be the same kind of array as {first} ({owner}), got a {other}; "
+                "nothing is copied between libraries or devices in silence"
+            )
+    views = {name: _view(name, array, owner) for name, array in given.items()}
+    for name, view in views.items():
+        if view.dtype.name not in DTYPES or not view.dtype.isnative:
+            raise TypeError(
+                f"{name} has dtype {view.dtype}, supported are {', '.join(DTYPES)} in native byte order"
+            )
+        if view.dtype != views[first].dtype:
+            raise TypeError(f"{name} must have the dtype of {first}, {views[first].dtype}, got {view.dtype}")
+    return Operands(owner, views[first].dtype.name, given, views)
+
+
+def owner_of(name: str, array: Array) -> Owner:
+    """The library and device of one array, or TypeError naming the argument."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask a convolution would lose: fill it first")
+    if isinstance(array, np.ndarray):
+        return Owner("numpy", "cpu")
+    library = type(array).__module__.partition(".")[0]
+    if library == "cupy":
+        return Owner("cupy", "cuda")
+    if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
+        device = int(array.__dlpack_device__()[0])
+        if device in _DLPACK_CPU + _DLPACK_CUDA and _from_dlpack(library) is not None:
+            return Owner(library, "cuda" if device in _DLPACK_CUDA else "cpu")
+    raise TypeError(
+        f"{name} must be a NumPy array, a CuPy array or an array on CPU or GPU of a library with DLPack, "
+        f"got {type(array).__module__}.{type(array).__qualname__}"
+    )
+
+
+def _from_dlpack(library: str) -> Any:
+    """The library's own `from_dlpack`, wherever it keeps it, or None."""
+    for place in (library, f"{library}.dlpack"):
+        function = getattr(sys.modules.get(place), "from_dlpack", None)
+        if function is not None:
+            return function
+    return None
+
+
+def _view(name: str, array: Array, owner: Owner) -> Array:
+    if owner.library in ("numpy", "cupy"):
+        return array
+    try:
+        return owner.namespace.from_dlpack(array)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise TypeError(f"{name} cannot be read through DLPack: {error}") from error
+
+
+def _overlaps_itself(array: Array) -> bool:
+    """Whether two elements may share a cell: no axis may step within the span of the finer ones."""
+    span = array.dtype.itemsize
+    axes = [
+        (abs(step), extent) for step, extent in zip(array.strides, array.shape, strict=True) if extent > 1
+    ]
+    for step, extent in sorted(axes):
+        if step < span:
+            return array.size > 0
+        span += step * (extent - 1)
+    return False
+
+
+def _share_memory(a: Array, b: Array, owner: Owner) -> bool:
+    if owner.backend == "cuda":
+        return bool(owner.namespace.may_share_memory(a, b))
+    try:
+        return np.shares_memory(a, b, max_work=100_000)  # type: ignore[arg-type]
+    except np.exceptions.TooHardError:
+        return True
+
+
+# Every algorithm sees three spatial axes, channels second: (N, C, D, H, W), (N, K, Z, P, Q) and
+# (K, C/groups, T, R, S). Layout, batching, rank and flip are strides of a view, nothing else.
+
+
+def volume(array: Array, rank: int, layout: str) -> Array:
+    """A view of an activation or its gradient as (N, C, D, H, W)."""
+    if array.ndim == rank + 1:
+        array = array[None]
+    if layout == "channels_last":
+        array = array.transpose(0, rank + 1, *range(1, rank + 1))
+    return array[(slice(None), slice(None)) + (None,) * (3 - rank)]
+
+
+def filters(array: Array, rank: int, layout: str, flip: bool) -> Array:
+    """A view of filters or their gradient as (K, C/groups, T, R, S), turned by 180 degrees for `flip`."""
+    array = volume(array, rank, layout)
+    return array[:, :, ::-1, ::-1, ::-1] if flip else array

@@ -1,0 +1,181 @@
+"""The convolution theorem, for long and large filters and circular problems (NumPy's pocketfft).
+
+With the padded input and the filter (its taps spread by the dilation) transformed over L cells per axis,
+L at least the padded extent so that nothing wraps around, the correlation and its gradients are
+
+    fprop  Y = sum over c of X conj(W)
+    dgrad  dX = sum over k of dY W
+    wgrad  dW = sum over n of X conj(dY)
+
+frequency by frequency, dY having zeros between its cells where the stride is above 1. The cost does not
+grow with the filter. Transforms are done in double precision whatever the dtype, so for the narrower
+dtypes the error is that of the final rounding. It is still not `exact`: a transform mixes all cells of an
+image, so a zero comes out as a rounding error and one NaN or infinity spoils its whole image. Therefore
+it is taken by name only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..dtypes import DTYPES
+from ..problem import ConvProblem, Request
+from ..table import Algorithm, Schedule
+from .blocking import ALL, Launch, blocks, fit, lengths
+from .padding import fold, gather
+from .result import Result
+
+_AXES = (2, 3, 4)
+
+
+class _Transform:
+    """The forward and inverse transforms of one problem, real or complex."""
+
+    def __init__(self, request: Request) -> None:
+        self.problem = request.problem.volumetric
+        self.real = DTYPES[request.dtype].kind == "f"
+        self.dtype = np.dtype(np.float64 if self.real else np.complex128)
+        self.shape = tuple(map(fast_length, self.problem.padded))
+
+    def forward(self, a: np.ndarray) -> np.ndarray:
+        """The spectrum of (outer, inner, *cells), zeros behind its cells."""
+        transform = np.fft.rfftn if self.real else np.fft.fftn
+        return transform(a.astype(self.dtype, copy=False), s=self.shape, axes=_AXES)
+
+    def mirrored(self, a: np.ndarray) -> np.ndarray:
+        """The spectrum of the cells in reverse about cell 0, which makes a product a correlation."""
+        return self.forward(a.conj()).conj()
+
+    def inverse(self, spectrum: np.ndarray) -> np.ndarray:
+        transform = np.fft.irfftn if self.real else np.fft.ifftn
+        return transform(spectrum, s=self.shape, axes=_AXES)
+
+    def input(self, x: np.ndarray) -> np.ndarray:
+        """The spectrum of the padded input."""
+        return self.forward(gather(x, self.problem, (0, 0, 0), self.problem.padded, self.dtype))
+
+    def spread(self, a: np.ndarray, steps: Sequence[int]) -> np.ndarray:
+        """The cells of `a`, `steps` apart, with zeros between."""
+        extents = [(count - 1) * step + 1 for count, step in zip(a.shape[2:], steps, strict=True)]
+        apart = np.zeros((*a.shape[:2], *extents), self.dtype)
+        apart[(ALL, ALL, *(slice(None, None, step) for step in steps))] = a
+        return apart
+
+
+def fast_length(extent: int) -> int:
+    """The next length at or above `extent` that has no prime factor above 7."""
+    while True:
+        rest = extent
+        for prime in (2, 3, 5, 7):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return extent
+        extent += 1
+
+
+def _every(step: int, count: int) -> slice:
+    return slice(0, (count - 1) * step + 1, step)
+
+
+def fprop(request: Request, tile: Sequence[int], x: np.ndarray, w: np.ndarray, result: Result) -> None:
+    """Y = sum over c of X conj(W), then the cells at the stride."""
+    transform = _Transform(request)
+    problem = transform.problem
+    keep = tuple(map(_every, problem.stride, problem.output))
+    for inputs, outputs in _groups(problem):
+        for n, k in blocks((problem.n, outputs.stop - outputs.start), tile):
+            k = slice(outputs.start + k.start, outputs.start + k.stop)
+            filters = transform.mirrored(transform.spread(w[k], problem.dilation))
+            product = np.einsum("nc...,kc...->nk...", transform.input(x[n, inputs]), filters)
+            y = transform.inverse(product)[(ALL, ALL, *keep)]
+            result.store((n, k, ALL, ALL, ALL), y.astype(result.dtype))
+
+
+def dgrad(request: Request, tile: Sequence[int], dy: np.ndarray, w: np.ndarray, result: Result) -> None:
+    """dX = sum over k of dY W, folded from the padded input onto the input."""
+    transform = _Transform(request)
+    problem = transform.problem
+    inside = tuple(slice(0, extent) for extent in problem.padded)
+    w = w.conj() if request.conjugate else w
+    for inputs, outputs in _groups(problem):
+        for n, c in blocks((problem.n, inputs.stop - inputs.start), tile):
+            c = slice(inputs.start + c.start, inputs.start + c.stop)
+            own = slice(c.start - inputs.start, c.stop - inputs.start)
+            grad = transform.forward(transform.spread(dy[n, outputs], problem.stride))
+            filters = transform.forward(transform.spread(w[outputs, own], problem.dilation))
+            product = np.einsum("nk...,kc...->nc...", grad, filters)
+            dx = fold(transform.inverse(product)[(ALL, ALL, *inside)], problem)
+            result.store((n, c, ALL, ALL, ALL), dx.astype(result.dtype))
+
+
+def wgrad(request: Request, tile: Sequence[int], x: np.ndarray, dy: np.ndarray, result: Result) -> None:
+    """dW = sum over n of X conj(dY), then the cells at the dilation."""
+    transform = _Transform(request)
+    problem = transform.problem
+    keep = tuple(map(_every, problem.dilation, problem.filter))
+    for inputs, outputs in _groups(problem):
+        for (k,) in blocks((outputs.stop - outputs.start,), tile[1:]):
+            k = slice(outputs.start + k.start, outputs.start + k.stop)
+            total = None
+            for (n,) in blocks((problem.n,), tile[:1]):
+                grad = transform.mirrored(transform.spread(dy[n, k], problem.stride))
+                images = x[n, inputs].conj() if request.conjugate else x[n, inputs]
+                part = np.einsum("nk...,nc...->kc...", grad, transform.input(images))
+                total = part if total is None else total + part
+            shape = (*lengths((k, inputs)), *problem.filter)
+            dw = np.zeros(shape) if total is None else transform.inverse(total)[(ALL, ALL, *keep)]
+            result.store((k, ALL, ALL, ALL, ALL), dw.astype(result.dtype))
+
+
+def _groups(problem: ConvProblem) -> list[tuple[slice, slice]]:
+    """The input and output channels of each group."""
+    c, k = problem.c // problem.groups, problem.k // problem.groups
+    return [(slice(g * c, (g + 1) * c), slice(g * k, (g + 1) * k)) for g in range(problem.groups)]
+
+
+# -- the table's entries ----------------------------------------------------------------------------
+
+
+def _applies(request: Request) -> str | None:
+    if DTYPES[request.dtype].kind == "i":
+        return "integers are exact, a Fourier transform is not"
+    return None
+
+
+def _plan(request: Request) -> Schedule:
+    transform = _Transform(request)
+    problem = transform.problem
+    c, k = problem.c // problem.groups, problem.k // problem.groups
+    # The blocked channels are the result's own; the summed ones are whole.
+    blocked, summed = (c, k) if request.op == "dgrad" else (k, c)
+    spectrum = math.prod(transform.shape) * 16
+
+    def cost(n: int, channels: int) -> int:
+        return 2 * spectrum * (n * summed + channels * summed + n * channels)
+
+    tile = fit((problem.n, blocked), cost, share=4)
+    kernel = {"fprop": fprop, "dgrad": dgrad, "wgrad": wgrad}[request.op]
+    axes = "n c" if request.op == "dgrad" else "n k"
+    return Schedule(cost(*tile), (Launch(kernel, axes, tile),))
+
+
+def _estimate(request: Request) -> float:
+    """Transforms of every image, filter and result, and the products between them."""
+    transform = _Transform(request)
+    problem = transform.problem
+    cells = math.prod(transform.shape)
+    c, k = problem.c // problem.groups, problem.k // problem.groups
+    volumes = problem.groups * (problem.n * (c + k) + c * k)
+    products = problem.groups * problem.n * c * k * cells
+    return volumes * cells * math.log2(cells + 1) * 4e-9 + products * 4e-9 + 1e-4 * problem.groups
+
+
+ENTRIES = {
+    "fprop": Algorithm("fft", _applies, _plan, _estimate, exact=False),
+    "wgrad": Algorithm("fft", _applies, _plan, _estimate, exact=False),
+    "dgrad": Algorithm("fft", _applies, _plan, _estimate, exact=False),
+}

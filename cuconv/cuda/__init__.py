@@ -1,0 +1,1 @@
+"""The CUDA path: a table of algorithms whose kernels live in `cuda_src/`."""

@@ -1,0 +1,39 @@
+"""The dtypes cuconv computes in, by NumPy's names. Imports no array library."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DType:
+    """What an algorithm has to know about a dtype.
+
+    itemsize is in bytes; `accumulator` names the dtype in which products are summed before the one
+    rounding to this dtype; `kind` is NumPy's letter: f real, c complex, i integer.
+    """
+
+    name: str
+    itemsize: int
+    accumulator: str
+    kind: str
+
+
+DTYPES = {
+    dtype.name: dtype
+    for dtype in (
+        DType("float16", 2, "float32", "f"),
+        DType("bfloat16", 2, "float32", "f"),
+        DType("float32", 4, "float32", "f"),
+        DType("float64", 8, "float64", "f"),
+        DType("complex64", 8, "complex64", "c"),
+        DType("complex128", 16, "complex128", "c"),
+        DType("int32", 4, "int32", "i"),
+        DType("int64", 8, "int64", "i"),
+    )
+}
+
+
+def is_complex(dtype: str) -> bool:
+    """Whether a dtype's name is one of the complex ones, whose gradients conjugate."""
+    return dtype in DTYPES and DTYPES[dtype].kind == "c"

@@ -1,0 +1,112 @@
+"""What this machine has for cuconv, and what is missing, with the command that installs it."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from typing import Any
+
+import numpy as np
+
+from . import __version__
+
+
+def main() -> int:
+    """Print what was found. Always 0: a machine without a GPU is not an error."""
+    rows, missing = findings()
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:{width}}  {value}")
+    for line in missing:
+        print(f"\nmissing: {line}")
+    return 0
+
+
+def findings() -> tuple[list[tuple[str, str]], list[str]]:
+    """Pairs of what and which, and sentences on what is missing."""
+    rows = [
+        ("cuconv", __version__),
+        ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        ("numpy", np.__version__),
+        ("ml_dtypes", importlib.metadata.version("ml_dtypes")),
+        ("BLAS", _blas()),
+    ]
+    missing = []
+    driver = driver_version()
+    rows.append(("NVIDIA driver", f"CUDA {driver[0]}.{driver[1]}" if driver else "none"))
+    cupy = _cupy()
+    rows.append(("CuPy", cupy.__version__ if cupy else "not installed"))
+    if cupy and driver:
+        rows.extend(_devices(cupy))
+    cache = os.environ.get("CUPY_CACHE_DIR", os.path.expanduser("~/.cupy/kernel_cache"))
+    rows.append(("kernel cache", cache))
+    if driver and not cupy:
+        extra = "cuda13" if driver[0] >= 13 else "cuda12"
+        missing.append(f"CuPy, to use the GPU: pip install 'cuconv[{extra}]'")
+    if not driver:
+        missing.append("an NVIDIA driver and GPU: everything runs on NumPy (nothing to install)")
+    if demo_lacks():
+        missing.append(f"{demo_lacks()}, for python -m cuconv demo: pip install 'cuconv[demo]'")
+    return rows, missing
+
+
+def demo_lacks() -> str:
+    """The modules that the demo needs and that are not installed, as a list in words."""
+    needed = ("sklearn", "matplotlib", "PIL", "tqdm")
+    return ", ".join(module for module in needed if importlib.util.find_spec(module) is None)
+
+
+def driver_version() -> tuple[int, int] | None:
+    """The CUDA version of the installed NVIDIA driver, or None where there is none."""
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        try:
+            library = ctypes.CDLL(name)
+        except OSError:
+            continue
+        version = ctypes.c_int()
+        if library.cuDriverGetVersion(ctypes.byref(version)) == 0:
+            return version.value // 1000, version.value % 1000 // 10
+    return None
+
+
+def _cupy() -> Any:
+    if importlib.util.find_spec("cupy") is None:
+        return None
+    import cupy
+
+    return cupy
+
+
+def _devices(cupy: Any) -> list[tuple[str, str]]:
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        return [("GPU", f"none usable: {error}")]
+    rows = []
+    for index in range(count):
+        properties = cupy.cuda.runtime.getDeviceProperties(index)
+        name = properties["name"].decode()
+        memory = properties["totalGlobalMem"] / 2**30
+        rows.append(
+            (f"GPU {index}", f"{name}, sm_{properties['major']}{properties['minor']}, {memory:.0f} GiB")
+        )
+    return rows
+
+
+def _blas() -> str:
+    """The BLAS that NumPy was built with, its threads, and the kernels it chose for this processor."""
+    built: Any = np.show_config(mode="dicts")
+    blas = built["Build Dependencies"]["blas"]
+    text = f"{blas['name']} {blas['version']}"
+    if importlib.util.find_spec("threadpoolctl"):
+        from threadpoolctl import threadpool_info
+
+        for pool in threadpool_info():
+            if pool["user_api"] == "blas":
+                text += f", {pool['num_threads']} threads, {pool.get('architecture', 'unknown')} kernels"
+                break
+    core = os.environ.get("OPENBLAS_CORETYPE")
+    return f"{text}, OPENBLAS_CORETYPE {core or 'not set'}"

@@ -1,0 +1,379 @@
+"""Layers with forward and backward, losses and optimizers: enough to train a network with nothing else.
+
+Parameters and gradients are plain arrays in dicts, `layer.parameters[name]` and `layer.gradients[name]`.
+They are made by NumPy; `network.convert(cupy.asarray)` moves a network to the GPU, and nothing else changes.
+`forward` keeps what `backward` needs; `backward` takes the gradient of the loss with respect to the layer's
+output, sets `gradients` (it does not add to them) and returns the gradient with respect to its input.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from . import activations
+from .api import conv, conv_backward
+from .arrays import Array, owner_of
+from .options import one_of, per_axis
+from .problem import LAYOUTS
+
+
+def _namespace(x: Array) -> Any:
+    return owner_of("x", x).namespace
+
+
+class Layer:
+    """A differentiable map with named parameters."""
+
+    def __init__(self) -> None:
+        self.parameters: dict[str, Array] = {}
+        self.gradients: dict[str, Array] = {}
+
+    def forward(self, x: Array) -> Array:
+        """The layer's output for x."""
+        raise NotImplementedError
+
+    def backward(self, dy: Array) -> Array:
+        """The gradient with respect to the last forward's input, given that with respect to its output."""
+        raise NotImplementedError
+
+    def layers(self) -> Iterator[Layer]:
+        """This layer, or the layers it is made of."""
+        yield self
+
+    def convert(self, function: Callable[[Array], Array]) -> None:
+        """Replace every parameter by function(parameter), for example `cupy.asarray`."""
+        for layer in self.layers():
+            layer.parameters = {name: function(value) for name, value in layer.parameters.items()}
+            layer.gradients = {}
+
+    def __call__(self, x: Array) -> Array:
+        return self.forward(x)
+
+
+class Sequential(Layer):
+    """Layers one after another."""
+
+    def __init__(self, *parts: Layer) -> None:
+        super().__init__()
+        self.parts = parts
+
+    def forward(self, x: Array) -> Array:
+        for part in self.parts:
+            x = part.forward(x)
+        return x
+
+    def backward(self, dy: Array) -> Array:
+        for part in reversed(self.parts):
+            dy = part.backward(dy)
+        return dy
+
+    def layers(self) -> Iterator[Layer]:
+        for part in self.parts:
+            yield from part.layers()
+
+
+class Conv(Layer):
+    """Convolution with learned filters w (K, C/groups, *kernel) and bias (K,): see `cuconv.conv`.
+
+    kernel is one int per spatial axis, or one int for `rank` axes. The filters start as normal numbers
+    of variance 2 / fan-in (He et al., Delving Deep into Rectifiers, 2015), the bias as zeros.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: int | str | Sequence[Any] = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        *,
+        bias: bool = True,
+        rank: int = 2,
+        padding_mode: str = "zeros",
+        layout: str = "channels_first",
+        dtype: Any = np.float32,
+        rng: np.random.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(kernel, Sequence):
+            rank = len(kernel)
+        taps = per_axis("kernel", kernel, rank, 1)
+        for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+            if channels % groups:
+                raise ValueError(f"groups={groups} does not divide {name}={channels}")
+        shape = (out_channels, in_channels // groups, *taps)
+        if one_of("layout", layout, LAYOUTS) == "channels_last":
+            shape = (out_channels, *taps, in_channels // groups)
+        self.parameters["w"] = _he_normal(shape, math.prod(shape[1:]), dtype, rng)
+        if bias:
+            self.parameters["bias"] = np.zeros(out_channels, dtype)
+        self.options: dict[str, Any] = dict(
+            stride=stride, padding=padding, dilation=dilation, groups=groups,
+            padding_mode=padding_mode, layout=layout,
+        )  # fmt: skip
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return conv(x, self.parameters["w"], self.parameters.get("bias"), **self.options)
+
+    def backward(self, dy: Array) -> Array:
+        needs = (True, True, "bias" in self.parameters)
+        dx, dw, db = conv_backward(dy, self.x, self.parameters["w"], needs=needs, **self.options)
+        self.gradients = {"w": dw, "bias": db} if needs[2] else {"w": dw}
+        return dx
+
+
+class Dense(Layer):
+    """A fully connected layer: y = x w^T + bias, with x (N, in), w (out, in), bias (out,)."""
+
+    def __init__(
+        self, inputs: int, outputs: int, *, dtype: Any = np.float32, rng: np.random.Generator | None = None
+    ) -> None:
+        super().__init__()
+        self.parameters["w"] = _he_normal((outputs, inputs), inputs, dtype, rng)
+        self.parameters["bias"] = np.zeros(outputs, dtype)
+
+    def forward(self, x: Array) -> Array:
+        self.x = x
+        return x @ self.parameters["w"].T + self.parameters["bias"]
+
+    def backward(self, dy: Array) -> Array:
+        self.gradients = {"w": dy.T @ self.x, "bias": dy.sum(axis=0)}
+        return dy @ self.parameters["w"]
+
+
+class ReLU(Layer):
+    """max(x, 0); its slope at 0 is taken as 0."""
+
+    def forward(self, x: Array) -> Array:
+        self.positive = x > 0
+        return activations.relu(x, _namespace(x))
+
+    def backward(self, dy: Array) -> Array:
+        return dy * self.positive
+
+
+class Sigmoid(Layer):
+    """1 / (1 + exp(-x)), whose slope is y (1 - y)."""
+
+    def forward(self, x: Array) -> Array:
+        self.y = activations.sigmoid(x, _namespace(x))
+        return self.y
+
+    def backward(self, dy: Array) -> Array:
+        return dy * self.y * (1 - self.y)
+
+
+class Flatten(Layer):
+    """(N, ...) as (N, features)."""
+
+    def forward(self, x: Array) -> Array:
+        self.shape = x.shape
+        return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+    def backward(self, dy: Array) -> Array:
+        return dy.reshape(self.shape)
+
+
+class _Pool(Layer):
+    """What the pooling layers share: windows of `kernel` cells, `stride` apart, over a padded input.
+
+    Output extents are floor((H + 2 padding - kernel) / stride) + 1. stride defaults to kernel.
+    """
+
+    fill: float  # what the padding holds
+
+    def __init__(
+        self,
+        kernel: int | Sequence[int],
+        stride: int | Sequence[int] | None = None,
+        padding: int | Sequence[int] = 0,
+        *,
+        rank: int = 2,
+        layout: str = "channels_first",
+    ) -> None:
+        super().__init__()
+        if isinstance(kernel, Sequence):
+            rank = len(kernel)
+        self.kernel = per_axis("kernel", kernel, rank, 1)
+        self.stride = per_axis("stride", kernel if stride is None else stride, rank, 1)
+        self.padding = per_axis("padding", padding, rank, 0)
+        if any(2 * pad > taps for pad, taps in zip(self.padding, self.kernel, strict=True)):
+            raise ValueError(f"padding must be at most half of kernel {self.kernel}, got {self.padding}")
+        first = 2 if one_of("layout", layout, LAYOUTS) == "channels_first" else 1
+        self.axes = range(first, first + rank)
+
+    def _padded(self, x: Array) -> Array:
+        if x.ndim != len(self.axes) + 2:
+            raise ValueError(f"x must have {len(self.axes) + 2} axes (N, C and spatial), got shape {x.shape}")
+        widths = [(0, 0)] * x.ndim
+        for axis, pad in zip(self.axes, self.padding, strict=True):
+            widths[axis] = (pad, pad)
+        self.inside = tuple(slice(before, before + n) for (before, _), n in zip(widths, x.shape, strict=True))
+        self.padded_shape = tuple(n + sum(pair) for n, pair in zip(x.shape, widths, strict=True))
+        extents = [self.padded_shape[axis] for axis in self.axes]
+        if any(extent < taps for extent, taps in zip(extents, self.kernel, strict=True)):
+            raise ValueError(f"kernel {self.kernel} is larger than x with its padding, got shape {x.shape}")
+        padded = _namespace(x).full(self.padded_shape, self.fill, dtype=x.dtype)
+        padded[self.inside] = x
+        return padded
+
+    def _windows(self) -> Iterator[tuple[slice, ...]]:
+        """For each cell of a window, in order, where it lies for all windows at once."""
+        for tap in itertools.product(*map(range, self.kernel)):
+            where = [slice(None)] * len(self.padded_shape)
+            for axis, offset, taps, step in zip(self.axes, tap, self.kernel, self.stride, strict=True):
+                count = (self.padded_shape[axis] - taps) // step + 1
+                where[axis] = slice(offset, offset + (count - 1) * step + 1, step)
+            yield tuple(where)
+
+
+class MaxPool(_Pool):
+    """The largest cell of each window; its gradient goes to the first cell that has it."""
+
+    fill = -math.inf
+
+    def forward(self, x: Array) -> Array:
+        padded = self._padded(x)
+        cells = (padded[where] for where in self._windows())
+        best = next(cells).copy()
+        winner = _namespace(x).zeros(best.shape, np.int32)
+        for index, cell in enumerate(cells, start=1):
+            better = (cell > best) | (cell != cell)  # NaN wins, as in every reduction
+            best[better], winner[better] = cell[better], index
+        self.winner = winner
+        return best
+
+    def backward(self, dy: Array) -> Array:
+        padded = _namespace(dy).zeros(self.padded_shape, dy.dtype)
+        for index, where in enumerate(self._windows()):
+            padded[where] += dy * (self.winner == index)
+        return padded[self.inside]
+
+
+class AvgPool(_Pool):
+    """The mean of each window, the padding counted as zeros."""
+
+    fill = 0.0
+
+    def forward(self, x: Array) -> Array:
+        padded = self._padded(x)
+        cells = (padded[where] for where in self._windows())
+        total = next(cells).copy()
+        for cell in cells:
+            total += cell
+        return total / math.prod(self.kernel)
+
+    def backward(self, dy: Array) -> Array:
+        padded = _namespace(dy).zeros(self.padded_shape, dy.dtype)
+        share = dy / math.prod(self.kernel)
+        for where in self._windows():
+            padded[where] += share
+        return padded[self.inside]
+
+
+class SoftmaxCrossEntropy:
+    """The mean over the batch of -log softmax(scores)[label]: scores (N, classes), integer labels (N,)."""
+
+    def forward(self, scores: Array, labels: Array) -> float:
+        xp = _namespace(scores)
+        shifted = scores - scores.max(axis=1, keepdims=True)
+        log_sum = xp.log(xp.exp(shifted).sum(axis=1, keepdims=True))
+        self.rows, self.labels = xp.arange(len(labels)), labels
+        self.log_probabilities = shifted - log_sum
+        return float(-self.log_probabilities[self.rows, labels].mean())
+
+    def backward(self) -> Array:
+        """(softmax(scores) - one_hot(labels)) / N."""
+        gradient = _namespace(self.log_probabilities).exp(self.log_probabilities)
+        gradient[self.rows, self.labels] -= 1
+        return gradient / len(self.rows)
+
+
+class SquaredError:
+    """The sum, or the mean, over all cells of (output - target)^2."""
+
+    def __init__(self, reduction: str = "mean") -> None:
+        self.reduction = one_of("reduction", reduction, ("mean", "sum"))
+
+    def forward(self, output: Array, target: Array) -> float:
+        if output.shape != target.shape:
+            raise ValueError(f"target must have the shape of output, {output.shape}, got {target.shape}")
+        self.difference = output - target
+        total = float((self.difference**2).sum())
+        return total / self._count
+
+    def backward(self) -> Array:
+        """2 (output - target), divided by the number of cells for the mean."""
+        return 2 * self.difference / self._count
+
+    @property
+    def _count(self) -> int:
+        return self.difference.size if self.reduction == "mean" else 1
+
+
+class _Optimizer:
+    """Changes a network's parameters in place, from its gradients."""
+
+    def __init__(self, network: Layer, rate: float) -> None:
+        self.network, self.rate = network, rate
+        self.state: dict[tuple[int, str], Any] = {}
+
+    def step(self) -> None:
+        """Apply the gradients of the last backward."""
+        for index, layer in enumerate(self.network.layers()):
+            for name, gradient in layer.gradients.items():
+                self._update((index, name), layer.parameters[name], gradient)
+
+    def _update(self, key: tuple[int, str], parameter: Array, gradient: Array) -> None:
+        raise NotImplementedError
+
+
+class SGD(_Optimizer):
+    """Gradient descent with momentum: v = momentum v + g; parameter -= rate v."""
+
+    def __init__(self, network: Layer, rate: float, momentum: float = 0.0) -> None:
+        super().__init__(network, rate)
+        self.momentum = momentum
+
+    def _update(self, key: tuple[int, str], parameter: Array, gradient: Array) -> None:
+        velocity = self.momentum * self.state[key] + gradient if key in self.state else gradient
+        self.state[key] = velocity
+        parameter -= self.rate * velocity
+
+
+class Adam(_Optimizer):
+    """Adam (Kingma and Ba, 2015): steps scaled by running means of the gradient and of its square."""
+
+    def __init__(
+        self,
+        network: Layer,
+        rate: float = 1e-3,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-8,
+    ) -> None:
+        super().__init__(network, rate)
+        self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
+
+    def _update(self, key: tuple[int, str], parameter: Array, gradient: Array) -> None:
+        mean, square, count = self.state.get(key, (0.0, 0.0, 0))
+        count += 1
+        mean = self.beta1 * mean + (1 - self.beta1) * gradient
+        square = self.beta2 * square + (1 - self.beta2) * gradient**2
+        self.state[key] = (mean, square, count)
+        # Both means start at zero; dividing takes that bias out.
+        scale = (square / (1 - self.beta2**count)) ** 0.5 + self.epsilon
+        parameter -= self.rate / (1 - self.beta1**count) * mean / scale
+
+
+def _he_normal(shape: Sequence[int], fan_in: int, dtype: Any, rng: np.random.Generator | None) -> np.ndarray:
+    rng = rng if rng is not None else np.random.default_rng()
+    return (rng.standard_normal(shape) * math.sqrt(2 / max(fan_in, 1))).astype(dtype)

@@ -1,0 +1,180 @@
+"""Plans: which algorithm does a request, and why. Made once per request, then looked up and run."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+from . import arrays, cpu
+from .arrays import Array, Operands
+from .cuda import algorithms as cuda_algorithms
+from .options import one_of
+from .problem import Request
+from .table import Algorithm, Table
+
+INPUTS = {"fprop": ("x", "w"), "dgrad": ("dy", "w"), "wgrad": ("x", "dy"), "bgrad": ("dy",)}
+RESULT = {"fprop": "y", "dgrad": "dx", "wgrad": "dw", "bgrad": "db"}
+
+TABLES: dict[str, Table] = {"cpu": cpu.TABLE, "cuda": cuda_algorithms.TABLE}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A chosen algorithm, as plain data: print it, compare it, keep it.
+
+    `workspace_bytes` is scratch memory beyond the operands and the result; `why` says how the choice
+    was made; `launches` are run in order by the backend. Called with arrays of the shapes and the dtype it
+    was made for, in the order of its op (x, w or dy, w or x, dy), a plan runs.
+    """
+
+    request: Request
+    backend: str
+    algorithm: str
+    why: str
+    workspace_bytes: int
+    launches: tuple[Any, ...]
+
+    def __call__(self, *inputs: Array, bias: Array | None = None, out: Array | None = None) -> Array:
+        names = INPUTS[self.request.op]
+        if len(inputs) != len(names):
+            raise TypeError(f"a plan of {self.request.op} takes {', '.join(names)}, got {len(inputs)} arrays")
+        operands = arrays.adopt(**dict(zip(names, inputs, strict=True)), bias=bias, out=out)
+        if (operands.owner.backend, operands.dtype) != (self.backend, self.request.dtype):
+            raise TypeError(
+                f"{names[0]} must be of dtype {self.request.dtype} on backend {self.backend}, as the plan "
+                f"was made, got {operands.dtype} on {operands.owner.backend}"
+            )
+        if (bias is not None) != self.request.bias:
+            raise ValueError(f"bias was {'' if self.request.bias else 'not '}announced to plan()")
+        return Call(self.request, operands, names).run(self)
+
+    def __str__(self) -> str:
+        problem, op, dtype = self.request.problem, self.request.op, self.request.dtype
+        lines = [
+            str(self.request),
+            f"  algorithm  {self.algorithm} on {self.backend}: {self.why}",
+            f"  work       {problem.flops(op, dtype):,} FLOP, at least {problem.bytes(op, dtype):,} bytes",
+            f"  workspace  {self.workspace_bytes:,} bytes",
+        ]
+        return "\n".join([*lines, *(f"  launch     {launch}" for launch in self.launches)])
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request and its arrays; making one checks every shape and the place for the result.
+
+    `inputs` and `out` are the names that the operands have in the caller's words.
+    """
+
+    request: Request
+    operands: Operands
+    inputs: tuple[str, ...]
+    out: str = "out"
+
+    def __post_init__(self) -> None:
+        request = self.request
+        for name, role in zip(self.inputs, INPUTS[request.op], strict=True):
+            expected, shape = request.shape(role), self.operands.shape(name)
+            if request.op != "bgrad" and shape != expected:
+                raise ValueError(f"{name} must have shape {expected} in {request.problem}, got {shape}")
+        bias = self.operands["bias"]
+        channels = request.problem.c if request.op == "dgrad" else request.problem.k
+        if bias is not None and tuple(bias.shape) != (channels,):
+            raise ValueError(
+                f"bias must have shape {(channels,)}, one per channel of the result, got {tuple(bias.shape)}"
+            )
+        if self.operands[self.out] is not None:
+            self.operands.check_out(self.out, request.shape(RESULT[request.op]))
+        elif request.accumulate:
+            raise ValueError(f"accumulate=True adds to {self.out}, but {self.out} is None")
+
+    def compute(self, algorithm: str) -> Array:
+        """Look up the plan and run it."""
+        if algorithm == "tune":
+            return self.run(self.tuned())
+        return self.run(make_plan(self.request, algorithm, self.operands.owner.backend))
+
+    def run(self, plan: Plan) -> Array:
+        """Run a plan; the result goes to the operand `out` where there is one, otherwise to a new array."""
+        result = self.operands[self.out]
+        if result is None:
+            result = self.operands.empty(self.request.shape(RESULT[self.request.op]))
+        self._launch(plan, result)
+        return self.operands.give_back(self.out, result)
+
+    def tuned(self) -> Plan:
+        """The plan that is fastest on these operands, timed once and remembered while the process lives.
+
+        Each candidate runs twice, into an array of its own, and its better time counts.
+        """
+        request, backend = self.request, self.operands.owner.backend
+        if (request, backend) not in _tuned:
+            scratch = self.operands.empty(request.shape(RESULT[request.op]))
+            scratch[...] = 0
+            times = {}
+            for entry in exact_candidates(request, backend):
+                plan = make_plan(request, entry.name, backend)
+                times[entry.name] = min(self._seconds(plan, scratch) for _ in range(2))
+            _tuned[request, backend] = min(times, key=times.__getitem__, default="auto")
+        plan = make_plan(request, _tuned[request, backend], backend)
+        return replace(plan, why="fastest when timed")
+
+    def _seconds(self, plan: Plan, out: Array) -> float:
+        start = time.perf_counter()
+        self._launch(plan, out)
+        return time.perf_counter() - start
+
+    def _launch(self, plan: Plan, out: Array) -> None:
+        """Hand the backend its canonical views."""
+        request = self.request
+
+        def canonical(role: str, array: Array) -> Array:
+            if role == "db":
+                return array
+            if role.endswith("w"):
+                return arrays.filters(array, request.problem.rank, request.layout, request.flip)
+            return arrays.volume(array, request.problem.rank, request.layout)
+
+        roles = INPUTS[request.op]
+        views = [canonical(r, self.operands[name]) for r, name in zip(roles, self.inputs, strict=True)]
+        out = canonical(RESULT[request.op], out)
+        RUNNERS[plan.backend](request, plan.launches, views, self.operands["bias"], out)
+
+
+RUNNERS = {"cpu": cpu.run}
+
+_tuned: dict[tuple[Request, str], str] = {}
+"""The winner's name for each request and backend that was tuned."""
+
+
+@lru_cache(maxsize=4096)
+def make_plan(request: Request, algorithm: str, backend: str) -> Plan:
+    """The plan for a request, `algorithm` being `auto` or a name from the backend's table."""
+    table = TABLES[backend][request.op]
+    if not table:
+        raise NotImplementedError(
+            f"this version of cuconv has no {backend} algorithm for {request.op}; the NumPy path has one"
+        )
+    names = [entry.name for entry in table]
+    one_of("algorithm", algorithm, ("auto", "tune", *names))
+    if algorithm == "auto":
+        candidates = exact_candidates(request, backend)
+        chosen = min(candidates, key=lambda entry: entry.estimate(request))
+        others = [entry.name for entry in candidates if entry is not chosen]
+        why = f"least estimated time, before {', '.join(others)}" if others else "the only one that applies"
+    else:
+        chosen = table[names.index(algorithm)]
+        why = "asked for by name"
+        reason = chosen.applies(request)
+        if reason is not None:
+            raise ValueError(f"algorithm={algorithm!r} cannot do {request}: {reason}")
+    schedule = chosen.plan(request)
+    return Plan(request, backend, chosen.name, why, schedule.workspace_bytes, schedule.launches)
+
+
+def exact_candidates(request: Request, backend: str) -> list[Algorithm]:
+    """The entries that `auto` and `tune` choose from, in the table's order."""
+    table = TABLES[backend][request.op]
+    return [entry for entry in table if entry.exact and entry.applies(request) is None]

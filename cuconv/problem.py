@@ -1,0 +1,526 @@
+"""The geometry of a convolution: extents, validation, costs, and the one-line notation.
+
+Letters follow cuDNN and CUTLASS: batch N, input channels C, output channels K, input extents D H W,
+filter extents T R S, output extents Z P Q. This module imports no array library.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from .dtypes import DTYPES
+from .options import flag, integer, integers, one_of, per_axis
+
+OPS = ("fprop", "dgrad", "wgrad", "bgrad")
+LAYOUTS = ("channels_first", "channels_last")
+PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
+PADDING_NAMES = ("valid", "same", "same_lower", "full")
+ACTIVATIONS = (None, "relu", "sigmoid", "tanh", "silu", "gelu")
+PRECISIONS = (None, "tf32")
+
+# One letter per spatial axis of a volume; a problem of rank 1 or 2 uses the last ones.
+_INPUT_LETTERS, _FILTER_LETTERS, _OUTPUT_LETTERS = "dhw", "trs", "zpq"
+
+Pairs = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class ConvProblem:
+    """One convolution, as numbers: what fprop, dgrad and wgrad all share.
+
+    On each spatial axis, with input extent H, filter extent R, dilation d, stride s and padding
+    (before, after), the output extent is P = floor((H + before + after - d (R - 1) - 1) / s) + 1, and
+
+        y[n, k, p] = sum over c, r of  x[n, c, p s - before + r d] w[k, c, r]
+
+    where x outside 0..H-1 is given by `padding_mode`, and c runs over the C/groups channels of k's
+    group. Lengths are in elements. Negative padding crops.
+
+    `str()` gives the one-line notation and `parse` reads it:
+    `n32c64h56w56 k64r3s3 g2 sh2sw2 dh1dw2 ph1:0pw1 circular`. Groups, stride, dilation, padding and
+    padding mode are left out where they are 1, 1, 1, 0 and zeros; `p1` pads every axis by 1.
+    """
+
+    n: int
+    c: int
+    k: int
+    input: tuple[int, ...]
+    filter: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: Pairs
+    groups: int = 1
+    padding_mode: str = "zeros"
+
+    def __post_init__(self) -> None:
+        rank = len(self.input)
+        if not 1 <= rank <= 3:
+            raise ValueError(f"a convolution has 1 to 3 spatial axes, got {rank}")
+        for name in ("filter", "stride", "dilation", "padding"):
+            if len(getattr(self, name)) != rank:
+                raise ValueError(
+                    f"{name} must have one entry per spatial axis ({rank}), got {getattr(self, name)}"
+                )
+        for name in ("n", "c", "k"):
+            integer(name, getattr(self, name), 0)
+        integers("input", self.input, 0)
+        integers("filter", self.filter, 1)
+        integers("stride", self.stride, 1)
+        integers("dilation", self.dilation, 1)
+        integer("groups", self.groups, 1)
+        one_of("padding_mode", self.padding_mode, PADDING_MODES)
+        for name in ("c", "k"):
+            if getattr(self, name) % self.groups:
+                raise ValueError(
+                    f"groups={self.groups} does not divide {name.upper()}={getattr(self, name)} ({self})"
+                )
+        for axis in range(rank):
+            self._check_axis(axis)
+
+    def _check_axis(self, axis: int) -> None:
+        letter = _letters(_INPUT_LETTERS, self.rank)[axis]
+        if self.output[axis] < 1:
+            padded = self.input[axis] + sum(self.padding[axis])
+            raise ValueError(
+                f"axis {letter} gives no output: input {self.input[axis]} with padding "
+                f"{self.padding[axis]} is {padded} long, but the filter reaches over "
+                f"{self.reach[axis]} (extent {self.filter[axis]}, dilation {self.dilation[axis]}) ({self})"
+            )
+        if self.padding_mode != "zeros" and self.input[axis] == 0:
+            raise ValueError(
+                f"padding_mode={self.padding_mode!r} needs input to repeat, but axis {letter} is "
+                f"empty ({self})"
+            )
+
+    # -- made from shapes ---------------------------------------------------------------------------
+
+    @classmethod
+    def from_shapes(
+        cls,
+        x_shape: Sequence[int],
+        w_shape: Sequence[int],
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: Any = 1,
+        padding_mode: str = "zeros",
+        layout: str = "channels_first",
+        *,
+        names: tuple[str, str] = ("x_shape", "w_shape"),
+    ) -> ConvProblem:
+        """The problem that maps an input of `x_shape` through filters of `w_shape`.
+
+        `names` are the caller's words for the two shapes, for error messages.
+        """
+        k, per_group, filter = split_filters(names[1], w_shape, layout)
+        rank = len(filter)
+        n, c, input = split_volume(names[0], x_shape, rank, layout)
+        stride, dilation, groups = _normal(rank, stride, dilation, groups)
+        if c != per_group * groups:
+            raise ValueError(
+                f"{names[0]} has {c} channels in {tuple(x_shape)}, but {names[1]} {tuple(w_shape)} with "
+                f"groups={groups} expects {per_group} x {groups} = {per_group * groups} "
+                f"(layout={layout!r})"
+            )
+        pairs = padding_pairs(padding, input, filter, stride, dilation)
+        return cls(n, c, k, input, filter, stride, dilation, pairs, groups, padding_mode)
+
+    @classmethod
+    def transposed(
+        cls,
+        x_shape: Sequence[int],
+        w_shape: Sequence[int],
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: Any = 1,
+        dilation: Any = 1,
+        padding_mode: str = "zeros",
+        layout: str = "channels_first",
+    ) -> ConvProblem:
+        """The problem whose dgrad is the transposed convolution of x with w.
+
+        x plays dy, so its channels are the problem's K, and the result has the input's extents
+
+            H = (P - 1) s - before - after + d (R - 1) + output_padding + 1.
+
+        Output padding moves only the far end: the convolution that is transposed has `after` less by
+        as much, which keeps its own output at exactly P also where output_padding reaches the stride.
+        """
+        k, per_group, filter = split_filters("w", w_shape, layout)
+        rank = len(filter)
+        n, x_channels, output = split_volume("x", x_shape, rank, layout)
+        stride, dilation, groups = _normal(rank, stride, dilation, groups)
+        if x_channels != k:
+            raise ValueError(
+                f"x has {x_channels} channels in {tuple(x_shape)}, but w {tuple(w_shape)} expects "
+                f"{k}: a transposed convolution reads along w's first axis (layout={layout!r})"
+            )
+        extra = per_axis("output_padding", output_padding, rank, 0)
+        for axis in range(rank):
+            limit = max(stride[axis], dilation[axis])
+            if extra[axis] >= limit:
+                raise ValueError(
+                    f"output_padding must be below the stride or the dilation, here {limit} on axis "
+                    f"{axis}, got {output_padding!r}"
+                )
+            if output[axis] < 1:
+                raise ValueError(f"x must not be empty along its spatial axes, got {tuple(x_shape)}")
+        # "same" makes the result stride times as large as x: the transpose of a "same" convolution.
+        scaled = tuple(o * s for o, s in zip(output, stride, strict=True))
+        pairs = padding_pairs(padding, scaled, filter, stride, dilation)
+        pairs = tuple((before, after - e) for (before, after), e in zip(pairs, extra, strict=True))
+        input = tuple(
+            (output[a] - 1) * stride[a] + dilation[a] * (filter[a] - 1) + 1 - sum(pairs[a])
+            for a in range(rank)
+        )
+        for axis, extent in enumerate(input):
+            if extent < 1:
+                letter = _letters(_INPUT_LETTERS, rank)[axis]
+                raise ValueError(
+                    f"axis {letter} gives no output: padding {padding!r} crops a result of "
+                    f"{extent + sum(pairs[axis])} to {extent}"
+                )
+        return cls(n, per_group * groups, k, input, filter, stride, dilation, pairs, groups, padding_mode)
+
+    # -- derived extents ----------------------------------------------------------------------------
+
+    @property
+    def rank(self) -> int:
+        """The number of spatial axes, 1 to 3."""
+        return len(self.input)
+
+    @cached_property
+    def reach(self) -> tuple[int, ...]:
+        """How many input cells a filter spans on each axis: d (R - 1) + 1."""
+        return tuple(d * (r - 1) + 1 for r, d in zip(self.filter, self.dilation, strict=True))
+
+    @cached_property
+    def padded(self) -> tuple[int, ...]:
+        """The input's extents with the padding on (or the cropped cells off)."""
+        return tuple(extent + sum(pair) for extent, pair in zip(self.input, self.padding, strict=True))
+
+    @cached_property
+    def output(self) -> tuple[int, ...]:
+        """The output's extents Z P Q."""
+        axes = zip(self.padded, self.reach, self.stride, strict=True)
+        return tuple((padded - reach) // stride + 1 for padded, reach, stride in axes)
+
+    @cached_property
+    def volumetric(self) -> ConvProblem:
+        """The same problem with three spatial axes: leading unit axes are put in front."""
+        lead = 3 - self.rank
+        ones = (1,) * lead
+        return replace(
+            self,
+            input=ones + self.input,
+            filter=ones + self.filter,
+            stride=ones + self.stride,
+            dilation=ones + self.dilation,
+            padding=((0, 0),) * lead + self.padding,
+        )
+
+    def x_shape(self, layout: str = "channels_first") -> tuple[int, ...]:
+        """(N, C, *input), or (N, *input, C) for channels_last. dx has the same shape."""
+        return _shape(self.n, self.c, self.input, layout)
+
+    def w_shape(self, layout: str = "channels_first") -> tuple[int, ...]:
+        """(K, C/groups, *filter), or (K, *filter, C/groups). dw has the same shape."""
+        return _shape(self.k, self.c // self.groups, self.filter, layout)
+
+    def y_shape(self, layout: str = "channels_first") -> tuple[int, ...]:
+        """(N, K, *output), or (N, *output, K). dy has the same shape."""
+        return _shape(self.n, self.k, self.output, layout)
+
+    def options(self) -> dict[str, Any]:
+        """The keyword arguments by which the public functions do this problem."""
+        names = ("stride", "padding", "dilation", "groups", "padding_mode")
+        return {name: getattr(self, name) for name in names}
+
+    # -- costs --------------------------------------------------------------------------------------
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of fprop, and of dgrad and wgrad alike: N K Z P Q (C/groups) T R S."""
+        return (
+            self.n * self.k * math.prod(self.output)
+            * (self.c // self.groups) * math.prod(self.filter)
+        )  # fmt: skip
+
+    def flops(self, op: str, dtype: str = "float32") -> int:
+        """Floating-point operations of one op: two per real multiply-add, eight per complex one."""
+        one_of("op", op, OPS)
+        of_complex = DTYPES[dtype].kind == "c"
+        if op == "bgrad":
+            return self.n * self.k * math.prod(self.output) * (2 if of_complex else 1)
+        return self.macs * (8 if of_complex else 2)
+
+    def bytes(self, op: str, dtype: str) -> int:
+        """Bytes that one op must move at the least: each operand read once, each result written once."""
+        x, w, y = (math.prod(shape) for shape in (self.x_shape(), self.w_shape(), self.y_shape()))
+        elements = y + self.k if one_of("op", op, OPS) == "bgrad" else x + w + y
+        return elements * DTYPES[dtype].itemsize
+
+    def gemm(self, op: str) -> tuple[int, int, int]:
+        """(gemm_m, gemm_n, gemm_k) of one group's implicit matrix product, with no zero multiplied twice.
+
+        For dgrad gemm_k counts every filter tap, though each residue of the stride sees only its own.
+        """
+        pixels = self.n * math.prod(self.output)
+        c, k, taps = self.c // self.groups, self.k // self.groups, math.prod(self.filter)
+        sizes = {
+            "fprop": (pixels, k, taps * c),
+            "dgrad": (self.n * math.prod(self.input), c, taps * k),
+            "wgrad": (k, taps * c, pixels),
+        }
+        return sizes[one_of("op", op, sizes)]
+
+    # -- the one-line notation ----------------------------------------------------------------------
+
+    def __str__(self) -> str:
+        def letters(prefix: str, values: Sequence[Any], default: Any) -> str:
+            if all(value == default for value in values):
+                return ""
+            axes = _letters(_INPUT_LETTERS, self.rank)
+            return " " + "".join(f"{prefix}{a}{_colon(v)}" for a, v in zip(axes, values, strict=True))
+
+        def extents(alphabet: str, values: Sequence[int]) -> str:
+            return "".join(f"{a}{v}" for a, v in zip(_letters(alphabet, self.rank), values, strict=True))
+
+        text = f"n{self.n}c{self.c}{extents(_INPUT_LETTERS, self.input)}"
+        text += f" k{self.k}{extents(_FILTER_LETTERS, self.filter)}"
+        text += f" g{self.groups}" if self.groups != 1 else ""
+        text += letters("s", self.stride, 1) + letters("d", self.dilation, 1)
+        if len(set(self.padding)) == 1 and self.padding[0] != (0, 0):
+            text += f" p{_colon(self.padding[0])}"
+        else:
+            text += letters("p", self.padding, (0, 0))
+        return text + (f" {self.padding_mode}" if self.padding_mode != "zeros" else "")
+
+    @classmethod
+    def parse(cls, text: str) -> ConvProblem:
+        """Read the one-line notation: `n32c64h56w56 k64r3s3 p1`.
+
+        `n` defaults to 1; the extents present (w, h w or d h w) set the rank; axes not named have
+        stride 1, dilation 1 and padding 0.
+        """
+        values, mode = _tokens(text)
+
+        def take(key: str, default: Any = None) -> Any:
+            if key not in values and default is None:
+                raise ValueError(f"{key!r} is missing in the problem {text!r}")
+            pair = values.pop(key, (default, default))
+            if pair[0] != pair[1]:
+                raise ValueError(f"{key!r} takes one number, got a pair in the problem {text!r}")
+            return pair[0]
+
+        rank = next((3 - i for i, letter in enumerate("dhw") if letter in values), 0)
+        if rank == 0:
+            raise ValueError(f"no input extent (w, h w or d h w) in the problem {text!r}")
+        axes = _letters(_INPUT_LETTERS, rank)
+        every = values.pop("p", (0, 0))
+        problem = dict(
+            n=take("n", 1),
+            c=take("c"),
+            k=take("k"),
+            input=tuple(take(a) for a in axes),
+            filter=tuple(take(a) for a in _letters(_FILTER_LETTERS, rank)),
+            groups=take("g", 1),
+            stride=tuple(take("s" + a, 1) for a in axes),
+            dilation=tuple(take("d" + a, 1) for a in axes),
+            padding=tuple(values.pop("p" + a, every) for a in axes),
+            padding_mode=mode,
+        )
+        if values:
+            raise ValueError(
+                f"{', '.join(map(repr, values))} does not belong to a problem of rank {rank}: {text!r}"
+            )
+        return cls(**problem)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a backend is asked to do: an op on a problem, the dtype, and what is fused with it.
+
+    `conjugate` conjugates the second factor: w in dgrad, x in wgrad. The gradients of a complex
+    convolution are its adjoint maps, so they ask for it; the transposed convolution does not.
+    `flip` turns the filters by 180 degrees. Without `batched` the arrays have no batch axis.
+    """
+
+    op: str
+    problem: ConvProblem
+    dtype: str
+    layout: str = "channels_first"
+    batched: bool = True
+    flip: bool = False
+    bias: bool = False
+    activation: str | None = None
+    accumulate: bool = False
+    conjugate: bool = False
+    precision: str | None = None
+
+    def __post_init__(self) -> None:
+        one_of("op", self.op, OPS)
+        if self.dtype not in DTYPES:
+            raise TypeError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
+        one_of("layout", self.layout, LAYOUTS)
+        one_of("activation", self.activation, ACTIVATIONS)
+        one_of("precision", self.precision, PRECISIONS)
+        flag("flip", self.flip)
+        flag("accumulate", self.accumulate)
+        kind = DTYPES[self.dtype].kind
+        if self.activation is not None and kind != "f" and (self.activation, kind) != ("relu", "i"):
+            raise TypeError(f"activation={self.activation!r} is not defined for dtype {self.dtype}")
+        if self.precision is not None and self.dtype != "float32":
+            raise TypeError(f"precision={self.precision!r} is for float32, got dtype {self.dtype}")
+
+    def shape(self, role: str) -> tuple[int, ...]:
+        """The caller's shape of x, w or y, or of a gradient dx, dw, dy or db."""
+        if role == "db":
+            return (self.problem.k,)
+        of = {"x": self.problem.x_shape, "w": self.problem.w_shape, "y": self.problem.y_shape}
+        shape = of[role[-1]](self.layout)
+        return shape if self.batched or role[-1] == "w" else shape[1:]
+
+    def __str__(self) -> str:
+        fused = [name for name in ("flip", "bias", "accumulate", "conjugate") if getattr(self, name)]
+        extras = [f"activation={self.activation}"] if self.activation else []
+        extras += [f"precision={self.precision}"] if self.precision else []
+        return " ".join([self.op, self.dtype, self.layout, str(self.problem), *fused, *extras])
+
+
+def split_volume(name: str, shape: Sequence[int], rank: int, layout: str) -> tuple[int, int, tuple[int, ...]]:
+    """(N, C, spatial) of an activation's shape; a missing batch axis counts as N = 1."""
+    extents = integers(name, shape, 0)
+    letters = ", ".join(_letters(_INPUT_LETTERS, rank).upper())
+    axes = f"N, C, {letters}" if one_of("layout", layout, LAYOUTS) == "channels_first" else f"N, {letters}, C"
+    if len(extents) == rank + 1:
+        extents = (1, *extents)
+    if len(extents) != rank + 2:
+        raise ValueError(
+            f"{name} must have {rank + 2} axes ({axes}), or {rank + 1} without N, to go with filters of "
+            f"{rank} spatial axes; got shape {tuple(shape)}"
+        )
+    if layout == "channels_first":
+        return extents[0], extents[1], extents[2:]
+    return extents[0], extents[-1], extents[1:-1]
+
+
+def split_filters(name: str, shape: Sequence[int], layout: str) -> tuple[int, int, tuple[int, ...]]:
+    """(K, C/groups, spatial) of the filters' shape; its length sets the rank."""
+    extents = integers(name, shape, 0)
+    one_of("layout", layout, LAYOUTS)
+    if not 3 <= len(extents) <= 5:
+        raise ValueError(
+            f"{name} must have 3, 4 or 5 axes (K, C/groups and 1 to 3 spatial ones), got shape {extents}"
+        )
+    k, *rest = extents
+    per_group, *filter = rest if layout == "channels_first" else (rest[-1], *rest[:-1])
+    if 0 in filter:
+        raise ValueError(f"{name} must not be empty along its spatial axes, got shape {extents}")
+    return k, per_group, tuple(filter)
+
+
+def padding_pairs(
+    padding: Any,
+    input: tuple[int, ...],
+    filter: tuple[int, ...],
+    stride: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Pairs:
+    """One (before, after) pair per axis, from every form that `padding` may take.
+
+    `"valid"` pads nothing; `"full"` pads d (R - 1) on both sides, so that every partial overlap gives
+    an output; `"same"` pads so that P = ceil(H / s), the odd cell at the end, and `"same_lower"` puts
+    the odd cell at the beginning.
+    """
+    rank = len(input)
+    spread = tuple(d * (r - 1) for r, d in zip(filter, dilation, strict=True))
+    if isinstance(padding, str):
+        one_of("padding", padding, PADDING_NAMES)
+        if padding == "valid":
+            return ((0, 0),) * rank
+        if padding == "full":
+            return tuple((reach, reach) for reach in spread)
+        totals = [
+            max((-(-h // s) - 1) * s + reach + 1 - h, 0)
+            for h, s, reach in zip(input, stride, spread, strict=True)
+        ]
+        small, large = zip(*((total // 2, total - total // 2) for total in totals), strict=True)
+        return tuple(zip(*((small, large) if padding == "same" else (large, small)), strict=True))
+    if not hasattr(padding, "__iter__"):
+        both = integer("padding", padding)
+        return ((both, both),) * rank
+    items = tuple(padding)
+    if len(items) != rank:
+        hint = f"; a pair for the one axis is written [{padding!r}]" if rank == 1 and len(items) == 2 else ""
+        raise ValueError(
+            f"padding must be an int, {rank} ints or (before, after) pairs, one per spatial axis, or one "
+            f"of {', '.join(map(repr, PADDING_NAMES))}; got {padding!r}{hint}"
+        )
+    pairs = []
+    for item in items:
+        pair = integers("padding", item) if hasattr(item, "__iter__") else (integer("padding", item),) * 2
+        if len(pair) != 2:
+            raise ValueError(f"padding takes (before, after) pairs, got {item!r} in {padding!r}")
+        pairs.append((pair[0], pair[1]))
+    return tuple(pairs)
+
+
+def _normal(rank: int, stride: Any, dilation: Any, groups: Any) -> tuple[Any, Any, int]:
+    return (
+        per_axis("stride", stride, rank, 1),
+        per_axis("dilation", dilation, rank, 1),
+        integer("groups", groups, 1),
+    )
+
+
+def _letters(alphabet: str, rank: int) -> str:
+    return alphabet[3 - rank :]
+
+
+def _shape(outer: int, channels: int, spatial: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    if layout == "channels_first":
+        return (outer, channels, *spatial)
+    return (outer, *spatial, channels)
+
+
+def _colon(value: Any) -> str:
+    """A padding pair as before:after, or as one number where both are the same."""
+    if not isinstance(value, tuple):
+        return str(value)
+    before, after = value
+    return str(before) if before == after else f"{before}:{after}"
+
+
+_KEYS = ("n", "c", *"dhw", "k", *"trs", "g", "p", *(a + b for a in "sdp" for b in "dhw"))
+_ITEM = re.compile(r"([a-z]+)(-?\d+)(?::(-?\d+))?/?")
+
+
+def _tokens(text: str) -> tuple[dict[str, tuple[int, int]], str]:
+    """The numbers of a one-line problem by key, each as a pair, and its padding mode."""
+    if not isinstance(text, str):
+        raise TypeError(f"a problem is parsed from a string, got {text!r}")
+    values: dict[str, tuple[int, int]] = {}
+    mode = "zeros"
+    for token in text.split():
+        if token.isalpha():
+            mode = one_of("padding mode", token, PADDING_MODES)
+            continue
+        position = 0
+        while position < len(token):
+            match = _ITEM.match(token, position)
+            if match is None:
+                raise ValueError(f"cannot read {token[position:]!r} in the problem {text!r}")
+            key, before, after = match.groups()
+            one_of(f"each key of the problem {text!r}", key, _KEYS)
+            if key in values:
+                raise ValueError(f"{key!r} stands twice in the problem {text!r}")
+            values[key] = (int(before), int(after if after is not None else before))
+            position = match.end()
+    return values, mode

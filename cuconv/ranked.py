@@ -1,0 +1,34 @@
+"""conv1d, conv2d, conv3d and their transposes: the general functions with the rank checked."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from . import api, arrays
+
+
+def _of_rank(rank: int, general: Callable[..., Any], name: str) -> Callable[..., Any]:
+    def ranked(x: Any, w: Any, *args: Any, **kwargs: Any) -> Any:
+        arrays.owner_of("w", w)
+        if len(w.shape) != rank + 2:
+            raise ValueError(
+                f"w must have {rank + 2} axes for {name} ({rank} of them spatial), got shape {tuple(w.shape)}"
+            )
+        return general(x, w, *args, **kwargs)
+
+    functools.update_wrapper(ranked, general)
+    ranked.__name__ = ranked.__qualname__ = name
+    ranked.__doc__ = (
+        f"`{general.__name__}` with filters of {rank} spatial dimensions.\n\n    {general.__doc__}"
+    )
+    return ranked
+
+
+conv1d = _of_rank(1, api.conv, "conv1d")
+conv2d = _of_rank(2, api.conv, "conv2d")
+conv3d = _of_rank(3, api.conv, "conv3d")
+conv_transpose1d = _of_rank(1, api.conv_transpose, "conv_transpose1d")
+conv_transpose2d = _of_rank(2, api.conv_transpose, "conv_transpose2d")
+conv_transpose3d = _of_rank(3, api.conv_transpose, "conv_transpose3d")

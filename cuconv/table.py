@@ -1,0 +1,38 @@
+"""What an algorithm is. Each backend lists its own, per op, in one table of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .problem import Request
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How an algorithm will do one request: its launches, in order, and the scratch memory they share."""
+
+    workspace_bytes: int
+    launches: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One entry of a backend's table.
+
+    applies   None where it can do the request, otherwise the reason why not, as half a sentence.
+    plan      the launches for a request it applies to.
+    estimate  predicted seconds; only compared between entries of one table.
+    exact     every result is the plain sum of its products in the accumulator dtype. Only such entries
+              are taken by `auto` and `tune`; the others have to be named.
+    """
+
+    name: str
+    applies: Callable[[Request], str | None]
+    plan: Callable[[Request], Schedule]
+    estimate: Callable[[Request], float]
+    exact: bool = True
+
+
+Table = dict[str, tuple[Algorithm, ...]]

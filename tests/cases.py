@@ -1,0 +1,311 @@
+"""Generated cases and how a result is judged: drawn by hypothesis in the tests, by a seed in the fuzzer.
+
+`check` runs one case through any implementation of the ops that takes the public functions' arguments, so
+that the same cases serve the public API and, by name, every algorithm.
+"""
+
+import contextlib
+import dataclasses
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+
+import cuconv
+from cuconv.cpu import blocking
+from cuconv.plan import make_plan
+
+from .reference import Reference, activated, wrapped
+
+DTYPES = {
+    name: np.dtype(getattr(ml_dtypes, name, None) or name)
+    for name in ("float16", "bfloat16", "float32", "float64", "complex64", "complex128", "int32", "int64")
+}
+EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52, "complex64": 2.0**-21, "complex128": 2.0**-50}
+ROUNDING = {**EPSILON, "float16": 2.0**-11, "bfloat16": 2.0**-8}
+SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "complex64": 2.0**-149}
+MEMORIES = ("plain", "reversed", "sliced", "transposed", "broadcast")
+MIXED = {"fprop": "xw", "dgrad": "yw", "wgrad": "xy"}
+PUBLIC = {
+    "fprop": cuconv.conv,
+    "dgrad": cuconv.conv_input_grad,
+    "wgrad": cuconv.conv_weight_grad,
+    "bgrad": cuconv.conv_bias_grad,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A problem and everything else that a call may vary."""
+
+    problem: cuconv.ConvProblem
+    dtype: str = "float32"
+    layout: str = "channels_first"
+    batched: bool = True
+    flip: bool = False
+    memory: str = "plain"
+    bias: bool = False
+    activation: str | None = None
+    accumulate: bool = False
+    exact: bool = True
+    workspace: int = blocking.WORKSPACE
+    seed: int = 0
+
+    def __str__(self):
+        default = Case(self.problem)
+        fields = [field.name for field in dataclasses.fields(self) if field.name != "problem"]
+        changed = {f: getattr(self, f) for f in fields if getattr(self, f) != getattr(default, f)}
+        return f"{self.problem} {changed}"
+
+    def options(self):
+        return self.problem.options() | dict(layout=self.layout)
+
+
+def draw_case(integer, pick):
+    """A case from two sources of choice: integer(low, high), and pick(sequence)."""
+    rank = pick((1, 2, 2, 3))
+    groups = pick((1, 1, 2, 3))
+    few = 4 if rank < 3 else 3
+    c_per_group, k_per_group = integer(1, few), integer(1, few)
+    if integer(0, 19) == 0:
+        c_per_group, k_per_group = pick(((0, 2), (2, 0), (0, 0)))
+    mode = pick(("zeros", "zeros", "circular", "reflect", "replicate"))
+    axes = []
+    for _ in range(rank):
+        taps, stride, dilation = integer(1, few), integer(1, 3), integer(1, 3)
+        pair = (integer(-2, 4), integer(-2, 4))
+        reach = (taps - 1) * dilation + 1
+        length = (integer(1, few + 2) - 1) * stride + reach + integer(0, stride - 1)
+        extent = max(length - sum(pair), 0 if mode == "zeros" else 1)
+        axes.append((extent, taps, stride, dilation, pair))
+    extents, taps, strides, dilations, pairs = zip(*axes, strict=True)
+    n, batched = pick(((1, True), (2, True), (3, True), (1, False)))
+    if batched and integer(0, 19) == 0:
+        n = 0
+    problem = cuconv.ConvProblem(
+        n, c_per_group * groups, k_per_group * groups, extents, taps, strides, dilations, pairs, groups, mode
+    )
+    dtype = pick(tuple(DTYPES))
+    kind = DTYPES[dtype].kind
+    floating = dtype not in ("complex64", "complex128", "int32", "int64")
+    activations = (None, None, "relu", "sigmoid", "tanh", "silu", "gelu")
+    return Case(
+        problem,
+        dtype,
+        pick(("channels_first", "channels_last")),
+        batched,
+        pick((False, True)),
+        pick(MEMORIES),
+        pick((False, True)),
+        pick(activations) if floating else pick((None, "relu")) if kind == "i" else None,
+        pick((False, True)),
+        pick((True, False)) or kind == "i",
+        pick((blocking.WORKSPACE, 1, 2000)),
+        integer(0, 2**31 - 1),
+    )
+
+
+def seeded_case(seed):
+    """The case of a number: draw_case with NumPy's generator."""
+    rng = np.random.default_rng(seed)
+    return draw_case(
+        lambda low, high: int(rng.integers(low, high + 1)),
+        lambda sequence: sequence[int(rng.integers(len(sequence)))],
+    )
+
+
+def values(rng, shape, dtype, exact):
+    """Random numbers: small integers, whose sums of products are exact, or normal ones."""
+    dtype = DTYPES[dtype]
+    if dtype.kind == "i":
+        # Far enough out that products and sums wrap.
+        bound = np.iinfo(dtype).max if rng.integers(2) else 9
+        return rng.integers(-bound, bound, shape, dtype=dtype)
+
+    def real():
+        return rng.integers(-3, 4, shape).astype(np.float64) if exact else rng.standard_normal(shape)
+
+    return (real() + 1j * real() if dtype.kind == "c" else real()).astype(dtype)
+
+
+def laid_out(array, memory, rng):
+    """The same array with other strides. `broadcast` repeats the first row, so it changes the values."""
+    if memory == "reversed":
+        return np.ascontiguousarray(array[(slice(None, None, -1),) * array.ndim])[
+            (slice(None, None, -1),) * array.ndim
+        ]
+    if memory == "sliced":
+        wide = np.full([2 * extent + 1 for extent in array.shape], 7).astype(array.dtype)
+        view = wide[tuple(slice(1, 2 * extent + 1, 2) for extent in array.shape)]
+        view[...] = array
+        return view
+    if memory == "transposed":
+        order = rng.permutation(array.ndim)
+        return np.ascontiguousarray(array.transpose(order)).transpose(np.argsort(order))
+    if memory == "broadcast" and array.size:
+        return np.broadcast_to(array[:1], array.shape)
+    return array
+
+
+def to_layout(array, case, volume=True):
+    """A batched channels-first array in the case's layout, without the batch axis where it has none."""
+    if case.layout == "channels_last":
+        array = np.moveaxis(array, 1, -1)
+    return array[0] if volume and not case.batched else array
+
+
+def from_layout(array, case, volume=True):
+    """The inverse of to_layout."""
+    if volume and not case.batched:
+        array = array[None]
+    return np.moveaxis(array, -1, 1) if case.layout == "channels_last" else array
+
+
+def judge(got, expected, magnitude, terms, dtype, exact, context, extra=0.0):
+    """Equal bit for bit where sums are exact, otherwise within a bound per element.
+
+    The bound is that of a sum of so many products in the accumulator's precision, in any order, and one
+    rounding to the result's dtype; `extra` is added for an algorithm that mixes elements.
+    """
+    name = dtype
+    assert got.dtype == DTYPES[name], f"{context}: dtype {got.dtype}"
+    assert got.shape == expected.shape, f"{context}: shape {got.shape}, expected {expected.shape}"
+    if exact:
+        rounded = wrapped(expected, got.dtype).astype(got.dtype)
+        same = np.array_equal(got, rounded)
+        assert same, f"{context}: differs at {np.argwhere(got != rounded)[:5].tolist()}"
+        return
+    accumulator = {"float16": "float32", "bfloat16": "float32"}.get(name, name)
+    wide = wrapped(expected, got.dtype)
+    error = np.abs(got.astype(wide.dtype) - wide)
+    bound = (terms + 2) * EPSILON[accumulator] * magnitude.astype(np.float64)
+    bound = bound + ROUNDING[name] * np.abs(wide) + SMALLEST.get(name, 0) + extra
+    worst = np.argmax(error - bound) if error.size else 0
+    assert (error <= bound).all(), (
+        f"{context}: error {error.flat[worst]:.3g} above the bound {bound.flat[worst]:.3g} "
+        f"at {np.unravel_index(worst, error.shape)}"
+    )
+
+
+@contextlib.contextmanager
+def workspace(size):
+    """Plan for a workspace of so many bytes, so that small problems are done in many blocks too."""
+    before, blocking.WORKSPACE = blocking.WORKSPACE, size
+    make_plan.cache_clear()
+    try:
+        yield
+    finally:
+        blocking.WORKSPACE = before
+        make_plan.cache_clear()
+
+
+def check(case, algorithm="auto", run=None, ops=("fprop", "dgrad", "wgrad", "bgrad")):
+    """Run every op of a case and judge it against the oracle.
+
+    `run(op, *arrays, **options)` takes what the public function of the op takes.
+    """
+    with workspace(case.workspace):
+        _check(case, algorithm, run, ops)
+
+
+def _check(case, algorithm, run, ops):
+    run = run or (lambda op, *arrays, **options: PUBLIC[op](*arrays, **options))
+    problem, rng = case.problem, np.random.default_rng(case.seed)
+    context = f"{case} algorithm={algorithm}"
+
+    def make(shape, volume=True):
+        plain = values(rng, shape, case.dtype, case.exact)
+        return laid_out(to_layout(plain, case, volume), case.memory, rng)
+
+    x, w = make(problem.x_shape()), make(problem.w_shape(), volume=False)
+    bias = (
+        laid_out(values(rng, (problem.k,), case.dtype, case.exact), case.memory, rng) if case.bias else None
+    )
+    reference = Reference(
+        problem.x_shape(), problem.w_shape(), problem.stride, problem.dilation, problem.padding,
+        problem.groups, problem.padding_mode,
+    )  # fmt: skip
+    assert reference.y_shape == problem.y_shape(), f"{context}: output extents {problem.output}"
+    dy = make(reference.y_shape)
+    plain_x, plain_w, plain_dy = (
+        from_layout(x, case),
+        from_layout(w, case, volume=False),
+        from_layout(dy, case),
+    )
+    spatial = tuple(range(2, plain_w.ndim))
+    turned_w = np.flip(plain_w, spatial) if case.flip else plain_w
+    per_group, taps = problem.c // problem.groups, int(np.prod(problem.filter))
+    pixels = problem.n * int(np.prod(problem.output))
+
+    def finish(op, arguments, expected, magnitude, terms, volume=True, exact=case.exact, **options):
+        """Call the op, into a new array or onto an existing one, and compare."""
+        out = start = None
+        if case.accumulate and op != "bgrad":
+            start = values(rng, expected.shape, case.dtype, case.exact)
+            out = laid_out(
+                to_layout(start, case, volume), "plain" if case.memory == "broadcast" else case.memory, rng
+            )
+            expected, magnitude = expected + _numbers(start), magnitude + np.abs(_numbers(start))
+            options.update(out=out, accumulate=True)
+        if op != "bgrad":
+            options.update(case.options(), flip=case.flip, algorithm=algorithm)
+        extra = 0.0
+        if algorithm == "fft" and op != "bgrad":
+            # Transforms in double precision: an error relative to the norms of all that is mixed.
+            norms = [np.linalg.norm(absolute["xwy".index(name)].astype(np.float64)) for name in MIXED[op]]
+            exact, terms, extra = False, 2, 100 * EPSILON["float64"] * norms[0] * norms[1] * 4**problem.rank
+        got = run(op, *arguments, **options)
+        assert out is None or got is out
+        if op != "bgrad":
+            got = from_layout(got, case, volume)
+        judge(got, expected, magnitude, terms, case.dtype, exact, f"{op} {context}", extra)
+
+    absolute = (np.abs(_numbers(plain_x)), np.abs(_numbers(turned_w)), np.abs(_numbers(plain_dy)))
+    if "fprop" in ops:
+        y = reference.fprop(plain_x, turned_w)
+        magnitude = reference.fprop(absolute[0], absolute[1])
+        if bias is not None:
+            shape = (1, -1) + (1,) * problem.rank
+            y, magnitude = (
+                y + _numbers(bias).reshape(shape),
+                magnitude + np.abs(_numbers(bias)).reshape(shape),
+            )
+        if case.activation == "relu" and DTYPES[case.dtype].kind == "i":
+            y = _numbers(wrapped(y, case.dtype))  # an activation sees the wrapped sum
+        # Every activation's slope is below 1.13, and its own rounding is within a few units of its value.
+        y = activated(y, case.activation)
+        smooth = case.activation not in (None, "relu")
+        finish(
+            "fprop", (x, w, bias), y, magnitude * 2 + 1 if smooth else magnitude,
+            per_group * taps + 8 * smooth, exact=case.exact and not smooth, activation=case.activation,
+        )  # fmt: skip
+    if "dgrad" in ops:
+        dx, magnitude = reference.dgrad(plain_dy, turned_w), reference.dgrad(absolute[2], absolute[1])
+        terms = (
+            problem.k // problem.groups * taps * (1 if problem.padding_mode == "zeros" else 4**problem.rank)
+        )
+        shape = to_layout(plain_x, case).shape
+        finish("dgrad", (dy, w, shape), dx, magnitude, terms)
+    if "wgrad" in ops:
+        dw, magnitude = reference.wgrad(plain_x, plain_dy), reference.wgrad(absolute[0], absolute[2])
+        if case.flip:
+            dw, magnitude = np.flip(dw, spatial), np.flip(magnitude, spatial)
+        finish("wgrad", (x, dy, w.shape), dw, magnitude, pixels, volume=False)
+    if "bgrad" in ops:
+        db, magnitude = reference.bgrad(plain_dy), reference.bgrad(absolute[2])
+        finish("bgrad", (dy,), db, magnitude, pixels, layout=case.layout, batched=case.batched)
+
+
+def _numbers(array):
+    """An array as Python numbers: exact ints, or float64 and complex128."""
+    if array.dtype == object:
+        return array
+    wide = array if array.dtype.kind == "i" else wrapped(array, array.dtype)
+    return wide.astype(object)
+
+
+def applies(case, algorithm, op):
+    """Whether a NumPy algorithm says that it can do a case's op."""
+    request = cuconv.problem.Request(op, case.problem, case.dtype)
+    entry = next(entry for entry in cuconv.cpu.TABLE[op] if entry.name == algorithm)
+    return entry.applies(request) is None

@@ -1,0 +1,31 @@
+"""Compare generated cases with the oracle: python -m tests.fuzz --count 5000 [--seed 0]"""
+
+import argparse
+import sys
+
+from .cases import applies, check, seeded_case
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0, help="the first case's number")
+    parser.add_argument("--algorithm", default="auto")
+    arguments = parser.parse_args()
+    count = failed = 0
+    for seed in range(arguments.seed, arguments.seed + arguments.count):
+        case, algorithm = seeded_case(seed), arguments.algorithm
+        if algorithm != "auto" and not applies(case, algorithm, "fprop"):
+            continue
+        count += 1
+        try:
+            check(case, algorithm)
+        except Exception as error:
+            failed += 1
+            print(f"case {seed}: {type(error).__name__}: {error}", flush=True)
+    print(f"{count - failed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

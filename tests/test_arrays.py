@@ -1,0 +1,154 @@
+"""Arrays in and out: strides, out=, accumulate=, DLPack, and threads."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import cuconv
+
+from .cases import MEMORIES, Case, check
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_any_strides(memory, layout, accumulate):
+    for line in ("n3c4h7w6 k6r3s2 g2 p1", "n2c3w9 k3s4 g3 pw3:0", "n2c2d3h4w5 k2t2r2s2 p1 circular"):
+        problem = cuconv.ConvProblem.parse(line)
+        check(Case(problem, "float32", layout, memory=memory, accumulate=accumulate, flip=True, bias=True))
+
+
+def test_out_is_returned_and_filled_whatever_it_held():
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((2, 4, 6, 7)), rng.standard_normal((8, 4, 3, 3))
+    y = cuconv.conv(x, w)
+    out = np.full(y.shape, np.nan)
+    assert cuconv.conv(x, w, out=out) is out
+    np.testing.assert_array_equal(out, y)
+    gradients = cuconv.conv_backward(y, x, w)
+    outs = tuple(np.full(gradient.shape, np.nan) for gradient in gradients)
+    for given, got, expected in zip(outs, cuconv.conv_backward(y, x, w, out=outs), gradients, strict=True):
+        assert got is given
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_accumulate_adds():
+    x, w, dy = np.ones((1, 1, 4)), np.ones((1, 1, 2)), np.ones((1, 1, 3))
+    outs = np.full((1, 1, 4), 10.0), np.full((1, 1, 2), 20.0), np.full(1, 30.0)
+    dx, dw, db = cuconv.conv_backward(dy, x, w, out=outs, accumulate=True)
+    np.testing.assert_array_equal(dx[0, 0], [11, 12, 12, 11])
+    np.testing.assert_array_equal(dw[0, 0], [23, 23])
+    np.testing.assert_array_equal(db, [33])
+
+
+def test_interleaved_out_does_not_count_as_overlap():
+    buffer = np.arange(40.0).reshape(1, 1, 20, 2)
+    x, out = buffer[..., 0], buffer[..., 1]
+    cuconv.conv(x, np.full((1, 1, 1), 2.0), out=out)
+    np.testing.assert_array_equal(out[0, 0], np.arange(20) * 4)
+
+
+def test_needs_selects_gradients():
+    x, w, dy = np.ones((1, 1, 4)), np.ones((1, 1, 2)), np.ones((1, 1, 3))
+    for needs in [(True, False, False), (False, True, False), (False, False, True), (False, False, False)]:
+        got = cuconv.conv_backward(dy, x, w, needs=needs)
+        assert tuple(gradient is not None for gradient in got) == needs
+
+
+def test_unbatched_arrays_give_unbatched_results():
+    x, w = np.ones((4, 6, 7)), np.ones((8, 4, 3, 3))
+    y = cuconv.conv(x, w)
+    assert y.shape == (8, 4, 5)
+    assert [gradient.shape for gradient in cuconv.conv_backward(y, x, w)] == [x.shape, w.shape, (8,)]
+    last = cuconv.conv(np.ones((6, 7, 4)), np.ones((8, 3, 3, 4)), layout="channels_last")
+    assert last.shape == (4, 5, 8)
+
+
+def test_bias_grad_of_unbatched_dy():
+    dy = np.arange(24.0).reshape(2, 3, 4)
+    np.testing.assert_array_equal(cuconv.conv_bias_grad(dy), dy.sum(axis=(0, 2)))
+    np.testing.assert_array_equal(cuconv.conv_bias_grad(dy, batched=False), dy.sum(axis=(1, 2)))
+    np.testing.assert_array_equal(cuconv.conv_bias_grad(dy[0]), dy[0].sum(axis=1))
+    np.testing.assert_array_equal(cuconv.conv_bias_grad(dy, layout="channels_last"), dy.sum(axis=(0, 1)))
+
+
+def test_subclasses_and_memory_maps(tmp_path):
+    x = np.memmap(tmp_path / "x", np.float32, "w+", shape=(1, 2, 5))
+    x[...] = 1
+    y = cuconv.conv(x, np.ones((3, 2, 2), np.float32))
+    np.testing.assert_array_equal(y, np.full((1, 3, 4), 4))
+
+
+def test_inputs_are_left_as_they_were():
+    rng = np.random.default_rng(0)
+    x, w, bias = rng.standard_normal((2, 4, 6, 7)), rng.standard_normal((8, 2, 3, 3)), rng.standard_normal(8)
+    copies = x.copy(), w.copy(), bias.copy()
+    for algorithm in ("gemm", "fft"):
+        y = cuconv.conv(x, w, bias, groups=2, padding=1, activation="gelu", algorithm=algorithm)
+        cuconv.conv_backward(y, x, w, groups=2, padding=1, algorithm=algorithm)
+    for array, copy in zip((x, w, bias), copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+def test_many_threads_at_once():
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((4, 8, 20, 20)), rng.standard_normal((8, 8, 3, 3))
+    expected = cuconv.conv(x, w, padding=1)
+    with ThreadPoolExecutor(8) as pool:
+        for result in pool.map(lambda _: cuconv.conv(x, w, padding=1), range(64)):
+            np.testing.assert_array_equal(result, expected)
+
+
+class TestDLPack:
+    """Arrays of another library, on the CPU, without a copy; a stand-in for torch and its like."""
+
+    @pytest.fixture
+    def other(self, monkeypatch):
+        import sys
+        import types
+
+        class Tensor:
+            __module__ = "other"
+
+            def __init__(self, array):
+                self.array = array
+                self.shape = array.shape
+
+            def __dlpack__(self, **options):
+                return self.array.__dlpack__(**options)
+
+            def __dlpack_device__(self):
+                return self.array.__dlpack_device__()
+
+        def from_dlpack(array):
+            return Tensor(np.from_dlpack(array))
+
+        monkeypatch.setitem(sys.modules, "other", types.SimpleNamespace(from_dlpack=from_dlpack))
+        return Tensor
+
+    def test_same_kind_out(self, other):
+        x, w = np.arange(10.0).reshape(1, 1, 10), np.ones((1, 1, 3))
+        y = cuconv.conv(other(x), other(w))
+        assert type(y) is other
+        np.testing.assert_array_equal(y.array, cuconv.conv(x, w))
+
+    def test_out_is_written_in_place(self, other):
+        x, w, out = np.arange(10.0).reshape(1, 1, 10), np.ones((1, 1, 3)), np.zeros((1, 1, 8))
+        given = other(out)
+        assert cuconv.conv(other(x), other(w), out=given) is given
+        np.testing.assert_array_equal(out, cuconv.conv(x, w))
+
+    def test_mixed_kinds(self, other):
+        with pytest.raises(TypeError, match="w must be the same kind of array as x"):
+            cuconv.conv(other(np.ones((1, 1, 5))), np.ones((1, 1, 3)))
+
+    def test_what_dlpack_cannot_say(self, other):
+        class Locked(other):
+            __module__ = "other"
+
+            def __dlpack__(self, **options):
+                raise BufferError("it requires a gradient")
+
+        with pytest.raises(TypeError, match="x cannot be read through DLPack: it requires a gradient"):
+            cuconv.conv(Locked(np.ones((1, 1, 5))), other(np.ones((1, 1, 3))))

@@ -1,0 +1,215 @@
+"""Every wrong input raises before any work; the message names the argument, what was expected, what came."""
+
+import sys
+import types
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import cuconv
+
+X, W, DY = np.ones((2, 4, 6, 7)), np.ones((8, 4, 3, 3)), np.ones((2, 8, 4, 5))
+BUFFER = np.ones(31)
+
+
+def conv(x=X, w=W, *args, **options):
+    return lambda: cuconv.conv(x, w, *args, **options)
+
+
+def dgrad(dy=DY, w=W, shape=X.shape, *args, **options):
+    return lambda: cuconv.conv_input_grad(dy, w, shape, *args, **options)
+
+
+def wgrad(x=X, dy=DY, shape=W.shape, *args, **options):
+    return lambda: cuconv.conv_weight_grad(x, dy, shape, *args, **options)
+
+
+VALUES = {
+    "rank of w": (conv(w=np.ones((8, 4))), r"w must have 3, 4 or 5 axes .* got shape \(8, 4\)"),
+    "rank of x": (
+        conv(x=np.ones((6, 7))),
+        r"x must have 4 axes \(N, C, H, W\), or 3 without N.* got shape \(6, 7\)",
+    ),
+    "channels": (
+        conv(x=np.ones((2, 5, 6, 7))),
+        r"x has 5 channels .* w \(8, 4, 3, 3\) with groups=1 expects 4 x 1",
+    ),
+    "channels of the other layout": (conv(layout="channels_last"), r"layout='channels_last'"),
+    "groups do not divide K": (
+        conv(x=np.ones((2, 12, 6, 7)), groups=3),
+        r"groups=3 does not divide K=8 \(n2c12h6w7 k8r3s3 g3\)",
+    ),
+    "groups below 1": (conv(groups=0), "groups must be at least 1, got 0"),
+    "stride below 1": (conv(stride=0), "stride must be at least 1, got 0"),
+    "stride of the wrong length": (conv(stride=(1, 1, 1)), r"stride must be one int or 2 .* got \(1, 1, 1\)"),
+    "dilation below 1": (conv(dilation=(1, 0)), "dilation must be at least 1, got 0"),
+    "padding of the wrong length": (conv(padding=(1, 1, 1)), r"padding must be an int, 2 ints or"),
+    "padding pair for one axis": (
+        lambda: cuconv.conv1d(np.ones((1, 1, 5)), np.ones((1, 1, 3)), padding=(2, 0)),
+        r"a pair for the one axis is written \[\(2, 0\)\]",
+    ),
+    "padding that is no pair": (conv(padding=((1, 2, 3), (1, 2))), r"padding takes \(before, after\) pairs"),
+    "padding name": (conv(padding="smae"), "padding must be one of 'valid'.* did you mean 'same'"),
+    "padding mode": (conv(padding_mode="reflection"), "did you mean 'reflect'"),
+    "layout": (conv(layout="channel_last"), "did you mean 'channels_last'"),
+    "activation": (conv(activation="ReLU"), "activation must be one of None, 'relu'.* did you mean 'relu'"),
+    "precision": (conv(precision="tf31"), "did you mean 'tf32'"),
+    "algorithm": (conv(algorithm="gem"), "algorithm must be one of 'auto', 'tune'.* did you mean 'gemm'"),
+    "algorithm that does not apply": (
+        conv(algorithm="depthwise"),
+        r"algorithm='depthwise' cannot do fprop float64 .*n2c4h6w7 k8r3s3: it needs groups == C",
+    ),
+    "empty output": (
+        conv(x=np.ones((2, 4, 2, 7)), dilation=(3, 1), padding=(1, 0)),
+        r"axis h gives no output: input 2 with padding \(1, 1\) is 4 long, but the filter reaches over 7 "
+        r"\(extent 3, dilation 3\) \(n2c4h2w7 k8r3s3 dh3dw1 ph1pw0\)",
+    ),
+    "empty filter": (conv(w=np.ones((8, 4, 0, 3))), "w must not be empty along its spatial axes"),
+    "nothing to repeat": (
+        conv(x=np.ones((2, 4, 0, 7)), padding=3, padding_mode="circular"),
+        "padding_mode='circular' needs input to repeat, but axis h is empty",
+    ),
+    "bias": (conv(X, W, np.ones(4)), r"bias must have shape \(8,\).* got \(4,\)"),
+    "shape of out": (
+        conv(out=np.ones((2, 8, 4, 4))),
+        r"out must have shape \(2, 8, 4, 5\), got \(2, 8, 4, 4\)",
+    ),
+    "out that is x": (conv(w=np.ones((4, 4, 1, 1)), out=X), "out must not overlap x"),
+    "out that overlaps x": (
+        conv(x=BUFFER[:16].reshape(1, 1, 4, 4), w=np.ones((1, 1, 1, 1)), out=BUFFER[15:].reshape(1, 1, 4, 4)),
+        "out must not overlap x",
+    ),
+    "read-only out": (conv(out=np.broadcast_to(np.ones(()), (2, 8, 4, 5))), "out must be writable"),
+    "out that overlaps itself": (
+        conv(out=np.lib.stride_tricks.as_strided(np.ones(99), (2, 8, 4, 5), (8, 0, 8, 8))),
+        "out must not overlap itself",
+    ),
+    "accumulate without out": (conv(accumulate=True), "accumulate=True adds to out, but out is None"),
+    "shape of dy": (
+        dgrad(dy=np.ones((2, 8, 4, 4))),
+        r"dy must have shape \(2, 8, 4, 5\) in n2c4h6w7 k8r3s3, got \(2, 8, 4, 4\)",
+    ),
+    "input_shape": (dgrad(shape=(2, 5, 6, 7)), "input_shape has 5 channels"),
+    "rank of input_shape": (dgrad(shape=(2, 4)), "input_shape must have 4 axes"),
+    "negative input_shape": (dgrad(shape=(2, 4, -6, 7)), "input_shape must be at least 0"),
+    "unbatched dy for a batched input": (dgrad(dy=DY[0]), r"dy must have shape \(2, 8, 4, 5\)"),
+    "weight_shape": (wgrad(shape=(8, 2, 3, 3)), r"x has 4 channels .* weight_shape \(8, 2, 3, 3\)"),
+    "dy in wgrad": (wgrad(dy=np.ones((2, 7, 4, 5))), r"dy must have shape \(2, 8, 4, 5\)"),
+    "needs": (lambda: cuconv.conv_backward(DY, X, W, needs=(True, True)), "needs must have three entries"),
+    "dy in backward": (lambda: cuconv.conv_backward(DY[:, :7], X, W), r"dy must have shape \(2, 8, 4, 5\)"),
+    "rank of conv1d": (lambda: cuconv.conv1d(X, W), r"w must have 3 axes for conv1d"),
+    "rank of conv3d": (lambda: cuconv.conv3d(X, W), r"w must have 5 axes for conv3d"),
+    "rank of dy for a bias": (lambda: cuconv.conv_bias_grad(np.ones(3)), "dy must have 1 to 3 spatial axes"),
+    "op of a plan": (lambda: cuconv.plan("frop", X.shape, W.shape), "did you mean 'fprop'"),
+}
+
+TYPES = {
+    "a list": (conv(x=[[1.0]]), "x must be a NumPy array.* got builtins.list"),
+    "no array": (conv(x=None), "x must be a NumPy array.* got builtins.NoneType"),
+    "a masked array": (conv(x=np.ma.ones((2, 4, 6, 7))), "x is a masked array"),
+    "dtypes": (conv(w=W.astype(np.float32)), "w must have the dtype of x, float64, got float32"),
+    "dtype of the bias": (
+        conv(X, W, np.ones(8, np.int32)),
+        "bias must have the dtype of x, float64, got int32",
+    ),
+    "dtype of out": (conv(out=np.ones((2, 8, 4, 5), np.float32)), "out must have the dtype of x"),
+    "unsupported dtype": (
+        conv(X.astype(np.uint8), W.astype(np.uint8)),
+        "x has dtype uint8, supported are float16",
+    ),
+    "object dtype": (conv(X.astype(object), W.astype(object)), "x has dtype object"),
+    "byte order": (conv(X.astype(">f8"), W.astype(">f8")), "native byte order"),
+    "float stride": (conv(stride=1.0), "stride must be an int, got 1.0"),
+    "string stride": (conv(stride="1"), "stride must be an int, got '1'"),
+    "float padding": (conv(padding=0.5), "padding must be an int, got 0.5"),
+    "float groups": (conv(groups=1.0), "groups must be an int, got 1.0"),
+    "flip": (conv(flip=1), "flip must be True or False, got 1"),
+    "accumulate": (conv(accumulate="yes"), "accumulate must be True or False"),
+    "algorithm": (conv(algorithm=None), "algorithm must be one of"),
+    "input_shape": (dgrad(shape=7), "input_shape must be a sequence of ints, got 7"),
+    "activation of complex": (
+        conv(X + 0j, W + 0j, activation="relu"),
+        "activation='relu' is not defined for dtype complex128",
+    ),
+    "activation of integers": (
+        conv(X.astype(np.int64), W.astype(np.int64), activation="tanh"),
+        "activation='tanh' is not defined for dtype int64",
+    ),
+    "precision of float64": (conv(precision="tf32"), "precision='tf32' is for float32, got dtype float64"),
+    "dtype of a plan": (lambda: cuconv.plan("fprop", X.shape, W.shape, "uint8"), "dtype must be one of"),
+    "layout that is no string": (conv(layout=3), "layout must be one of"),
+    "unknown keyword": (conv(strides=2), "strides"),
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_value_errors(name):
+    call, message = VALUES[name]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_type_errors(name):
+    call, message = TYPES[name]
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_nothing_is_written_when_a_later_check_fails():
+    """conv_backward checks all three gradients before it computes the first."""
+    dx, dw = np.full(X.shape, 7.0), np.full(W.shape, 7.0)
+    with pytest.raises(ValueError, match=r"out\[2\] must have shape \(8,\)"):
+        cuconv.conv_backward(DY, X, W, out=(dx, dw, np.ones(9)))
+    assert (dx == 7).all()
+    assert (dw == 7).all()
+    with pytest.raises(ValueError, match=r"accumulate=True adds to out\[1\], but out\[1\] is None"):
+        cuconv.conv_backward(DY, X, W, out=(dx, None, None), accumulate=True)
+    assert (dx == 7).all()
+
+
+def test_backward_refuses_outputs_that_overlap():
+    dx = np.zeros(X.shape)
+    with pytest.raises(ValueError, match=r"out\[0\] must not overlap out\[2\]"):
+        cuconv.conv_backward(DY, X, W, out=(dx, None, dx.reshape(-1)[:8]))
+    with pytest.raises(ValueError, match=r"out\[0\] must not overlap x"):
+        cuconv.conv_backward(DY, dx, W, out=(dx, None, None))
+
+
+def fake(library, name="ndarray", **attributes):
+    """An object of a type that claims to come from another library."""
+    kind = type(
+        name, (), {"__module__": library, "shape": (2, 4, 6, 7), "dtype": np.dtype(float), **attributes}
+    )
+    return kind()
+
+
+def test_mixed_kinds_of_array(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace())
+    with pytest.raises(
+        TypeError, match=r"w must be the same kind of array as x \(cupy array on the GPU\), got a numpy"
+    ):
+        cuconv.conv(fake("cupy"), W)
+    with pytest.raises(TypeError, match="out must be the same kind of array as x"):
+        cuconv.conv(X, W, out=fake("cupy"))
+
+
+def test_a_gpu_array_without_kernels_is_refused_before_any_work(monkeypatch):
+    """This version has no CUDA algorithm: saying so is better than a copy through the host."""
+    monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace())
+    x = fake("cupy", shape=(2, 4, 6, 7))
+    w = fake("cupy", shape=(8, 4, 3, 3))
+    with pytest.raises(NotImplementedError, match="no cuda algorithm for fprop"):
+        cuconv.conv(x, w)
+
+
+def test_dlpack_on_an_unknown_device():
+    strange = fake("strange", __dlpack__=None, __dlpack_device__=lambda self: (99, 0))
+    with pytest.raises(TypeError, match=r"x must be a NumPy array.* got strange"):
+        cuconv.conv(strange, W)
+
+
+def test_bfloat16_by_name_and_type():
+    for dtype in ("bfloat16", ml_dtypes.bfloat16):
+        assert cuconv.plan("fprop", X.shape, W.shape, dtype).request.dtype == "bfloat16"

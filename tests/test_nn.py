@@ -1,0 +1,173 @@
+"""Layers, losses and optimizers: every backward against finite differences, in float64."""
+
+import numpy as np
+import pytest
+
+from cuconv import nn
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+def slopes(function, array, step=1e-6):
+    """Central differences of a scalar function with respect to each element of an array."""
+    gradient = np.zeros_like(array)
+    for index in np.ndindex(*array.shape):
+        value = array[index]
+        array[index] = value + step
+        above = function()
+        array[index] = value - step
+        below = function()
+        array[index] = value
+        gradient[index] = (above - below) / (2 * step)
+    return gradient
+
+
+double = dict(dtype=np.float64, rng=rng())
+LAYERS = {
+    "Conv": (nn.Conv(4, 6, 3, 2, 1, groups=2, **double), (2, 4, 5, 6)),
+    "Conv channels_last": (
+        nn.Conv(3, 4, (2, 3), padding="same", layout="channels_last", **double),
+        (2, 4, 5, 3),
+    ),
+    "Conv without bias, 1-D": (nn.Conv(2, 3, (3,), dilation=2, bias=False, **double), (2, 2, 8)),
+    "Conv circular, 3-D": (
+        nn.Conv(1, 2, 2, rank=3, padding=1, padding_mode="circular", **double),
+        (1, 1, 3, 2, 3),
+    ),
+    "Dense": (nn.Dense(5, 3, **double), (4, 5)),
+    "ReLU": (nn.ReLU(), (3, 4)),
+    "Sigmoid": (nn.Sigmoid(), (3, 4)),
+    "Flatten": (nn.Flatten(), (3, 2, 4)),
+    "MaxPool": (nn.MaxPool(2), (2, 2, 4, 6)),
+    "MaxPool overlapping, padded": (nn.MaxPool(3, 2, 1), (2, 2, 5, 6)),
+    "MaxPool channels_last, 1-D": (nn.MaxPool((2,), layout="channels_last"), (2, 5, 3)),
+    "AvgPool": (nn.AvgPool((2, 3)), (2, 2, 4, 6)),
+    "AvgPool overlapping, padded, 3-D": (nn.AvgPool(2, 1, 1, rank=3), (1, 2, 3, 2, 3)),
+    "Sequential": (
+        nn.Sequential(nn.Conv(1, 2, 3, **double), nn.Sigmoid(), nn.Flatten(), nn.Dense(8, 3, **double)),
+        (2, 1, 4, 4),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_backward_is_the_slope_of_forward(name):
+    layer, shape = LAYERS[name]
+    generator = rng()
+    # Values that are apart from each other and from 0, where max and ReLU have corners.
+    x = generator.permutation(np.arange(1, 1 + np.prod(shape))).reshape(shape) * 0.1
+    x *= generator.choice([-1, 1], shape)
+    weights = generator.standard_normal(layer.forward(x).shape)
+
+    def objective():
+        return float((layer.forward(x) * weights).sum())
+
+    objective()
+    dx = layer.backward(weights)
+    gradients = [
+        (part, name, gradient) for part in layer.layers() for name, gradient in part.gradients.items()
+    ]
+    np.testing.assert_allclose(dx, slopes(objective, x), rtol=1e-6, atol=1e-7)
+    assert {(id(part), name) for part, name, _ in gradients} == {
+        (id(part), name) for part in layer.layers() for name in part.parameters
+    }
+    for part, name, gradient in gradients:
+        expected = slopes(objective, part.parameters[name])
+        np.testing.assert_allclose(gradient, expected, rtol=1e-6, atol=1e-7, err_msg=name)
+
+
+def test_softmax_cross_entropy():
+    scores, labels = rng().standard_normal((5, 4)) * 3, np.array([0, 3, 1, 1, 2])
+    loss = nn.SoftmaxCrossEntropy()
+    probabilities = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    assert loss.forward(scores, labels) == pytest.approx(-np.log(probabilities[np.arange(5), labels]).mean())
+    gradient = loss.backward()
+    np.testing.assert_allclose(gradient, slopes(lambda: loss.forward(scores, labels), scores), atol=1e-8)
+    assert np.isfinite(loss.forward(scores * 1e4, labels))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_squared_error(reduction):
+    output, target = rng().standard_normal((3, 4)), rng().standard_normal((3, 4)) + 1
+    loss = nn.SquaredError(reduction)
+    assert loss.forward(output, target) == pytest.approx(getattr(np, reduction)((output - target) ** 2))
+    gradient = loss.backward()
+    np.testing.assert_allclose(gradient, slopes(lambda: loss.forward(output, target), output), atol=1e-8)
+    with pytest.raises(ValueError, match="target must have the shape of output"):
+        loss.forward(output, target[:2])
+
+
+def test_max_pool_takes_the_first_of_equals_and_passes_nan_on():
+    pool = nn.MaxPool(2)
+    x = np.zeros((1, 1, 2, 4))
+    x[0, 0, 1, 3] = np.nan
+    y = pool.forward(x)
+    assert y[0, 0, 0, 0] == 0
+    assert np.isnan(y[0, 0, 0, 1])
+    np.testing.assert_array_equal(pool.backward(np.ones_like(y))[0, 0], [[1, 0, 0, 0], [0, 0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda: nn.MaxPool(2, padding=2), "padding must be at most half of kernel"),
+        (lambda: nn.MaxPool(5).forward(np.ones((1, 1, 4, 4))), "is larger than x"),
+        (lambda: nn.AvgPool(2).forward(np.ones((1, 4, 4))), "x must have 4 axes"),
+        (lambda: nn.AvgPool(0), "kernel must be at least 1"),
+        (lambda: nn.MaxPool(2, layout="first"), "layout must be one of"),
+        (lambda: nn.SquaredError("men"), "did you mean 'mean'"),
+        (lambda: nn.Conv(3, 4, 3, groups=2), "groups=2 does not divide in_channels=3"),
+        (lambda: nn.Conv(4, 3, 3, groups=2), "groups=2 does not divide out_channels=3"),
+    ],
+)
+def test_layers_refuse(make, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        make()
+
+
+class Quadratic(nn.Layer):
+    """Half of the squared distance of w from the target, a different scale along each axis."""
+
+    scales = np.array([1.0, 10.0])
+
+    def __init__(self):
+        super().__init__()
+        self.parameters["w"] = np.array([3.0, -2.0])
+
+    def backward(self, dy=1.0):
+        self.gradients["w"] = self.scales * self.parameters["w"]
+
+
+def test_sgd_is_the_recurrence():
+    network = Quadratic()
+    parameter, momentum, rate = network.parameters["w"], 0.9, 0.05
+    optimizer = nn.SGD(network, rate, momentum)
+    w, v = parameter.copy(), np.zeros(2)
+    for _ in range(5):
+        network.backward()
+        optimizer.step()
+        v = momentum * v + Quadratic.scales * w
+        w = w - rate * v
+        np.testing.assert_allclose(parameter, w, rtol=1e-14)
+    assert network.parameters["w"] is parameter
+
+
+def test_adam_is_the_recurrence():
+    network = Quadratic()
+    optimizer = nn.Adam(network, 0.1)
+    w, m, s = network.parameters["w"].copy(), np.zeros(2), np.zeros(2)
+    for t in range(1, 6):
+        network.backward()
+        optimizer.step()
+        gradient = Quadratic.scales * w
+        m, s = 0.9 * m + 0.1 * gradient, 0.999 * s + 0.001 * gradient**2
+        w = w - 0.1 * (m / (1 - 0.9**t)) / (np.sqrt(s / (1 - 0.999**t)) + 1e-8)
+        np.testing.assert_allclose(network.parameters["w"], w, rtol=1e-12)
+
+
+def test_convert_replaces_every_parameter():
+    network = nn.Sequential(nn.Conv(1, 2, 3), nn.Flatten(), nn.Dense(8, 3))
+    network.convert(lambda array: array.astype(np.float64))
+    assert network(np.ones((1, 1, 4, 4))).dtype == np.float64

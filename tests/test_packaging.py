@@ -1,0 +1,116 @@
+"""The package as others get it: the wheel in an empty environment, the Dockerfile outside Docker."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def sh(*command, cwd=None, **environment):
+    run = subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, env={**os.environ, **environment}, timeout=900
+    )
+    assert run.returncode == 0, f"{command}\n{run.stdout}\n{run.stderr}"
+    return run.stdout
+
+
+def fresh_environment(folder):
+    """An empty virtual environment and the variables that make its commands the first ones found."""
+    sh(sys.executable, "-m", "venv", str(folder))
+    return dict(
+        PATH=f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}", VIRTUAL_ENV=str(folder), PYTHONPATH=""
+    )
+
+
+def dockerfile():
+    """The Dockerfile's instructions as (name, arguments)."""
+    text = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text())
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return [tuple(line.split(maxsplit=1)) for line in lines]
+
+
+def test_dockerfile_is_pinned_and_not_root():
+    pins = [
+        line
+        for line in (ROOT / "docker/requirements.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
+    assert pins
+    assert all(re.fullmatch(r"[\w-]+==[\d.]+", pin) for pin in pins)
+    instructions = dict(dockerfile())
+    assert instructions["USER"] == "1000:1000"
+    assert instructions["VOLUME"] == "/cache"
+    assert {name for name, _ in dockerfile()} <= {
+        "FROM", "WORKDIR", "COPY", "RUN", "ENV", "VOLUME", "USER", "ENTRYPOINT", "CMD",
+    }  # fmt: skip
+
+
+def test_pins_satisfy_the_package():
+    tomllib = pytest.importorskip("tomllib")
+
+    packaging = pytest.importorskip("packaging.requirements")
+    pins = dict(
+        line.split("==")
+        for line in (ROOT / "docker/requirements.txt").read_text().splitlines()
+        if "==" in line
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    needed = project["project"]["dependencies"] + project["project"]["optional-dependencies"]["cuda12"]
+    for text in needed + project["build-system"]["requires"]:
+        requirement = packaging.Requirement(text)
+        assert requirement.specifier.contains(pins[requirement.name]), text
+
+
+@pytest.mark.packaging
+def test_dockerfile_commands_run_outside_docker(tmp_path):
+    """COPY into a folder, RUN in a fresh environment, then the entry point with its default argument."""
+    image, environment = tmp_path / "image", fresh_environment(tmp_path / "venv")
+    image.mkdir()
+    entry = {}
+    for name, arguments in dockerfile():
+        if name == "COPY":
+            *sources, target = [word for word in arguments.split() if not word.startswith("--")]
+            place = image / target.lstrip("/")
+            for source in sources:
+                if (ROOT / source).is_dir():
+                    shutil.copytree(ROOT / source, place, ignore=shutil.ignore_patterns("__pycache__"))
+                else:
+                    (place / "x" if target.endswith("/") else place).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(ROOT / source, place)
+        elif name == "RUN":
+            sh("sh", "-c", arguments, cwd=image, **environment)
+        elif name == "ENV":
+            key, value = arguments.split("=")
+            environment[key] = str(image / value.lstrip("/"))
+        elif name in ("ENTRYPOINT", "CMD"):
+            entry[name] = eval(arguments)
+    shutil.rmtree(image / "cuconv")
+    text = sh(*entry["ENTRYPOINT"], *entry["CMD"], cwd=tmp_path, **environment)
+    assert "all within their bounds" in text
+    assert str(image / "cache") in sh(*entry["ENTRYPOINT"], "info", cwd=tmp_path, **environment)
+
+
+@pytest.mark.packaging
+def test_wheel_in_an_empty_environment(tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "*.egg-info", "build", "dist"))
+    sh(sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(source))
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "cuconv/py.typed" in names
+    assert "cuconv/cuda_src/README.md" in names
+    assert {name.split("/")[0] for name in names} == {"cuconv", f"{wheel.name.rsplit('-', 3)[0]}.dist-info"}
+    environment = fresh_environment(tmp_path / "venv")
+    sh("pip", "install", "--quiet", str(wheel), cwd=tmp_path, **environment)
+    installed = sh("pip", "list", "--format", "freeze", cwd=tmp_path, **environment)
+    packages = {line.split("==")[0] for line in installed.splitlines()}
+    assert packages <= {"cuconv", "numpy", "ml_dtypes", "pip", "setuptools"}
+    assert "all within their bounds" in sh("cuconv", "check", cwd=tmp_path, **environment)
+    assert "pip install 'cuconv[demo]'" in sh("cuconv", "info", cwd=tmp_path, **environment)

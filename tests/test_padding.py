@@ -1,0 +1,84 @@
+"""Padding: modes against numpy.pad, names, cropping, and what happens at the edges."""
+
+import numpy as np
+import pytest
+
+import cuconv
+
+MODES = {"zeros": "constant", "circular": "wrap", "reflect": "reflect", "replicate": "edge"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("pairs", [((1, 2), (3, 0)), ((9, 7), (8, 11)), ((0, 0), (0, 5))])
+def test_modes_are_those_of_numpy_pad(mode, pairs):
+    rng = np.random.default_rng(0)
+    x, w = rng.integers(-9, 9, (2, 3, 4, 5)), rng.integers(-9, 9, (4, 3, 3, 2))
+    padded = np.pad(x, ((0, 0), (0, 0), *pairs), MODES[mode])
+    expected = cuconv.conv(padded, w)
+    np.testing.assert_array_equal(cuconv.conv(x, w, padding=pairs, padding_mode=mode), expected)
+
+
+def test_negative_padding_crops():
+    rng = np.random.default_rng(0)
+    x, w = rng.integers(-9, 9, (2, 3, 9, 8)), rng.integers(-9, 9, (4, 3, 3, 2))
+    cropped = cuconv.conv(x[:, :, 1:-2, 3:], w)
+    np.testing.assert_array_equal(cuconv.conv(x, w, padding=((-1, -2), (-3, 0))), cropped)
+    dx = cuconv.conv_input_grad(cropped, w, x.shape, padding=((-1, -2), (-3, 0)))
+    assert not dx[:, :, 0].any()
+    assert not dx[:, :, -2:].any()
+    assert not dx[..., :3].any()
+
+
+def test_circular_is_the_product_of_spectra():
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((1, 1, 12)), rng.standard_normal((1, 1, 12))
+    y = cuconv.conv(x, w, padding=[(11, 0)], padding_mode="circular", flip=True)
+    expected = np.fft.ifft(np.fft.fft(x) * np.fft.fft(w)).real
+    np.testing.assert_allclose(y, expected, atol=1e-13)
+
+
+def test_full_with_flip_is_numpy_convolve():
+    rng = np.random.default_rng(0)
+    x, w = rng.integers(-9, 9, 7), rng.integers(-9, 9, 4)
+    y = cuconv.conv(x[None, None], w[None, None], padding="full", flip=True)[0, 0]
+    np.testing.assert_array_equal(y, np.convolve(x, w))
+
+
+def test_cells_that_no_output_sees_get_zero():
+    dy, w = np.ones((1, 1, 2)), np.ones((1, 1, 2))
+    dx = cuconv.conv_input_grad(dy, w, (1, 1, 9), stride=4)
+    np.testing.assert_array_equal(dx[0, 0], [1, 1, 0, 0, 1, 1, 0, 0, 0])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_zero_size_batches_and_channels(dtype):
+    x, w, bias = np.ones((0, 3, 5, 5), dtype), np.ones((4, 3, 2, 2), dtype), np.arange(4).astype(dtype)
+    assert cuconv.conv(x, w, bias).shape == (0, 4, 4, 4)
+    dx, dw, db = cuconv.conv_backward(np.ones((0, 4, 4, 4), dtype), x, w)
+    assert dx.shape == x.shape
+    assert not dw.any()
+    assert not db.any()
+    no_channels = cuconv.conv(np.ones((2, 0, 5, 5), dtype), np.ones((4, 0, 2, 2), dtype), bias)
+    np.testing.assert_array_equal(no_channels, np.broadcast_to(bias[:, None, None], (2, 4, 4, 4)))
+    assert cuconv.conv(x[:, :0], np.ones((0, 0, 2, 2), dtype)).shape == (0, 0, 4, 4)
+
+
+def test_empty_input_axis_under_padding():
+    x, w, bias = np.ones((2, 3, 0)), np.ones((4, 3, 2)), np.arange(4.0)
+    y = cuconv.conv(x, w, bias, padding=1)
+    np.testing.assert_array_equal(y, np.broadcast_to(bias[:, None], (2, 4, 1)))
+    assert cuconv.conv_input_grad(y, w, x.shape, padding=1).shape == (2, 3, 0)
+    assert not cuconv.conv_weight_grad(x, y, w.shape, padding=1).any()
+
+
+def test_bias_grad_over_no_pixels_is_zero():
+    np.testing.assert_array_equal(cuconv.conv_bias_grad(np.ones((3, 4, 0))), np.zeros(4))
+    np.testing.assert_array_equal(cuconv.conv_bias_grad(np.ones((0, 4, 5))), np.zeros(4))
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "gemm"])
+def test_not_a_number_travels_only_where_the_filter_reaches(algorithm):
+    x, w = np.zeros((1, 1, 9, 9)), np.ones((1, 1, 3, 3))
+    x[0, 0, 4, 4] = np.nan
+    y = cuconv.conv(x, w, padding=1, algorithm=algorithm)
+    assert np.isnan(y).sum() == 9

@@ -1,0 +1,158 @@
+"""Plans: plain data, cached, printable, reusable; their workspace is what is used."""
+
+import dataclasses
+import pickle
+import tracemalloc
+
+import numpy as np
+import pytest
+
+import cuconv
+from cuconv.cpu import TABLE, blocking
+from cuconv.plan import make_plan
+from cuconv.problem import Request
+
+from .cases import workspace
+
+
+def test_plan_is_frozen_printable_data():
+    plan = cuconv.plan("fprop", (2, 4, 9, 8), (6, 2, 3, 3), "float32", stride=2, padding=1, groups=2)
+    assert (plan.algorithm, plan.backend) == ("gemm", "cpu")
+    text = str(plan)
+    for part in (
+        "n2c4h9w8 k6r3s3 g2 sh2sw2 p1",
+        "gemm on cpu",
+        "8,640 FLOP",
+        f"{plan.workspace_bytes:,} bytes",
+    ):
+        assert part in text
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plan.algorithm = "other"
+    assert pickle.loads(pickle.dumps(plan)) == plan
+
+
+def test_plans_are_cached():
+    arguments = ("wgrad", (2, 4, 9, 8), (6, 4, 3, 3))
+    assert cuconv.plan(*arguments) is cuconv.plan(*arguments)
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_plan_runs_what_it_was_made_for(layout):
+    rng = np.random.default_rng(0)
+    problem = cuconv.ConvProblem.parse("n2c4h9w8 k6r3s3 g2 sh2sw2 p1")
+    x, w = rng.standard_normal(problem.x_shape(layout)), rng.standard_normal(problem.w_shape(layout))
+    dy, bias = rng.standard_normal(problem.y_shape(layout)), rng.standard_normal(6)
+    options = problem.options() | dict(layout=layout)
+
+    def plan(op, **more):
+        return cuconv.plan(op, x.shape, w.shape, "float64", **options, **more)
+
+    np.testing.assert_array_equal(plan("fprop")(x, w), cuconv.conv(x, w, None, **options))
+    fused = plan("fprop", bias=True, activation="silu")(x, w, bias=bias)
+    np.testing.assert_array_equal(fused, cuconv.conv(x, w, bias, activation="silu", **options))
+    dx = cuconv.conv_input_grad(dy, w, x.shape, **options)
+    np.testing.assert_array_equal(plan("dgrad")(dy, w), dx)
+    np.testing.assert_array_equal(
+        plan("dgrad", flip=True)(dy, w[:, ::-1, ::-1] if layout != "channels_first" else w[:, :, ::-1, ::-1]),
+        dx,
+    )
+    out = np.zeros_like(w)
+    assert plan("wgrad")(x, dy, out=out) is out
+    np.testing.assert_array_equal(out, cuconv.conv_weight_grad(x, dy, w.shape, **options))
+    np.testing.assert_array_equal(plan("bgrad")(dy), cuconv.conv_bias_grad(dy, layout=layout))
+
+
+def test_plan_refuses_other_arrays():
+    plan = cuconv.plan("fprop", (2, 4, 9), (6, 4, 3), "float32")
+    x, w = np.ones((2, 4, 9), np.float32), np.ones((6, 4, 3), np.float32)
+    with pytest.raises(ValueError, match=r"x must have shape \(2, 4, 9\)"):
+        plan(x[..., :8], w)
+    with pytest.raises(TypeError, match="x must be of dtype float32 on backend cpu"):
+        plan(x.astype(float), w.astype(float))
+    with pytest.raises(TypeError, match="takes x, w, got 1"):
+        plan(x)
+    with pytest.raises(ValueError, match="bias was not announced"):
+        plan(x, w, bias=np.ones(6, np.float32))
+    with pytest.raises(ValueError, match="fused into fprop, not into dgrad"):
+        cuconv.plan("dgrad", (2, 4, 9), (6, 4, 3), activation="relu")
+    with pytest.raises(NotImplementedError, match="no cuda algorithm"):
+        cuconv.plan("fprop", (2, 4, 9), (6, 4, 3), backend="cuda")
+
+
+def test_auto_takes_the_depthwise_path_and_never_an_inexact_one():
+    assert cuconv.plan("fprop", (8, 32, 56, 56), (32, 1, 3, 3), groups=32, padding=1).algorithm == "depthwise"
+    long = cuconv.plan("fprop", (1, 1, 100_000), (1, 1, 20_000))
+    assert long.algorithm != "fft"
+    for op in ("fprop", "dgrad", "wgrad"):
+        assert [entry.name for entry in TABLE[op] if not entry.exact] == ["fft"]
+
+
+def test_tune_remembers_the_fastest_and_leaves_out_alone():
+    rng = np.random.default_rng(0)
+    x, w = rng.integers(-9, 9, (2, 6, 9, 9)).astype(float), rng.integers(-9, 9, (6, 1, 3, 3)).astype(float)
+    expected = cuconv.conv(x, w, groups=6)
+    np.testing.assert_array_equal(cuconv.conv(x, w, groups=6, algorithm="tune"), expected)
+    out = np.full_like(expected, 100)
+    cuconv.conv(x, w, groups=6, algorithm="tune", out=out, accumulate=True)
+    np.testing.assert_array_equal(out, expected + 100)
+    request = Request("fprop", cuconv.plan("fprop", x.shape, w.shape, groups=6).request.problem, "float64")
+    from cuconv.plan import _tuned
+
+    assert _tuned[request, "cpu"] in ("depthwise", "gemm")
+    with pytest.raises(ValueError, match="out must have shape"):
+        cuconv.conv(x, w, groups=6, algorithm="tune", out=out[:1])
+
+
+PROBLEMS = (
+    "n8c32h28w28 k48r3s3 p1",
+    "n4c64h40w40 k64r1s1",
+    "n2c3h112w112 k32r7s7 sh2sw2 p3",
+    "n8c96h28w28 k96r7s7 g96 p3",
+    "n2c16w8000 k16s15 p7",
+    "n2c8d20h20w20 k8t3r3s3 p1 circular",
+    "n2c8h50w50 k8r3s3 g2 dh2dw2 p2 reflect",
+)
+
+
+@pytest.mark.parametrize("bound", [1 << 18, 1 << 20])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
+@pytest.mark.parametrize("line", PROBLEMS)
+def test_workspace_is_bounded_and_honestly_stated(line, op, dtype, bound):
+    """Peak memory beyond operands and result stays below what the plan says, whatever the bound."""
+    problem = cuconv.ConvProblem.parse(line)
+    rng = np.random.default_rng(0)
+    shapes = {"x": problem.x_shape(), "w": problem.w_shape(), "dy": problem.y_shape()}
+    inputs = {"fprop": ("x", "w"), "dgrad": ("dy", "w"), "wgrad": ("x", "dy")}[op]
+    operands = [rng.standard_normal(shapes[name]).astype(dtype) for name in inputs]
+    result = {"fprop": "dy", "dgrad": "x", "wgrad": "w"}[op]
+    out = np.zeros(shapes[result], dtype)
+    with workspace(bound):
+        for entry in TABLE[op]:
+            request = Request(op, problem, dtype)
+            if entry.name == "fft" or entry.applies(request) is not None:
+                continue
+            plan = make_plan(request, entry.name, "cpu")
+            plan(*operands, out=out)
+            tracemalloc.start()
+            plan(*operands, out=out)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            assert peak <= plan.workspace_bytes + 100_000, f"{plan}: peak {peak}"
+
+
+def test_fit_shrinks_in_order_down_to_the_bound():
+    with workspace(100):
+        assert blocking.fit((8, 8), lambda a, b: a * b) == (8, 8)
+        assert blocking.fit((8, 8), lambda a, b: 4 * a * b) == (2, 8)
+        assert blocking.fit((8, 8), lambda a, b: 4 * a * b, order=(1, 0)) == (8, 2)
+        assert blocking.fit((8, 8), lambda a, b: 1000 * a * b) == (1, 1)
+        assert blocking.fit((0, 8), lambda a, b: a * b) == (1, 8)
+
+
+def test_blocks_cover_every_cell_once():
+    seen = np.zeros((5, 7), int)
+    for block in blocking.blocks((5, 7), (2, 3)):
+        seen[block] += 1
+    assert (seen == 1).all()
+    assert list(blocking.blocks((0, 7), (1, 3))) == []

@@ -1,0 +1,147 @@
+"""The geometry: extents, padding, costs, and the one-line notation."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import cuconv
+from cuconv import ConvProblem
+from cuconv.problem import padding_pairs
+
+from .cases import draw_case, seeded_case
+
+
+@st.composite
+def cases(draw):
+    return draw_case(
+        lambda low, high: draw(st.integers(low, high)), lambda sequence: draw(st.sampled_from(sequence))
+    )
+
+
+@given(cases())
+def test_notation_round_trips(case):
+    assert ConvProblem.parse(str(case.problem)) == case.problem
+
+
+def test_notation_by_example():
+    problem = ConvProblem.parse("n32c64h56w56 k64r3s3 p1")
+    assert problem == ConvProblem(32, 64, 64, (56, 56), (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
+    assert problem.output == (56, 56)
+    assert str(problem) == "n32c64h56w56 k64r3s3 p1"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("c3w16000 k32s2 dw512", "n1c3w16000 k32s2 dw512"),
+        ("n1c32d114h130w130 k64t3r3s3", "n1c32d114h130w130 k64t3r3s3"),
+        ("n32c3h224w224 k64r7s7 sh2/sw2 p3", "n32c3h224w224 k64r7s7 sh2sw2 p3"),
+        ("n1c4h8w8k4r3s3g4ph1pw1", "n1c4h8w8 k4r3s3 g4 p1"),
+        ("n1c4h8w8 k4r3s3 sh2", "n1c4h8w8 k4r3s3 sh2sw1"),
+        ("n1c1w8 k1s3 p2:-1 circular", "n1c1w8 k1s3 p2:-1 circular"),
+        ("n1c1h8w8 k1r3s3 p1 pw0", "n1c1h8w8 k1r3s3 ph1pw0"),
+    ],
+)
+def test_notation_normalises(text, expected):
+    assert str(ConvProblem.parse(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("n1c1 k1r3s3", "no input extent"),
+        ("n1h8w8 k1r3s3", "'c' is missing"),
+        ("n1c1h8w8 k1r3s3 q2", "'q'.*did you mean|must be one of"),
+        ("n1c1h8w8 k1r3s3 p1 p2", "'p' stands twice"),
+        ("n1c1w8 k1s3 ph1", "'ph' does not belong"),
+        ("n1c1w8 k1s3 sw2:3", "'sw' takes one number"),
+        ("n1c1w8 k1s3 circula", "did you mean 'circular'"),
+        ("n1c1w8 k1s3 p1.5", "cannot read '.5'"),
+        ("n1c1w2 k1s3", "axis w gives no output"),
+        ("n-1c1w8 k1s3", "n must be at least 0"),
+    ],
+)
+def test_notation_refuses(text, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        ConvProblem.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("padding", "expected"),
+    [
+        (0, ((0, 0), (0, 0))),
+        (2, ((2, 2), (2, 2))),
+        (-1, ((-1, -1), (-1, -1))),
+        ((1, 2), ((1, 1), (2, 2))),
+        (((1, 2), (3, -4)), ((1, 2), (3, -4))),
+        ([(1, 2), 3], ((1, 2), (3, 3))),
+        (np.array([[1, 2], [3, 4]]), ((1, 2), (3, 4))),
+        ("valid", ((0, 0), (0, 0))),
+        ("full", ((6, 6), (1, 1))),
+        # ceil(9 / 2) = 5 outputs reach over (5 - 1) 2 + 7 = 15 cells: 6 more than 9; ceil(8 / 3) = 3 over 8.
+        ("same", ((3, 3), (0, 0))),
+        ("same_lower", ((3, 3), (0, 0))),
+    ],
+)
+def test_padding_forms(padding, expected):
+    assert padding_pairs(padding, (9, 8), (4, 2), (2, 3), (2, 1)) == expected
+
+
+@pytest.mark.parametrize("extent", range(1, 12))
+@pytest.mark.parametrize("taps", range(1, 6))
+@pytest.mark.parametrize("stride", range(1, 5))
+def test_same_gives_ceil_of_input_over_stride(extent, taps, stride):
+    for name in ("same", "same_lower"):
+        problem = ConvProblem.from_shapes((1, 1, extent), (1, 1, taps), stride, name)
+        assert problem.output == (-(-extent // stride),)
+        before, after = problem.padding[0]
+        assert 0 <= (after - before if name == "same" else before - after) <= 1
+
+
+def test_costs():
+    problem = ConvProblem.parse("n2c4h5w6 k8r3s3 g2 p1")
+    assert problem.macs == 2 * 8 * 30 * 2 * 9
+    assert problem.flops("fprop") == 2 * problem.macs
+    assert problem.flops("wgrad", "complex64") == 8 * problem.macs
+    assert problem.flops("bgrad") == 2 * 8 * 30
+    assert problem.bytes("fprop", "float16") == 2 * (2 * 4 * 30 + 8 * 2 * 9 + 2 * 8 * 30)
+    assert problem.gemm("fprop") == (60, 4, 18)
+    assert problem.gemm("dgrad") == (60, 2, 36)
+    assert problem.gemm("wgrad") == (4, 18, 60)
+
+
+def test_volumetric_form_has_the_same_costs_and_cells():
+    for seed in range(200):
+        problem = seeded_case(seed).problem
+        volume = problem.volumetric
+        assert volume.rank == 3
+        assert volume.output == (1,) * (3 - problem.rank) + problem.output
+        assert volume.macs == problem.macs
+
+
+def test_problem_module_needs_no_array_library():
+    import subprocess
+    import sys
+
+    code = """if True:
+        import sys
+        sys.modules["numpy"] = sys.modules["ml_dtypes"] = sys.modules["cupy"] = None
+        import importlib.util, types
+        package = types.ModuleType("cuconv")
+        package.__path__ = [sys.argv[1]]
+        sys.modules["cuconv"] = package
+        from cuconv.problem import ConvProblem
+        print(ConvProblem.parse("n1c1w8 k1s3"))
+    """
+    folder = cuconv.__path__[0]
+    run = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "n1c1w8 k1s3"
+
+
+def test_nothing_imports_cupy_before_a_cupy_array_arrives():
+    import subprocess
+    import sys
+
+    code = "import sys, cuconv, cuconv.nn; sys.exit('cupy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

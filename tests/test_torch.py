@@ -1,0 +1,131 @@
+"""The same calls through torch.nn.functional: values, gradients, argument order. Skipped without torch."""
+
+import numpy as np
+import pytest
+
+import cuconv
+
+torch = pytest.importorskip("torch")
+functional = torch.nn.functional
+pytestmark = pytest.mark.peer
+
+GEOMETRIES = [
+    dict(),
+    dict(stride=2, padding=1),
+    dict(stride=3, dilation=2, padding=2, groups=2),
+    dict(padding="same", dilation=2),
+    dict(padding="valid", groups=4),
+]
+DTYPES = {"float32": 1e-5, "float64": 1e-12, "complex64": 1e-5, "complex128": 1e-12}
+
+
+def operands(rank, groups, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape):
+        values = rng.standard_normal(shape)
+        return (values + 1j * rng.standard_normal(shape) if "complex" in dtype else values).astype(dtype)
+
+    return draw(2, 4, *(9, 8, 7)[:rank]), draw(8, 4 // groups, *(3, 2, 3)[:rank]), draw(8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_conv_and_its_gradients(rank, geometry, dtype):
+    x, w, bias = operands(rank, geometry.get("groups", 1), dtype)
+    tensors = [torch.tensor(array, requires_grad=True) for array in (x, w, bias)]
+    expected = getattr(functional, f"conv{rank}d")(*tensors, **geometry)
+    y = getattr(cuconv, f"conv{rank}d")(x, w, bias, **geometry)
+    tolerance = dict(rtol=DTYPES[dtype], atol=20 * DTYPES[dtype])
+    np.testing.assert_allclose(y, expected.detach().numpy(), **tolerance)
+    expected.backward(torch.tensor(y))
+    for got, tensor in zip(cuconv.conv_backward(y, x, w, **geometry), tensors, strict=True):
+        np.testing.assert_allclose(got, tensor.grad.numpy(), rtol=DTYPES[dtype], atol=1e3 * DTYPES[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_positional_order(rank, dtype):
+    x, w, bias = operands(rank, 2, dtype)
+    tensors = [torch.tensor(array) for array in (x, w, bias)]
+    expected = getattr(functional, f"conv{rank}d")(*tensors, 2, 1, 2, 2)
+    np.testing.assert_allclose(cuconv.conv(x, w, bias, 2, 1, 2, 2), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("stride", "padding", "output_padding", "groups", "dilation"),
+    [(1, 0, 0, 1, 1), (2, 1, 1, 2, 1), (3, 2, 2, 1, 2), (1, 0, 1, 2, 2), (2, 1, 2, 4, 3), (1, 1, 3, 1, 4)],
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_conv_transpose(rank, dtype, stride, padding, output_padding, groups, dilation):
+    rng = np.random.default_rng(0)
+    shape = (4, 3, *(3, 2, 3)[:rank])
+    w = (
+        (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(dtype)
+        if "complex" in dtype
+        else rng.standard_normal(shape).astype(dtype)
+    )
+    x, bias = operands(rank, 1, dtype)[0], np.ones(3 * groups, dtype)
+    arguments = (stride, padding, output_padding, groups, dilation)
+    tensors = [torch.tensor(array) for array in (x, w, bias)]
+    expected = getattr(functional, f"conv_transpose{rank}d")(*tensors, *arguments)
+    got = getattr(cuconv, f"conv_transpose{rank}d")(x, w, bias, *arguments)
+    np.testing.assert_allclose(got, expected, rtol=DTYPES[dtype], atol=50 * DTYPES[dtype])
+
+
+@pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
+def test_padding_modes(mode):
+    x, w, _ = operands(2, 1, "float64")
+    x_tensor = torch.tensor(x, requires_grad=True)
+    expected = functional.conv2d(functional.pad(x_tensor, (1, 2, 3, 0), mode), torch.tensor(w))
+    options = dict(padding=((3, 0), (1, 2)), padding_mode=mode)
+    y = cuconv.conv(x, w, **options)
+    np.testing.assert_allclose(y, expected.detach(), rtol=1e-12, atol=1e-12)
+    expected.backward(torch.tensor(y))
+    np.testing.assert_allclose(
+        cuconv.conv_input_grad(y, w, x.shape, **options), x_tensor.grad, rtol=1e-10, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh", "silu", "gelu"])
+def test_activations(name):
+    x, w, bias = operands(2, 1, "float64")
+    expected = getattr(torch, name, getattr(functional, name, None))(
+        functional.conv2d(*map(torch.tensor, (x, w, bias)))
+    )
+    np.testing.assert_allclose(cuconv.conv(x, w, bias, activation=name), expected, rtol=1e-12, atol=1e-13)
+
+
+def test_gradients_by_name():
+    """conv_input_grad and conv_weight_grad are torch.nn.grad's functions, the operands in our order."""
+    x, w, _ = operands(2, 2, "float64")
+    dy = np.random.default_rng(1).standard_normal((2, 8, 5, 5))
+    arguments = (2, 1, 1, 2)
+    dx = torch.nn.grad.conv2d_input(x.shape, torch.tensor(w), torch.tensor(dy), *arguments)
+    dw = torch.nn.grad.conv2d_weight(torch.tensor(x), w.shape, torch.tensor(dy), *arguments)
+    np.testing.assert_allclose(cuconv.conv_input_grad(dy, w, x.shape, *arguments), dx, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        cuconv.conv_weight_grad(x, dy, w.shape, *arguments), dw, rtol=1e-12, atol=1e-12
+    )
+
+
+def test_tensors_in_tensors_out():
+    x, w, bias = operands(2, 1, "float32")
+    x_tensor, w_tensor, bias_tensor = map(torch.tensor, (x, w, bias))
+    y = cuconv.conv(x_tensor, w_tensor, bias_tensor, stride=2)
+    assert isinstance(y, torch.Tensor)
+    np.testing.assert_array_equal(y.numpy(), cuconv.conv(x, w, bias, stride=2))
+    out = torch.zeros_like(y)
+    assert cuconv.conv(x_tensor, w_tensor, bias_tensor, stride=2, out=out) is out
+    np.testing.assert_array_equal(out.numpy(), y.numpy())
+    strided = x_tensor.permute(0, 1, 3, 2)
+    expected = cuconv.conv(np.ascontiguousarray(x.transpose(0, 1, 3, 2)), w)
+    np.testing.assert_array_equal(cuconv.conv(strided, w_tensor).numpy(), expected)
+    with pytest.raises(TypeError, match="w must be the same kind of array as x"):
+        cuconv.conv(x_tensor, w)
+    with pytest.raises(TypeError, match="x cannot be read through DLPack"):
+        cuconv.conv(x_tensor.requires_grad_(), w_tensor)
+    with pytest.raises(TypeError, match=r"x cannot be read through DLPack|x has dtype"):
+        cuconv.conv(x_tensor.detach().bfloat16(), w_tensor.bfloat16())

@@ -1,0 +1,110 @@
+"""conv_transpose: the adjoint of conv as a forward map, with bias, activation and output padding."""
+
+import numpy as np
+import pytest
+
+import cuconv
+
+
+def scattered(x, w, stride, padding, output_padding, dilation, groups):
+    """Transposed convolution by its definition: every input cell adds a scaled filter to the output."""
+    n, k = x.shape[:2]
+    c, taps = w.shape[1], w.shape[2:]
+    rank = len(taps)
+    whole = [(x.shape[2 + a] - 1) * stride[a] + dilation[a] * (taps[a] - 1) + 1 for a in range(rank)]
+    room = [whole[a] + output_padding[a] for a in range(rank)]
+    y = np.zeros((n, c * groups, *room), x.dtype)
+    for cell in np.ndindex(*x.shape[2:]):
+        where = tuple(
+            slice(cell[a] * stride[a], cell[a] * stride[a] + dilation[a] * (taps[a] - 1) + 1, dilation[a])
+            for a in range(rank)
+        )
+        for g in range(groups):
+            inputs = slice(g * (k // groups), (g + 1) * (k // groups))
+            part = np.tensordot(x[(slice(None), inputs, *cell)], w[inputs], axes=1)
+            y[(slice(None), slice(g * c, (g + 1) * c), *where)] += part
+    return y[(..., *(slice(padding[a], room[a] - padding[a]) for a in range(rank)))]
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize(
+    ("stride", "padding", "output_padding", "dilation"),
+    [
+        ((1, 1), (0, 0), (0, 0), (1, 1)),
+        ((2, 3), (1, 0), (1, 2), (1, 1)),
+        ((1, 2), (2, 1), (2, 0), (3, 1)),
+        # Output padding at and above the stride, which the dilation allows.
+        ((1, 2), (0, 1), (1, 2), (2, 3)),
+        ((1, 1), (1, 0), (3, 2), (4, 3)),
+    ],
+)
+def test_against_the_definition(stride, padding, output_padding, dilation, groups):
+    rng = np.random.default_rng(0)
+    x, w = rng.integers(-9, 9, (2, 4, 3, 5)), rng.integers(-9, 9, (4, 3, 3, 2))
+    bias = rng.integers(-9, 9, 3 * groups)
+    expected = scattered(x, w, stride, padding, output_padding, dilation, groups) + bias[:, None, None]
+    got = cuconv.conv_transpose(x, w, bias, stride, padding, output_padding, groups, dilation)
+    np.testing.assert_array_equal(got, expected)
+    relu = cuconv.conv_transpose(
+        x, w, bias, stride, padding, output_padding, groups, dilation, activation="relu"
+    )
+    np.testing.assert_array_equal(relu, np.maximum(expected, 0))
+    x_last, w_last = np.moveaxis(x, 1, -1), np.moveaxis(w, 1, -1)
+    last = cuconv.conv_transpose(
+        x_last, w_last, bias, stride, padding, output_padding, groups, dilation, layout="channels_last"
+    )
+    np.testing.assert_array_equal(np.moveaxis(last, -1, 1), expected)
+    alone = cuconv.conv_transpose(x[1], w, bias, stride, padding, output_padding, groups, dilation)
+    np.testing.assert_array_equal(alone, expected[1])
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_ranked_names(rank):
+    x, w = np.ones((1, 2) + (4,) * rank), np.ones((2, 3) + (2,) * rank)
+    function = getattr(cuconv, f"conv_transpose{rank}d")
+    np.testing.assert_array_equal(function(x, w, stride=2), cuconv.conv_transpose(x, w, stride=2))
+    with pytest.raises(ValueError, match="w must have"):
+        function(x[..., None], w[..., None])
+
+
+def test_same_makes_the_result_stride_times_as_large():
+    for stride in (1, 2, 3):
+        y = cuconv.conv_transpose(np.ones((1, 1, 7)), np.ones((1, 1, 3)), stride=stride, padding="same")
+        assert y.shape == (1, 1, 7 * stride)
+
+
+def test_complex_filters_are_not_conjugated():
+    x, w = np.full((1, 1, 1), 1j), np.full((1, 1, 1), 1j)
+    assert cuconv.conv_transpose(x, w)[0, 0, 0] == -1
+    assert cuconv.conv_input_grad(x, w, (1, 1, 1))[0, 0, 0] == 1
+
+
+def test_flip_and_accumulate():
+    rng = np.random.default_rng(0)
+    x, w = rng.integers(-9, 9, (2, 4, 5)), rng.integers(-9, 9, (4, 3, 3))
+    out = rng.integers(-9, 9, (2, 3, 7))
+    expected = out + cuconv.conv_transpose(x, w[..., ::-1])
+    assert cuconv.conv_transpose(x, w, flip=True, out=out, accumulate=True) is out
+    np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (dict(output_padding=2, stride=2), "output_padding must be below the stride or the dilation, here 2"),
+        (dict(output_padding=-1), "output_padding must be at least 0"),
+        (dict(padding=4), "axis w gives no output"),
+        (dict(groups=3), "groups=3 does not divide K=4"),
+        (dict(bias=np.ones(4)), r"bias must have shape \(3,\)"),
+    ],
+)
+def test_refuses(arguments, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        cuconv.conv_transpose(np.ones((2, 4, 5)), np.ones((4, 3, 3)), **arguments)
+
+
+def test_refuses_channels_that_do_not_match():
+    with pytest.raises(ValueError, match=r"x has 5 channels .* w \(4, 3, 3\) expects 4"):
+        cuconv.conv_transpose(np.ones((2, 5, 5)), np.ones((4, 3, 3)))
+    with pytest.raises(ValueError, match="x must not be empty along its spatial axes"):
+        cuconv.conv_transpose(np.ones((2, 4, 0)), np.ones((4, 3, 3)))

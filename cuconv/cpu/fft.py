@@ -24,7 +24,7 @@ import numpy as np
 from ..dtypes import DTYPES
 from ..problem import ConvProblem, Request
 from ..table import Algorithm, Schedule
-from .blocking import ALL, Launch, blocks, fit, lengths
+from .blocking import ALL, Launch, blocks, fit
 from .padding import fold, gather
 from .result import Result
 
@@ -86,13 +86,16 @@ def fprop(request: Request, tile: Sequence[int], x: np.ndarray, w: np.ndarray, r
     transform = _Transform(request)
     problem = transform.problem
     keep = tuple(map(_every, problem.stride, problem.output))
+
+    def block(n: slice, k: slice, inputs: slice) -> None:
+        filters = transform.mirrored(transform.spread(w[k], problem.dilation))
+        product = np.einsum("nc...,kc...->nk...", transform.input(x[n, inputs]), filters)
+        y = transform.inverse(product)[(ALL, ALL, *keep)]
+        result.store((n, k, ALL, ALL, ALL), y.astype(result.dtype))
+
     for inputs, outputs in _groups(problem):
-        for n, k in blocks((problem.n, outputs.stop - outputs.start), tile):
-            k = slice(outputs.start + k.start, outputs.start + k.stop)
-            filters = transform.mirrored(transform.spread(w[k], problem.dilation))
-            product = np.einsum("nc...,kc...->nk...", transform.input(x[n, inputs]), filters)
-            y = transform.inverse(product)[(ALL, ALL, *keep)]
-            result.store((n, k, ALL, ALL, ALL), y.astype(result.dtype))
+        for n, k in blocks((problem.n, _length(outputs)), tile):
+            block(n, _within(outputs, k), inputs)
 
 
 def dgrad(request: Request, tile: Sequence[int], dy: np.ndarray, w: np.ndarray, result: Result) -> None:
@@ -100,16 +103,18 @@ def dgrad(request: Request, tile: Sequence[int], dy: np.ndarray, w: np.ndarray, 
     transform = _Transform(request)
     problem = transform.problem
     inside = tuple(slice(0, extent) for extent in problem.padded)
-    w = w.conj() if request.conjugate else w
+
+    def block(n: slice, c: slice, inputs: slice, outputs: slice) -> None:
+        filters = w[outputs, c].conj() if request.conjugate else w[outputs, c]
+        filters = transform.forward(transform.spread(filters, problem.dilation))
+        grad = transform.forward(transform.spread(dy[n, outputs], problem.stride))
+        product = np.einsum("nk...,kc...->nc...", grad, filters)
+        dx = fold(transform.inverse(product)[(ALL, ALL, *inside)], problem)
+        result.store((n, _within(inputs, c), ALL, ALL, ALL), dx.astype(result.dtype))
+
     for inputs, outputs in _groups(problem):
-        for n, c in blocks((problem.n, inputs.stop - inputs.start), tile):
-            c = slice(inputs.start + c.start, inputs.start + c.stop)
-            own = slice(c.start - inputs.start, c.stop - inputs.start)
-            grad = transform.forward(transform.spread(dy[n, outputs], problem.stride))
-            filters = transform.forward(transform.spread(w[outputs, own], problem.dilation))
-            product = np.einsum("nk...,kc...->nc...", grad, filters)
-            dx = fold(transform.inverse(product)[(ALL, ALL, *inside)], problem)
-            result.store((n, c, ALL, ALL, ALL), dx.astype(result.dtype))
+        for n, c in blocks((problem.n, _length(inputs)), tile):
+            block(n, c, inputs, outputs)
 
 
 def wgrad(request: Request, tile: Sequence[int], x: np.ndarray, dy: np.ndarray, result: Result) -> None:
@@ -117,18 +122,30 @@ def wgrad(request: Request, tile: Sequence[int], x: np.ndarray, dy: np.ndarray, 
     transform = _Transform(request)
     problem = transform.problem
     keep = tuple(map(_every, problem.dilation, problem.filter))
+
+    def spectrum(n: slice, k: slice, inputs: slice) -> np.ndarray:
+        images = x[n, inputs].conj() if request.conjugate else x[n, inputs]
+        grad = transform.mirrored(transform.spread(dy[n, k], problem.stride))
+        return np.einsum("nk...,nc...->kc...", grad, transform.input(images))
+
     for inputs, outputs in _groups(problem):
-        for (k,) in blocks((outputs.stop - outputs.start,), tile[1:]):
-            k = slice(outputs.start + k.start, outputs.start + k.stop)
-            total = None
+        for (part,) in blocks((_length(outputs),), tile[1:]):
+            k = _within(outputs, part)
+            # No image at all sums to zero, of the spectrum's shape.
+            total = spectrum(slice(0, 0), k, inputs)
             for (n,) in blocks((problem.n,), tile[:1]):
-                grad = transform.mirrored(transform.spread(dy[n, k], problem.stride))
-                images = x[n, inputs].conj() if request.conjugate else x[n, inputs]
-                part = np.einsum("nk...,nc...->kc...", grad, transform.input(images))
-                total = part if total is None else total + part
-            shape = (*lengths((k, inputs)), *problem.filter)
-            dw = np.zeros(shape) if total is None else transform.inverse(total)[(ALL, ALL, *keep)]
+                total += spectrum(n, k, inputs)
+            dw = transform.inverse(total)[(ALL, ALL, *keep)]
             result.store((k, ALL, ALL, ALL, ALL), dw.astype(result.dtype))
+
+
+def _length(part: slice) -> int:
+    return part.stop - part.start
+
+
+def _within(channels: slice, part: slice) -> slice:
+    """A part of a range of channels, counted from its start, as a range of all channels."""
+    return slice(channels.start + part.start, channels.start + part.stop)
 
 
 def _groups(problem: ConvProblem) -> list[tuple[slice, slice]]:
@@ -152,10 +169,13 @@ def _plan(request: Request) -> Schedule:
     c, k = problem.c // problem.groups, problem.k // problem.groups
     # The blocked channels are the result's own; the summed ones are whole.
     blocked, summed = (c, k) if request.op == "dgrad" else (k, c)
-    spectrum = math.prod(transform.shape) * 16
+    # A spectrum and the arrays it is made from, which for complex cells are conjugated besides. The
+    # spectrum of real cells has half of the frequencies, so it takes as much memory as they do.
+    copies = 3 if transform.real else 4
+    volume = copies * math.prod(transform.shape) * transform.dtype.itemsize
 
     def cost(n: int, channels: int) -> int:
-        return 2 * spectrum * (n * summed + channels * summed + n * channels)
+        return volume * (n * summed + channels * summed + n * channels)
 
     tile = fit((problem.n, blocked), cost, share=4)
     kernel = {"fprop": fprop, "dgrad": dgrad, "wgrad": wgrad}[request.op]

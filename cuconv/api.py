@@ -10,16 +10,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from . import arrays
 from .arrays import Array, Operands
 from .dtypes import is_complex
-from .options import flag, one_of
-from .plan import Call, Plan, make_plan
+from .options import checked_keywords, flag, one_of
+from .plan import Call, Plan, expect_shape, make_plan
 from .problem import LAYOUTS, OPS, ConvProblem, Request
 
 
+@checked_keywords
 def conv(
     x: Array,
     w: Array,
@@ -40,11 +39,12 @@ def conv(
 ) -> Array:
     """Cross-correlate x with the filters w, in one to three dimensions, as deep learning defines it.
 
-    On each spatial axis, with s, d and p the stride, the dilation and the padding before,
+    On each spatial axis, with stride s, dilation d, and a cells of padding before and b after,
 
-        y[n, k, o] = activation(bias[k] + sum over c, r of  x[n, c, o s - p + r d] w[k, c, r])
+        y[n, k, p] = activation(bias[k] + sum over c, r of  x[n, c, p s - a + r d] w[k, c, r])
 
-    with c over the C/groups channels of k's group, and P = floor((H + padding - d (R - 1) - 1) / s) + 1.
+    with c over the C/groups channels of k's group, and P = floor((H + a + b - d (R - 1) - 1) / s) + 1
+    output cells.
 
     ============  ==========================================  ======================================
     array         layout="channels_first"                     layout="channels_last"
@@ -57,12 +57,16 @@ def conv(
 
     All arrays have one dtype: float16, bfloat16, float32, float64, complex64, complex128, int32 or int64.
     Half types are summed in float32 and rounded once; integers are exact modulo 2^32 or 2^64. Arrays may
-    have any strides. Extents are in elements; zero-size batches and channels are allowed.
+    have any strides. Extents are in elements; zero-size batches and channels are allowed. Unlike in PyTorch
+    the layout is that of the filters too. To filter each channel with the same kernel, repeat it C times
+    along w's first axis and set groups=C.
 
     stride, dilation    one int, or one per spatial axis; at least 1
     padding             one int, one per axis, one (before, after) pair per axis, or "valid", "same"
                         (P = ceil(H / s), the odd cell at the end), "same_lower", "full"; negative crops
-    padding_mode        what lies outside: "zeros", "circular", "reflect" or "replicate"
+    padding_mode        what the padding holds: "zeros"; "circular", the other end (NumPy's "wrap");
+                        "reflect", the mirror image about the outermost cell (SciPy's "mirror"); or
+                        "replicate", the outermost cell (NumPy's "edge", SciPy's "nearest")
     flip                turn the filters by 180 degrees: true convolution, as in SciPy and MATLAB
     activation          None, "relu", "sigmoid", "tanh", "silu" or "gelu"
     precision           None for the dtype's own accuracy; "tf32" permits less for float32
@@ -82,9 +86,11 @@ def conv(
         "fprop", problem, operands.dtype, layout, _batched(operands, "x", problem), flip,
         bias is not None, activation, accumulate, precision=precision,
     )  # fmt: skip
-    return Call(request, operands, ("x", "w")).compute(algorithm)
+    call = Call(request, operands, ("x", "w"))
+    return call.run(call.plan(algorithm))
 
 
+@checked_keywords
 def conv_input_grad(
     dy: Array,
     w: Array,
@@ -104,7 +110,7 @@ def conv_input_grad(
 ) -> Array:
     """The gradient of `conv` with respect to x, given dy, the gradient of its result before activation.
 
-        dx[n, c, h] = sum over k, r, o with o s - p + r d = h of  dy[n, k, o] conj(w[k, c, r])
+        dx[n, c, h] = sum over k, r, p with p s - a + r d = h of  dy[n, k, p] conj(w[k, c, r])
 
     With stride 1 and no padding this is the full correlation of dy with the filter turned by 180 degrees.
     It is the adjoint of `conv`: <dy, conv(x, w)> = <conv_input_grad(dy, w), x>. Cells that no output sees
@@ -127,9 +133,11 @@ def conv_input_grad(
         "dgrad", problem, operands.dtype, layout, len(tuple(input_shape)) == problem.rank + 2, flip,
         accumulate=accumulate, conjugate=is_complex(operands.dtype), precision=precision,
     )  # fmt: skip
-    return Call(request, operands, ("dy", "w")).compute(algorithm)
+    call = Call(request, operands, ("dy", "w"))
+    return call.run(call.plan(algorithm))
 
 
+@checked_keywords
 def conv_weight_grad(
     x: Array,
     dy: Array,
@@ -149,7 +157,7 @@ def conv_weight_grad(
 ) -> Array:
     """The gradient of `conv` with respect to w, given dy, the gradient of its result before activation.
 
-        dw[k, c, r] = sum over n, o of  dy[n, k, o] conj(x[n, c, o s - p + r d])
+        dw[k, c, r] = sum over n, p of  dy[n, k, p] conj(x[n, c, p s - a + r d])
 
     With stride 1 this is the correlation of x with dy. It is the adjoint of `conv` in w:
     <dy, conv(x, w)> = <conv_weight_grad(x, dy), w>.
@@ -171,9 +179,11 @@ def conv_weight_grad(
         "wgrad", problem, operands.dtype, layout, _batched(operands, "x", problem), flip,
         accumulate=accumulate, conjugate=is_complex(operands.dtype), precision=precision,
     )  # fmt: skip
-    return Call(request, operands, ("x", "dy")).compute(algorithm)
+    call = Call(request, operands, ("x", "dy"))
+    return call.run(call.plan(algorithm))
 
 
+@checked_keywords
 def conv_bias_grad(
     dy: Array,
     *,
@@ -201,16 +211,21 @@ def conv_bias_grad(
         )
     channel = len(shape) - 1 if layout == "channels_last" else int(batched)
     spatial = tuple(extent for axis, extent in enumerate(shape) if axis >= batched and axis != channel)
-    # Only y's extents count. A sum over no pixels is a sum over no images.
+    empty = 0 in spatial
     problem = ConvProblem(
-        n=(shape[0] if batched else 1) if 0 not in spatial else 0,
-        c=1, k=shape[channel], input=tuple(max(extent, 1) for extent in spatial),
-        filter=(1,) * rank, stride=(1,) * rank, dilation=(1,) * rank, padding=((0, 0),) * rank,
+        n=0 if empty else shape[0] if batched else 1, c=1, k=shape[channel],
+        input=tuple(max(extent, 1) for extent in spatial), filter=(1,) * rank,
+        stride=(1,) * rank, dilation=(1,) * rank, padding=((0, 0),) * rank,
     )  # fmt: skip
-    request = Request("bgrad", problem, operands.dtype, layout, batched, accumulate=accumulate)
-    return Call(request, operands, ("dy",)).compute("auto")
+    request = Request("bgrad", problem, operands.dtype, layout, batched or empty, accumulate=accumulate)
+    if empty:
+        # A sum over no pixels is one over no images, and that a problem can describe.
+        operands.views["dy"] = operands.empty(request.shape("dy"))
+    call = Call(request, operands, ("dy",))
+    return call.run(call.plan("auto"))
 
 
+@checked_keywords
 def conv_backward(
     dy: Array,
     x: Array,
@@ -237,11 +252,11 @@ def conv_backward(
 
     Shapes, dtypes, the other options and errors are those of `conv`.
     """
-    wanted = tuple(flag("needs", need) for need in needs)
-    outs = (None, None, None) if out is None else tuple(out)
-    for name, entries in (("needs", wanted), ("out", outs)):
-        if len(entries) != 3:
-            raise ValueError(f"{name} must have three entries, for dx, dw and db, got {len(entries)}")
+    outs = (None, None, None) if out is None else out
+    for name, entries in (("needs", needs), ("out", outs)):
+        if not hasattr(entries, "__len__") or len(entries) != 3:
+            raise ValueError(f"{name} must have three entries, for dx, dw and db, got {entries!r}")
+    wanted = [flag("needs", need) for need in needs]
     places = {f"out[{index}]": array for index, array in enumerate(outs)}
     operands = arrays.adopt(dy=dy, x=x, w=w, **places)
     problem = ConvProblem.from_shapes(
@@ -252,20 +267,23 @@ def conv_backward(
         "dgrad", problem, operands.dtype, layout, _batched(operands, "x", problem), flip,
         accumulate=accumulate, conjugate=is_complex(operands.dtype), precision=precision,
     )  # fmt: skip
-    # All three are checked before the first one is computed.
+    expect_shape(request, "dy", "dy", operands)
+    # All three are checked and planned before the first one is computed.
     calls = (
         Call(request, operands, ("dy", "w"), "out[0]") if wanted[0] else None,
         Call(replace(request, op="wgrad"), operands, ("x", "dy"), "out[1]") if wanted[1] else None,
         Call(replace(request, op="bgrad", conjugate=False, precision=None), operands, ("dy",), "out[2]")
         if wanted[2] else None,
     )  # fmt: skip
-    dx, dw, db = (
-        None if call is None else call.compute("auto" if call.request.op == "bgrad" else algorithm)
+    planned = [
+        (call, call.plan("auto" if call.request.op == "bgrad" else algorithm)) if call else None
         for call in calls
-    )
+    ]
+    dx, dw, db = (pair and pair[0].run(pair[1]) for pair in planned)
     return dx, dw, db
 
 
+@checked_keywords
 def conv_transpose(
     x: Array,
     w: Array,
@@ -287,9 +305,10 @@ def conv_transpose(
 ) -> Array:
     """Transposed convolution: the linear map of `conv_input_grad`, used forward, with bias and activation.
 
-        y[n, c, h] = activation(bias[c] + sum over k, r, o with o s - p + r d = h of  x[n, k, o] w[k, c, r])
+        y[n, c, h] = activation(bias[c] + sum over k, r, p with p s - a + r d = h of  x[n, k, p] w[k, c, r])
 
-    with H = (P - 1) s - padding + d (R - 1) + output_padding + 1 on each spatial axis.
+    with H = (P - 1) s - a - b + d (R - 1) + output_padding + 1 on each spatial axis, P being x's extent and
+    a and b the padding before and after of the convolution that is transposed.
 
     ============  ==========================================  ======================================
     array         layout="channels_first"                     layout="channels_last"
@@ -301,9 +320,9 @@ def conv_transpose(
     ============  ==========================================  ======================================
 
     `output_padding` cells, fewer than the stride or the dilation, are added at the end of each axis.
-    `padding="same"` makes the result stride times as large as x. Complex filters are not conjugated. The
-    other options, dtypes and errors are those of `conv`; the order of arguments is that of
-    `torch.nn.functional.conv_transpose2d`.
+    `padding="same"` makes the result stride times as large as x, and output_padding more. Complex filters
+    are not conjugated. The other options, dtypes and errors are those of `conv`; the order of arguments is
+    that of `torch.nn.functional.conv_transpose2d`.
     """
     operands = arrays.adopt(x=x, w=w, bias=bias, out=out)
     problem = ConvProblem.transposed(
@@ -314,9 +333,11 @@ def conv_transpose(
         "dgrad", problem, operands.dtype, layout, _batched(operands, "x", problem), flip,
         bias is not None, activation, accumulate, precision=precision,
     )  # fmt: skip
-    return Call(request, operands, ("x", "w")).compute(algorithm)
+    call = Call(request, operands, ("x", "w"))
+    return call.run(call.plan(algorithm))
 
 
+@checked_keywords
 def plan(
     op: str,
     x_shape: Sequence[int],
@@ -345,7 +366,7 @@ def plan(
 
     The other options and errors are those of `conv`; the plan of `conv_transpose` is not made here.
     """
-    name = np.dtype(dtype).name
+    name = arrays.dtype_name("dtype", dtype)
     one_of("op", op, OPS)
     one_of("backend", backend, ("cpu", "cuda"))
     problem = ConvProblem.from_shapes(

@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy)
+import ml_dtypes
 import numpy as np
 
 from .dtypes import DTYPES
@@ -66,6 +66,9 @@ class Operands:
             return self.given[name]
         if self.owner.library in ("numpy", "cupy"):
             return result
+        if self.owner.backend == "cpu" and self.dtype == "bfloat16":
+            module = sys.modules[self.owner.library]
+            return _from_dlpack(self.owner.library)(result.view(np.int16)).view(module.bfloat16)
         return _from_dlpack(self.owner.library)(result)
 
     def check_out(self, name: str, shape: tuple[int, ...]) -> None:
@@ -104,11 +107,26 @@ def adopt(**arguments: Array | None) -> Operands:
     for name, view in views.items():
         if view.dtype.name not in DTYPES or not view.dtype.isnative:
             raise TypeError(
-                f"{name} has dtype {view.dtype}, supported are {', '.join(DTYPES)} in native byte order"
+                f"{name} has dtype {view.dtype}, supported are {', '.join(DTYPES)} in native byte order; "
+                f"convert it, for example {name}.astype('float32')"
             )
         if view.dtype != views[first].dtype:
-            raise TypeError(f"{name} must have the dtype of {first}, {views[first].dtype}, got {view.dtype}")
+            raise TypeError(
+                f"{name} must have the dtype of {first}, {views[first].dtype}, got {view.dtype}; "
+                "convert one of them with astype"
+            )
     return Operands(owner, views[first].dtype.name, given, views)
+
+
+def dtype_name(argument: str, dtype: Any) -> str:
+    """The name of a dtype given as a name, a NumPy dtype or a scalar type, or TypeError."""
+    try:
+        found = None if dtype is None else np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or found.name not in DTYPES or not found.isnative:
+        raise TypeError(f"{argument} must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    return found.name
 
 
 def owner_of(name: str, array: Array) -> Owner:
@@ -117,16 +135,25 @@ def owner_of(name: str, array: Array) -> Owner:
         raise TypeError(f"{name} is a masked array, whose mask a convolution would lose: fill it first")
     if isinstance(array, np.ndarray):
         return Owner("numpy", "cpu")
-    library = type(array).__module__.partition(".")[0]
-    if library == "cupy":
+    if type(array).__module__.partition(".")[0] == "cupy":
         return Owner("cupy", "cuda")
     if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
-        device = int(array.__dlpack_device__()[0])
-        if device in _DLPACK_CPU + _DLPACK_CUDA and _from_dlpack(library) is not None:
-            return Owner(library, "cuda" if device in _DLPACK_CUDA else "cpu")
+        try:
+            device = int(array.__dlpack_device__()[0])
+        except (BufferError, RuntimeError, ValueError) as error:
+            raise TypeError(f"{name} cannot be read through DLPack: {error}") from error
+        # A subclass belongs to the library of the class that it extends.
+        for library in (base.__module__.partition(".")[0] for base in type(array).__mro__):
+            if device in _DLPACK_CPU + _DLPACK_CUDA and _from_dlpack(library) is not None:
+                return Owner(library, "cuda" if device in _DLPACK_CUDA else "cpu")
+    hint = ""
+    if isinstance(array, (list, tuple)):
+        hint = "; numpy.asarray makes one of it"
+    elif name == "bias" and isinstance(array, int):
+        hint = "; stride and the rest come after the bias, or by name"
     raise TypeError(
         f"{name} must be a NumPy array, a CuPy array or an array on CPU or GPU of a library with DLPack, "
-        f"got {type(array).__module__}.{type(array).__qualname__}"
+        f"got {type(array).__module__}.{type(array).__qualname__}{hint}"
     )
 
 
@@ -142,7 +169,12 @@ def _from_dlpack(library: str) -> Any:
 def _view(name: str, array: Array, owner: Owner) -> Array:
     if owner.library in ("numpy", "cupy"):
         return array
+    module = sys.modules[owner.library]
+    bfloat16 = getattr(module, "bfloat16", None)
     try:
+        if owner.backend == "cpu" and bfloat16 is not None and getattr(array, "dtype", None) is bfloat16:
+            # NumPy's DLPack does not know bfloat16, so that it travels as int16.
+            return np.from_dlpack(array.view(module.int16)).view(ml_dtypes.bfloat16)
         return owner.namespace.from_dlpack(array)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise TypeError(f"{name} cannot be read through DLPack: {error}") from error

@@ -34,6 +34,13 @@ DTYPES = {
 }
 
 
-def is_complex(dtype: str) -> bool:
-    """Whether a dtype's name is one of the complex ones, whose gradients conjugate."""
-    return dtype in DTYPES and DTYPES[dtype].kind == "c"
+def described(name: str) -> DType:
+    """The dtype of that name, or TypeError with the names there are."""
+    if not isinstance(name, str) or name not in DTYPES:
+        raise TypeError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+    return DTYPES[name]
+
+
+def is_complex(name: str) -> bool:
+    """Whether a dtype is one of the complex ones, whose gradients conjugate."""
+    return described(name).kind == "c"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import __version__
+from .cuda import algorithms as cuda_algorithms
 
 
 def main() -> int:
@@ -36,18 +37,18 @@ def findings() -> tuple[list[tuple[str, str]], list[str]]:
     ]
     missing = []
     driver = driver_version()
-    rows.append(("NVIDIA driver", f"CUDA {driver[0]}.{driver[1]}" if driver else "none"))
+    rows.append(("NVIDIA driver", f"CUDA {driver[0]}.{driver[1]}" if driver else "none: NumPy does it all"))
     cupy = _cupy()
     rows.append(("CuPy", cupy.__version__ if cupy else "not installed"))
     if cupy and driver:
         rows.extend(_devices(cupy))
+    kernels = sum(map(len, cuda_algorithms.TABLE.values()))
+    rows.append(("CUDA algorithms", str(kernels or "none in this version: it computes on NumPy arrays only")))
     cache = os.environ.get("CUPY_CACHE_DIR", os.path.expanduser("~/.cupy/kernel_cache"))
     rows.append(("kernel cache", cache))
-    if driver and not cupy:
+    if kernels and driver and not cupy:
         extra = "cuda13" if driver[0] >= 13 else "cuda12"
         missing.append(f"CuPy, to use the GPU: pip install 'cuconv[{extra}]'")
-    if not driver:
-        missing.append("an NVIDIA driver and GPU: everything runs on NumPy (nothing to install)")
     if demo_lacks():
         missing.append(f"{demo_lacks()}, for python -m cuconv demo: pip install 'cuconv[demo]'")
     return rows, missing

@@ -1,9 +1,17 @@
 """Layers with forward and backward, losses and optimizers: enough to train a network with nothing else.
 
-Parameters and gradients are plain arrays in dicts, `layer.parameters[name]` and `layer.gradients[name]`.
-They are made by NumPy; `network.convert(cupy.asarray)` moves a network to the GPU, and nothing else changes.
+    network = nn.Sequential(nn.Conv(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Dense(8 * 6 * 6, 10))
+    loss, optimizer = nn.SoftmaxCrossEntropy(), nn.Adam(network)
+    loss.forward(network(images), labels)       # images (N, 1, 8, 8), labels (N,)
+    network.backward(loss.backward())
+    optimizer.step()
+    for layer in network.layers():              # parameters and gradients are plain arrays in dicts
+        print(layer.parameters, layer.gradients)
+
 `forward` keeps what `backward` needs; `backward` takes the gradient of the loss with respect to the layer's
 output, sets `gradients` (it does not add to them) and returns the gradient with respect to its input.
+Activations are batched: (N, C, *spatial) or, for layout="channels_last", (N, *spatial, C). Parameters are
+made by NumPy in float32 unless `dtype` says otherwise; `network.convert(function)` replaces each of them.
 """
 
 from __future__ import annotations
@@ -18,7 +26,8 @@ import numpy as np
 from . import activations
 from .api import conv, conv_backward
 from .arrays import Array, owner_of
-from .options import one_of, per_axis
+from .dtypes import described
+from .options import integer, one_of, per_axis
 from .problem import LAYOUTS
 
 
@@ -32,6 +41,13 @@ class Layer:
     def __init__(self) -> None:
         self.parameters: dict[str, Array] = {}
         self.gradients: dict[str, Array] = {}
+        self.kept: Any = None  # what the last forward left for backward
+
+    def recall(self) -> Any:
+        """What the last forward kept."""
+        if self.kept is None:
+            raise RuntimeError(f"{type(self).__name__}.backward needs a forward before it")
+        return self.kept
 
     def forward(self, x: Array) -> Array:
         """The layer's output for x."""
@@ -60,6 +76,9 @@ class Sequential(Layer):
 
     def __init__(self, *parts: Layer) -> None:
         super().__init__()
+        for part in parts:
+            if not isinstance(part, Layer):
+                raise TypeError(f"Sequential takes layers one by one, got {type(part).__name__}")
         self.parts = parts
 
     def forward(self, x: Array) -> Array:
@@ -80,8 +99,8 @@ class Sequential(Layer):
 class Conv(Layer):
     """Convolution with learned filters w (K, C/groups, *kernel) and bias (K,): see `cuconv.conv`.
 
-    kernel is one int per spatial axis, or one int for `rank` axes. The filters start as normal numbers
-    of variance 2 / fan-in (He et al., Delving Deep into Rectifiers, 2015), the bias as zeros.
+    kernel is one int per spatial axis, or one int for `rank` axes, by default 2. The filters start as normal
+    numbers of variance 2 / fan-in (He et al., Delving Deep into Rectifiers, 2015), the bias as zeros.
     """
 
     def __init__(
@@ -95,18 +114,17 @@ class Conv(Layer):
         groups: int = 1,
         *,
         bias: bool = True,
-        rank: int = 2,
+        rank: int | None = None,
         padding_mode: str = "zeros",
         layout: str = "channels_first",
         dtype: Any = np.float32,
         rng: np.random.Generator | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(kernel, Sequence):
-            rank = len(kernel)
-        taps = per_axis("kernel", kernel, rank, 1)
+        taps = _kernel(kernel, rank)
+        integer("groups", groups, 1)
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if channels % groups:
+            if integer(name, channels, 0) % groups:
                 raise ValueError(f"groups={groups} does not divide {name}={channels}")
         shape = (out_channels, in_channels // groups, *taps)
         if one_of("layout", layout, LAYOUTS) == "channels_last":
@@ -120,12 +138,13 @@ class Conv(Layer):
         )  # fmt: skip
 
     def forward(self, x: Array) -> Array:
-        self.x = x
+        _check_axes(x, self.parameters["w"].ndim - 2)
+        self.kept = x
         return conv(x, self.parameters["w"], self.parameters.get("bias"), **self.options)
 
     def backward(self, dy: Array) -> Array:
         needs = (True, True, "bias" in self.parameters)
-        dx, dw, db = conv_backward(dy, self.x, self.parameters["w"], needs=needs, **self.options)
+        dx, dw, db = conv_backward(dy, self.recall(), self.parameters["w"], needs=needs, **self.options)
         self.gradients = {"w": dw, "bias": db} if needs[2] else {"w": dw}
         return dx
 
@@ -141,11 +160,14 @@ class Dense(Layer):
         self.parameters["bias"] = np.zeros(outputs, dtype)
 
     def forward(self, x: Array) -> Array:
-        self.x = x
-        return x @ self.parameters["w"].T + self.parameters["bias"]
+        inputs = self.parameters["w"].shape[1]
+        if x.ndim != 2 or x.shape[1] != inputs:
+            raise ValueError(f"x must have shape (N, {inputs}) for this Dense layer, got {x.shape}")
+        self.kept = x
+        return (x @ self.parameters["w"].T + self.parameters["bias"]).astype(x.dtype, copy=False)
 
     def backward(self, dy: Array) -> Array:
-        self.gradients = {"w": dy.T @ self.x, "bias": dy.sum(axis=0)}
+        self.gradients = {"w": dy.T @ self.recall(), "bias": dy.sum(axis=0)}
         return dy @ self.parameters["w"]
 
 
@@ -153,33 +175,34 @@ class ReLU(Layer):
     """max(x, 0); its slope at 0 is taken as 0."""
 
     def forward(self, x: Array) -> Array:
-        self.positive = x > 0
+        self.kept = x > 0
         return activations.relu(x, _namespace(x))
 
     def backward(self, dy: Array) -> Array:
-        return dy * self.positive
+        return dy * self.recall()
 
 
 class Sigmoid(Layer):
     """1 / (1 + exp(-x)), whose slope is y (1 - y)."""
 
     def forward(self, x: Array) -> Array:
-        self.y = activations.sigmoid(x, _namespace(x))
-        return self.y
+        self.kept = activations.sigmoid(x, _namespace(x))
+        return self.kept
 
     def backward(self, dy: Array) -> Array:
-        return dy * self.y * (1 - self.y)
+        y = self.recall()
+        return dy * y * (1 - y)
 
 
 class Flatten(Layer):
     """(N, ...) as (N, features)."""
 
     def forward(self, x: Array) -> Array:
-        self.shape = x.shape
+        self.kept = x.shape
         return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
     def backward(self, dy: Array) -> Array:
-        return dy.reshape(self.shape)
+        return dy.reshape(self.recall())
 
 
 class _Pool(Layer):
@@ -188,7 +211,9 @@ class _Pool(Layer):
     Output extents are floor((H + 2 padding - kernel) / stride) + 1. stride defaults to kernel.
     """
 
-    fill: float  # what the padding holds
+    def fill(self, dtype: Any) -> Any:
+        """What the padding holds."""
+        raise NotImplementedError
 
     def __init__(
         self,
@@ -196,13 +221,12 @@ class _Pool(Layer):
         stride: int | Sequence[int] | None = None,
         padding: int | Sequence[int] = 0,
         *,
-        rank: int = 2,
+        rank: int | None = None,
         layout: str = "channels_first",
     ) -> None:
         super().__init__()
-        if isinstance(kernel, Sequence):
-            rank = len(kernel)
-        self.kernel = per_axis("kernel", kernel, rank, 1)
+        self.kernel = _kernel(kernel, rank)
+        rank = len(self.kernel)
         self.stride = per_axis("stride", kernel if stride is None else stride, rank, 1)
         self.padding = per_axis("padding", padding, rank, 0)
         if any(2 * pad > taps for pad, taps in zip(self.padding, self.kernel, strict=True)):
@@ -211,8 +235,7 @@ class _Pool(Layer):
         self.axes = range(first, first + rank)
 
     def _padded(self, x: Array) -> Array:
-        if x.ndim != len(self.axes) + 2:
-            raise ValueError(f"x must have {len(self.axes) + 2} axes (N, C and spatial), got shape {x.shape}")
+        _check_axes(x, len(self.axes))
         widths = [(0, 0)] * x.ndim
         for axis, pad in zip(self.axes, self.padding, strict=True):
             widths[axis] = (pad, pad)
@@ -221,7 +244,7 @@ class _Pool(Layer):
         extents = [self.padded_shape[axis] for axis in self.axes]
         if any(extent < taps for extent, taps in zip(extents, self.kernel, strict=True)):
             raise ValueError(f"kernel {self.kernel} is larger than x with its padding, got shape {x.shape}")
-        padded = _namespace(x).full(self.padded_shape, self.fill, dtype=x.dtype)
+        padded = _namespace(x).full(self.padded_shape, self.fill(x.dtype), dtype=x.dtype)
         padded[self.inside] = x
         return padded
 
@@ -238,7 +261,8 @@ class _Pool(Layer):
 class MaxPool(_Pool):
     """The largest cell of each window; its gradient goes to the first cell that has it."""
 
-    fill = -math.inf
+    def fill(self, dtype: Any) -> Any:
+        return np.iinfo(dtype).min if dtype.kind == "i" else -math.inf
 
     def forward(self, x: Array) -> Array:
         padded = self._padded(x)
@@ -248,30 +272,34 @@ class MaxPool(_Pool):
         for index, cell in enumerate(cells, start=1):
             better = (cell > best) | (cell != cell)  # NaN wins, as in every reduction
             best[better], winner[better] = cell[better], index
-        self.winner = winner
+        self.kept = winner
         return best
 
     def backward(self, dy: Array) -> Array:
+        winner = self.recall()
         padded = _namespace(dy).zeros(self.padded_shape, dy.dtype)
         for index, where in enumerate(self._windows()):
-            padded[where] += dy * (self.winner == index)
+            padded[where] += dy * (winner == index)
         return padded[self.inside]
 
 
 class AvgPool(_Pool):
     """The mean of each window, the padding counted as zeros."""
 
-    fill = 0.0
+    def fill(self, dtype: Any) -> Any:
+        return 0
 
     def forward(self, x: Array) -> Array:
         padded = self._padded(x)
         cells = (padded[where] for where in self._windows())
-        total = next(cells).copy()
+        total = next(cells).astype(described(x.dtype.name).accumulator)
         for cell in cells:
             total += cell
-        return total / math.prod(self.kernel)
+        self.kept = x.shape
+        return (total / math.prod(self.kernel)).astype(x.dtype, copy=False)
 
     def backward(self, dy: Array) -> Array:
+        self.recall()
         padded = _namespace(dy).zeros(self.padded_shape, dy.dtype)
         share = dy / math.prod(self.kernel)
         for where in self._windows():
@@ -284,6 +312,15 @@ class SoftmaxCrossEntropy:
 
     def forward(self, scores: Array, labels: Array) -> float:
         xp = _namespace(scores)
+        if scores.ndim != 2 or labels.shape != scores.shape[:1] or labels.dtype.kind not in "iu":
+            raise ValueError(
+                f"labels must be integers of shape (N,) for scores (N, classes), here {scores.shape}, got "
+                f"{labels.dtype} of shape {labels.shape}"
+            )
+        if labels.size and not 0 <= labels.min() <= labels.max() < scores.shape[1]:
+            raise ValueError(
+                f"labels must be from 0 to {scores.shape[1] - 1}, got {labels.min()} to {labels.max()}"
+            )
         shifted = scores - scores.max(axis=1, keepdims=True)
         log_sum = xp.log(xp.exp(shifted).sum(axis=1, keepdims=True))
         self.rows, self.labels = xp.arange(len(labels)), labels
@@ -307,8 +344,7 @@ class SquaredError:
         if output.shape != target.shape:
             raise ValueError(f"target must have the shape of output, {output.shape}, got {target.shape}")
         self.difference = output - target
-        total = float((self.difference**2).sum())
-        return total / self._count
+        return float((self.difference.astype("float64") ** 2).sum()) / self._count
 
     def backward(self) -> Array:
         """2 (output - target), divided by the number of cells for the mean."""
@@ -316,19 +352,24 @@ class SquaredError:
 
     @property
     def _count(self) -> int:
-        return self.difference.size if self.reduction == "mean" else 1
+        return max(self.difference.size, 1) if self.reduction == "mean" else 1
 
 
 class _Optimizer:
     """Changes a network's parameters in place, from its gradients."""
 
     def __init__(self, network: Layer, rate: float) -> None:
+        if not isinstance(network, Layer):
+            raise TypeError(f"network must be a layer, such as a Sequential, got {type(network).__name__}")
         self.network, self.rate = network, rate
         self.state: dict[tuple[int, str], Any] = {}
 
     def step(self) -> None:
         """Apply the gradients of the last backward."""
-        for index, layer in enumerate(self.network.layers()):
+        layers = list(self.network.layers())
+        if any(layer.parameters for layer in layers) and not any(layer.gradients for layer in layers):
+            raise RuntimeError("step needs gradients: call the network's backward before it")
+        for index, layer in enumerate(layers):
             for name, gradient in layer.gradients.items():
                 self._update((index, name), layer.parameters[name], gradient)
 
@@ -344,9 +385,8 @@ class SGD(_Optimizer):
         self.momentum = momentum
 
     def _update(self, key: tuple[int, str], parameter: Array, gradient: Array) -> None:
-        velocity = self.momentum * self.state[key] + gradient if key in self.state else gradient
-        self.state[key] = velocity
-        parameter -= self.rate * velocity
+        self.state[key] = self.momentum * self.state.get(key, 0) + gradient
+        parameter -= self.rate * self.state[key]
 
 
 class Adam(_Optimizer):
@@ -374,6 +414,20 @@ class Adam(_Optimizer):
         parameter -= self.rate / (1 - self.beta1**count) * mean / scale
 
 
+def _kernel(kernel: int | Sequence[int], rank: int | None) -> tuple[int, ...]:
+    """The kernel's extents; their number, or else `rank`, or else 2, is that of the spatial axes."""
+    if rank is None:
+        rank = len(kernel) if hasattr(kernel, "__len__") else 2
+    return per_axis("kernel", kernel, rank, 1)
+
+
+def _check_axes(x: Array, rank: int) -> None:
+    if x.ndim != rank + 2:
+        raise ValueError(
+            f"x must have {rank + 2} axes, N, C and {rank} spatial ones, for a layer of rank {rank}; "
+            f"got shape {tuple(x.shape)}"
+        )
+
+
 def _he_normal(shape: Sequence[int], fan_in: int, dtype: Any, rng: np.random.Generator | None) -> np.ndarray:
-    rng = rng if rng is not None else np.random.default_rng()
-    return (rng.standard_normal(shape) * math.sqrt(2 / max(fan_in, 1))).astype(dtype)
+    return (np.random.default_rng(rng).standard_normal(shape) * math.sqrt(2 / max(fan_in, 1))).astype(dtype)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import operator
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, cast
 
 
 def one_of(argument: str, value: Any, choices: Iterable[Any]) -> Any:
@@ -34,14 +36,21 @@ def integer(argument: str, value: Any, minimum: int | None = None) -> int:
 
 def integers(argument: str, value: Any, minimum: int | None = None) -> tuple[int, ...]:
     """Return a sequence of ints as a tuple."""
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
+    if len(getattr(value, "shape", ())) > 1:
+        raise TypeError(f"{argument} must be a sequence of ints, got an array: did you mean its shape?")
+    if is_one(value) or isinstance(value, (set, frozenset, dict)):
         raise TypeError(f"{argument} must be a sequence of ints, got {value!r}")
     return tuple(integer(argument, item, minimum) for item in value)
 
 
+def is_one(value: Any) -> bool:
+    """Whether a value stands for itself and not for a sequence; strings and 0-d arrays have __iter__ too."""
+    return isinstance(value, str) or not hasattr(value, "__iter__") or getattr(value, "shape", None) == ()
+
+
 def per_axis(argument: str, value: Any, rank: int, minimum: int) -> tuple[int, ...]:
     """Return one int per spatial axis, from one int for all of them or one for each."""
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
+    if is_one(value):
         return (integer(argument, value, minimum),) * rank
     numbers = integers(argument, value, minimum)
     if len(numbers) != rank:
@@ -50,7 +59,28 @@ def per_axis(argument: str, value: Any, rank: int, minimum: int) -> tuple[int, .
 
 
 def flag(argument: str, value: Any) -> bool:
-    """Return a truth value; anything but a bool is refused, since 0-d arrays and strings mislead."""
+    """Return a truth value, Python's or NumPy's; numbers and strings are refused, since they mislead."""
     if value is True or value is False:
         return value
+    if getattr(value, "shape", None) == () and value.dtype.kind == "b":
+        return bool(value)
     raise TypeError(f"{argument} must be True or False, got {value!r}")
+
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def checked_keywords(function: _Function) -> _Function:
+    """Make a function name the nearest keyword it has when it is given one that it has not."""
+    known = tuple(inspect.signature(function).parameters)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for name in kwargs:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise TypeError(f"{function.__name__}() has no argument {name!r}{hint}")
+        return function(*args, **kwargs)
+
+    return cast(_Function, call)

@@ -76,9 +76,7 @@ class Call:
     def __post_init__(self) -> None:
         request = self.request
         for name, role in zip(self.inputs, INPUTS[request.op], strict=True):
-            expected, shape = request.shape(role), self.operands.shape(name)
-            if request.op != "bgrad" and shape != expected:
-                raise ValueError(f"{name} must have shape {expected} in {request.problem}, got {shape}")
+            expect_shape(request, role, name, self.operands)
         bias = self.operands["bias"]
         channels = request.problem.c if request.op == "dgrad" else request.problem.k
         if bias is not None and tuple(bias.shape) != (channels,):
@@ -90,11 +88,11 @@ class Call:
         elif request.accumulate:
             raise ValueError(f"accumulate=True adds to {self.out}, but {self.out} is None")
 
-    def compute(self, algorithm: str) -> Array:
-        """Look up the plan and run it."""
+    def plan(self, algorithm: str) -> Plan:
+        """The plan for this call, `algorithm` being `auto`, `tune` or a name."""
         if algorithm == "tune":
-            return self.run(self.tuned())
-        return self.run(make_plan(self.request, algorithm, self.operands.owner.backend))
+            return self._tuned()
+        return make_plan(self.request, algorithm, self.operands.owner.backend)
 
     def run(self, plan: Plan) -> Array:
         """Run a plan; the result goes to the operand `out` where there is one, otherwise to a new array."""
@@ -104,7 +102,7 @@ class Call:
         self._launch(plan, result)
         return self.operands.give_back(self.out, result)
 
-    def tuned(self) -> Plan:
+    def _tuned(self) -> Plan:
         """The plan that is fastest on these operands, timed once and remembered while the process lives.
 
         Each candidate runs twice, into an array of its own, and its better time counts.
@@ -143,27 +141,45 @@ class Call:
         RUNNERS[plan.backend](request, plan.launches, views, self.operands["bias"], out)
 
 
+def expect_shape(request: Request, role: str, name: str, operands: Operands) -> None:
+    """Raise unless the operand of that name has the shape of its role in the request."""
+    expected, shape = request.shape(role), operands.shape(name)
+    if shape != expected:
+        raise ValueError(f"{name} must have shape {expected} in {request.problem}, got {shape}")
+
+
 RUNNERS = {"cpu": cpu.run}
 
 _tuned: dict[tuple[Request, str], str] = {}
 """The winner's name for each request and backend that was tuned."""
 
 
-@lru_cache(maxsize=4096)
 def make_plan(request: Request, algorithm: str, backend: str) -> Plan:
     """The plan for a request, `algorithm` being `auto` or a name from the backend's table."""
+    if not isinstance(algorithm, str):
+        raise TypeError(f"algorithm must be a string, got {algorithm!r}")
+    return _make_plan(request, algorithm, backend)
+
+
+@lru_cache(maxsize=4096)
+def _make_plan(request: Request, algorithm: str, backend: str) -> Plan:
     table = TABLES[backend][request.op]
     if not table:
         raise NotImplementedError(
             f"this version of cuconv has no {backend} algorithm for {request.op}; the NumPy path has one"
         )
     names = [entry.name for entry in table]
-    one_of("algorithm", algorithm, ("auto", "tune", *names))
+    if one_of("algorithm", algorithm, ("auto", "tune", *names)) == "tune":
+        raise ValueError("algorithm='tune' times a call's arrays; a plan is made without any")
     if algorithm == "auto":
         candidates = exact_candidates(request, backend)
         chosen = min(candidates, key=lambda entry: entry.estimate(request))
         others = [entry.name for entry in candidates if entry is not chosen]
-        why = f"least estimated time, before {', '.join(others)}" if others else "the only one that applies"
+        why = (
+            f"least estimated time, before {', '.join(others)}"
+            if others
+            else "the only exact one that applies"
+        )
     else:
         chosen = table[names.index(algorithm)]
         why = "asked for by name"

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from .dtypes import DTYPES
-from .options import flag, integer, integers, one_of, per_axis
+from .dtypes import described
+from .options import flag, integer, integers, is_one, one_of, per_axis
 
 OPS = ("fprop", "dgrad", "wgrad", "bgrad")
 LAYOUTS = ("channels_first", "channels_last")
@@ -26,6 +26,8 @@ PRECISIONS = (None, "tf32")
 # One letter per spatial axis of a volume; a problem of rank 1 or 2 uses the last ones.
 _INPUT_LETTERS, _FILTER_LETTERS, _OUTPUT_LETTERS = "dhw", "trs", "zpq"
 
+_SPATIAL = ("input", "filter", "stride", "dilation")
+
 Pairs = tuple[tuple[int, int], ...]
 
 
@@ -33,10 +35,10 @@ Pairs = tuple[tuple[int, int], ...]
 class ConvProblem:
     """One convolution, as numbers: what fprop, dgrad and wgrad all share.
 
-    On each spatial axis, with input extent H, filter extent R, dilation d, stride s and padding
-    (before, after), the output extent is P = floor((H + before + after - d (R - 1) - 1) / s) + 1, and
+    On each spatial axis, with input extent H, filter extent R, dilation d, stride s and a cells of padding
+    before and b after, the output extent is P = floor((H + a + b - d (R - 1) - 1) / s) + 1, and
 
-        y[n, k, p] = sum over c, r of  x[n, c, p s - before + r d] w[k, c, r]
+        y[n, k, p] = sum over c, r of  x[n, c, p s - a + r d] w[k, c, r]
 
     where x outside 0..H-1 is given by `padding_mode`, and c runs over the C/groups channels of k's
     group. Lengths are in elements. Negative padding crops.
@@ -58,21 +60,21 @@ class ConvProblem:
     padding_mode: str = "zeros"
 
     def __post_init__(self) -> None:
-        rank = len(self.input)
+        normal: dict[str, Any] = {name: integer(name, getattr(self, name), 0) for name in ("n", "c", "k")}
+        normal["groups"] = integer("groups", self.groups, 1)
+        for name, minimum in (("input", 0), ("filter", 1), ("stride", 1), ("dilation", 1)):
+            normal[name] = integers(name, getattr(self, name), minimum)
+        rank = len(normal["input"])
         if not 1 <= rank <= 3:
             raise ValueError(f"a convolution has 1 to 3 spatial axes, got {rank}")
-        for name in ("filter", "stride", "dilation", "padding"):
-            if len(getattr(self, name)) != rank:
-                raise ValueError(
-                    f"{name} must have one entry per spatial axis ({rank}), got {getattr(self, name)}"
-                )
-        for name in ("n", "c", "k"):
-            integer(name, getattr(self, name), 0)
-        integers("input", self.input, 0)
-        integers("filter", self.filter, 1)
-        integers("stride", self.stride, 1)
-        integers("dilation", self.dilation, 1)
-        integer("groups", self.groups, 1)
+        for name in ("filter", "stride", "dilation"):
+            if len(normal[name]) != rank:
+                raise ValueError(f"{name} must have one entry per spatial axis ({rank}), got {normal[name]}")
+        if isinstance(self.padding, str):
+            raise TypeError(f"padding must be (before, after) pairs, got {self.padding!r}")
+        normal["padding"] = padding_pairs(self.padding, *(normal[name] for name in _SPATIAL))
+        for name, value in normal.items():
+            object.__setattr__(self, name, value)
         one_of("padding_mode", self.padding_mode, PADDING_MODES)
         for name in ("c", "k"):
             if getattr(self, name) % self.groups:
@@ -147,10 +149,10 @@ class ConvProblem:
 
         x plays dy, so its channels are the problem's K, and the result has the input's extents
 
-            H = (P - 1) s - before - after + d (R - 1) + output_padding + 1.
+            H = (P - 1) s - a - b + d (R - 1) + output_padding + 1.
 
-        Output padding moves only the far end: the convolution that is transposed has `after` less by
-        as much, which keeps its own output at exactly P also where output_padding reaches the stride.
+        Output padding moves only the far end: the convolution that is transposed has b less by as much,
+        which keeps its own output at exactly P also where output_padding reaches the stride.
         """
         k, per_group, filter = split_filters("w", w_shape, layout)
         rank = len(filter)
@@ -255,7 +257,7 @@ class ConvProblem:
     def flops(self, op: str, dtype: str = "float32") -> int:
         """Floating-point operations of one op: two per real multiply-add, eight per complex one."""
         one_of("op", op, OPS)
-        of_complex = DTYPES[dtype].kind == "c"
+        of_complex = described(dtype).kind == "c"
         if op == "bgrad":
             return self.n * self.k * math.prod(self.output) * (2 if of_complex else 1)
         return self.macs * (8 if of_complex else 2)
@@ -264,7 +266,7 @@ class ConvProblem:
         """Bytes that one op must move at the least: each operand read once, each result written once."""
         x, w, y = (math.prod(shape) for shape in (self.x_shape(), self.w_shape(), self.y_shape()))
         elements = y + self.k if one_of("op", op, OPS) == "bgrad" else x + w + y
-        return elements * DTYPES[dtype].itemsize
+        return elements * described(dtype).itemsize
 
     def gemm(self, op: str) -> tuple[int, int, int]:
         """(gemm_m, gemm_n, gemm_k) of one group's implicit matrix product, with no zero multiplied twice.
@@ -366,14 +368,12 @@ class Request:
 
     def __post_init__(self) -> None:
         one_of("op", self.op, OPS)
-        if self.dtype not in DTYPES:
-            raise TypeError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype}")
         one_of("layout", self.layout, LAYOUTS)
         one_of("activation", self.activation, ACTIVATIONS)
         one_of("precision", self.precision, PRECISIONS)
         flag("flip", self.flip)
         flag("accumulate", self.accumulate)
-        kind = DTYPES[self.dtype].kind
+        kind = described(self.dtype).kind
         if self.activation is not None and kind != "f" and (self.activation, kind) != ("relu", "i"):
             raise TypeError(f"activation={self.activation!r} is not defined for dtype {self.dtype}")
         if self.precision is not None and self.dtype != "float32":
@@ -417,7 +417,8 @@ def split_filters(name: str, shape: Sequence[int], layout: str) -> tuple[int, in
     one_of("layout", layout, LAYOUTS)
     if not 3 <= len(extents) <= 5:
         raise ValueError(
-            f"{name} must have 3, 4 or 5 axes (K, C/groups and 1 to 3 spatial ones), got shape {extents}"
+            f"{name} must have 3, 4 or 5 axes (K, C/groups and 1 to 3 spatial ones), got shape {extents}; "
+            "one filter for one channel has K = C = 1"
         )
     k, *rest = extents
     per_group, *filter = rest if layout == "channels_first" else (rest[-1], *rest[:-1])
@@ -440,6 +441,10 @@ def padding_pairs(
     the odd cell at the beginning.
     """
     rank = len(input)
+    if isinstance(padding, str) and padding in PADDING_MODES:
+        raise ValueError(
+            f"padding is how much to pad, got {padding!r}: did you mean padding_mode={padding!r}?"
+        )
     spread = tuple(d * (r - 1) for r, d in zip(filter, dilation, strict=True))
     if isinstance(padding, str):
         one_of("padding", padding, PADDING_NAMES)
@@ -453,8 +458,13 @@ def padding_pairs(
         ]
         small, large = zip(*((total // 2, total - total // 2) for total in totals), strict=True)
         return tuple(zip(*((small, large) if padding == "same" else (large, small)), strict=True))
-    if not hasattr(padding, "__iter__"):
-        both = integer("padding", padding)
+    if is_one(padding):
+        try:
+            both = integer("padding", padding)
+        except TypeError:
+            raise TypeError(
+                f"padding must be an int, ints or pairs per axis, or a name, got {padding!r}"
+            ) from None
         return ((both, both),) * rank
     items = tuple(padding)
     if len(items) != rank:
@@ -465,7 +475,7 @@ def padding_pairs(
         )
     pairs = []
     for item in items:
-        pair = integers("padding", item) if hasattr(item, "__iter__") else (integer("padding", item),) * 2
+        pair = (integer("padding", item),) * 2 if is_one(item) else integers("padding", item)
         if len(pair) != 2:
             raise ValueError(f"padding takes (before, after) pairs, got {item!r} in {padding!r}")
         pairs.append((pair[0], pair[1]))
@@ -499,7 +509,7 @@ def _colon(value: Any) -> str:
 
 
 _KEYS = ("n", "c", *"dhw", "k", *"trs", "g", "p", *(a + b for a in "sdp" for b in "dhw"))
-_ITEM = re.compile(r"([a-z]+)(-?\d+)(?::(-?\d+))?/?")
+_ITEM = re.compile(r"([a-z]+)(-?[0-9]+)(?::(-?[0-9]+))?/?")
 
 
 def _tokens(text: str) -> tuple[dict[str, tuple[int, int]], str]:
@@ -510,7 +520,9 @@ def _tokens(text: str) -> tuple[dict[str, tuple[int, int]], str]:
     mode = "zeros"
     for token in text.split():
         if token.isalpha():
-            mode = one_of("padding mode", token, PADDING_MODES)
+            if mode != "zeros" or token in _KEYS:
+                raise ValueError(f"{token!r} needs a number, or is too much, in the problem {text!r}")
+            mode = one_of(f"each word of the problem {text!r}", token, PADDING_MODES)
             continue
         position = 0
         while position < len(token):

@@ -2,6 +2,9 @@
 
 import os
 
+# Two workers with as many BLAS threads as cores each wait for one another most of the time.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import hypothesis
 
 # A failing example prints the line that repeats it; CI draws the same examples every time.

@@ -3,14 +3,14 @@
 import argparse
 import sys
 
-from .cases import applies, check, seeded_case
+from .cases import ALGORITHMS, applies, check, seeded_case
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="the first case's number")
-    parser.add_argument("--algorithm", default="auto")
+    parser.add_argument("--algorithm", default="auto", choices=["auto", *ALGORITHMS])
     arguments = parser.parse_args()
     count = failed = 0
     for seed in range(arguments.seed, arguments.seed + arguments.count):

@@ -152,3 +152,47 @@ class TestDLPack:
 
         with pytest.raises(TypeError, match="x cannot be read through DLPack: it requires a gradient"):
             cuconv.conv(Locked(np.ones((1, 1, 5))), other(np.ones((1, 1, 3))))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "complex64"])
+def test_overflow_and_infinity_follow_ieee_in_silence(dtype):
+    """No warning, which as an exception would leave `out` half-written."""
+    large = np.full((1, 1, 6, 6), np.finfo(dtype).max).astype(dtype)
+    w = np.full((1, 1, 3, 3), 2, dtype)
+    assert np.isinf(cuconv.conv(large, w)).all()
+    assert not np.isfinite(cuconv.conv_bias_grad(large)).any()
+    x = np.zeros((1, 1, 6, 6), dtype)
+    x[0, 0, 0, 0] = np.inf
+    y = cuconv.conv(x, np.zeros_like(w))
+    assert np.isnan(y).sum() == 1
+    for gradient in cuconv.conv_backward(np.ones_like(y), x, w)[:2]:
+        assert gradient.dtype == x.dtype
+
+
+def test_filters_without_output_channels():
+    """K = 0 under every algorithm: no result in fprop, zeros in dgrad, nothing in wgrad."""
+    x, w, dy = np.ones((8, 8, 30, 30)), np.ones((0, 1, 3, 3)), np.ones((8, 0, 28, 28))
+    for algorithm in ("auto", "tune", "gemm", "depthwise", "fft"):
+        options = dict(groups=8, algorithm=algorithm)
+        assert cuconv.conv(x, w, **options).shape == dy.shape
+        assert not cuconv.conv_input_grad(dy, w, x.shape, **options).any()
+        assert cuconv.conv_weight_grad(x, dy, w.shape, **options).shape == w.shape
+
+
+@pytest.mark.parametrize(
+    "line", ["n2c2h20w20 k3r17s17 p9", "n1c2w40 k2s30 sw3 dw2 p40 circular", "n1c1d4h4w4 k1t9r9s9 p8"]
+)
+@pytest.mark.parametrize("bound", [1, 1 << 16, 1 << 22])
+def test_large_filters_under_few_pixels(line, bound):
+    check(Case(cuconv.ConvProblem.parse(line), "int64", workspace=bound), "gemm", ops=("dgrad",))
+
+
+def test_numbers_may_be_numpy_scalars_and_sequences_of_any_kind():
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((2, 4, 9, 9)), rng.standard_normal((4, 2, 3, 3))
+    expected = cuconv.conv(x, w, None, 2, 1, 1, 2)
+    for two, one in ((np.int64(2), np.int32(1)), (np.array(2), np.array(1)), ([2, 2], np.array([1, 1]))):
+        got = cuconv.conv(x, w, stride=two, padding=one, dilation=one, groups=np.int8(2), flip=np.False_)
+        np.testing.assert_array_equal(got, expected)
+    dx = cuconv.conv_input_grad(expected, w, np.array(x.shape), 2, 1, 1, 2)
+    np.testing.assert_array_equal(dx, cuconv.conv_input_grad(expected, w, list(x.shape), 2, 1, 1, 2))

@@ -54,11 +54,14 @@ def test_info(capsys):
 
 def test_info_names_the_command_that_installs_what_is_missing(monkeypatch):
     monkeypatch.setattr(info, "_cupy", lambda: None)
+    monkeypatch.setattr(info.cuda_algorithms, "TABLE", {"fprop": ("one",)})
     for driver, extra in (((12, 4), "cuda12"), ((13, 0), "cuda13")):
         monkeypatch.setattr(info, "driver_version", lambda driver=driver: driver)
         assert f"pip install 'cuconv[{extra}]'" in "".join(info.findings()[1])
     monkeypatch.setattr(info, "driver_version", lambda: None)
-    assert "everything runs on NumPy" in "".join(info.findings()[1])
+    rows, missing = info.findings()
+    assert dict(rows)["NVIDIA driver"] == "none: NumPy does it all"
+    assert missing == []
 
 
 def test_check_passes_here(capsys):

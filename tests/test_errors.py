@@ -51,6 +51,7 @@ VALUES = {
     ),
     "padding that is no pair": (conv(padding=((1, 2, 3), (1, 2))), r"padding takes \(before, after\) pairs"),
     "padding name": (conv(padding="smae"), "padding must be one of 'valid'.* did you mean 'same'"),
+    "a mode for padding": (conv(padding="reflect"), "did you mean padding_mode='reflect'"),
     "padding mode": (conv(padding_mode="reflection"), "did you mean 'reflect'"),
     "layout": (conv(layout="channel_last"), "did you mean 'channels_last'"),
     "activation": (conv(activation="ReLU"), "activation must be one of None, 'relu'.* did you mean 'relu'"),
@@ -97,7 +98,23 @@ VALUES = {
     "weight_shape": (wgrad(shape=(8, 2, 3, 3)), r"x has 4 channels .* weight_shape \(8, 2, 3, 3\)"),
     "dy in wgrad": (wgrad(dy=np.ones((2, 7, 4, 5))), r"dy must have shape \(2, 8, 4, 5\)"),
     "needs": (lambda: cuconv.conv_backward(DY, X, W, needs=(True, True)), "needs must have three entries"),
+    "needs that is none": (
+        lambda: cuconv.conv_backward(DY, X, W, needs=None),
+        "needs must have three entries",
+    ),
     "dy in backward": (lambda: cuconv.conv_backward(DY[:, :7], X, W), r"dy must have shape \(2, 8, 4, 5\)"),
+    "dy in backward of nothing": (
+        lambda: cuconv.conv_backward(DY[0, :0], X, W, needs=(False, False, False)),
+        r"dy must have shape \(2, 8, 4, 5\)",
+    ),
+    "dy of a plan for the bias": (
+        lambda: cuconv.plan("bgrad", X.shape, W.shape, float)(DY[:, :, :0]),
+        r"dy must have shape \(2, 8, 4, 5\)",
+    ),
+    "dy in backward of the bias alone": (
+        lambda: cuconv.conv_backward(DY[:, :7], X, W, needs=(False, False, True)),
+        r"dy must have shape \(2, 8, 4, 5\)",
+    ),
     "rank of conv1d": (lambda: cuconv.conv1d(X, W), r"w must have 3 axes for conv1d"),
     "rank of conv3d": (lambda: cuconv.conv3d(X, W), r"w must have 5 axes for conv3d"),
     "rank of dy for a bias": (lambda: cuconv.conv_bias_grad(np.ones(3)), "dy must have 1 to 3 spatial axes"),
@@ -106,6 +123,10 @@ VALUES = {
 
 TYPES = {
     "a list": (conv(x=[[1.0]]), "x must be a NumPy array.* got builtins.list"),
+    "a list again": (conv(x=[1.0]), "numpy.asarray makes one of it"),
+    "a stride for the bias": (conv(X, W, 2), "stride and the rest come after the bias"),
+    "an array for a shape": (dgrad(shape=X), "input_shape must be a sequence of ints, got an array"),
+    "needs": (lambda: cuconv.conv_backward(DY, X, W, needs=(1, 1, 1)), "needs must be True or False"),
     "no array": (conv(x=None), "x must be a NumPy array.* got builtins.NoneType"),
     "a masked array": (conv(x=np.ma.ones((2, 4, 6, 7))), "x is a masked array"),
     "dtypes": (conv(w=W.astype(np.float32)), "w must have the dtype of x, float64, got float32"),
@@ -122,11 +143,14 @@ TYPES = {
     "byte order": (conv(X.astype(">f8"), W.astype(">f8")), "native byte order"),
     "float stride": (conv(stride=1.0), "stride must be an int, got 1.0"),
     "string stride": (conv(stride="1"), "stride must be an int, got '1'"),
-    "float padding": (conv(padding=0.5), "padding must be an int, got 0.5"),
+    "float padding": (
+        conv(padding=0.5),
+        "padding must be an int, ints or pairs per axis, or a name, got 0.5",
+    ),
     "float groups": (conv(groups=1.0), "groups must be an int, got 1.0"),
     "flip": (conv(flip=1), "flip must be True or False, got 1"),
     "accumulate": (conv(accumulate="yes"), "accumulate must be True or False"),
-    "algorithm": (conv(algorithm=None), "algorithm must be one of"),
+    "algorithm": (conv(algorithm=None), "algorithm must be a string, got None"),
     "input_shape": (dgrad(shape=7), "input_shape must be a sequence of ints, got 7"),
     "activation of complex": (
         conv(X + 0j, W + 0j, activation="relu"),
@@ -139,7 +163,22 @@ TYPES = {
     "precision of float64": (conv(precision="tf32"), "precision='tf32' is for float32, got dtype float64"),
     "dtype of a plan": (lambda: cuconv.plan("fprop", X.shape, W.shape, "uint8"), "dtype must be one of"),
     "layout that is no string": (conv(layout=3), "layout must be one of"),
-    "unknown keyword": (conv(strides=2), "strides"),
+    "unknown keyword": (conv(pading=2), r"conv\(\) has no argument 'pading'; did you mean 'padding'"),
+    "unknown keyword of a ranked name": (lambda: cuconv.conv2d(X, W, strides=2), "did you mean 'stride'"),
+    "algorithm that is no string": (conv(algorithm=["gemm"]), r"algorithm must be a string, got \['gemm'\]"),
+    "set for a stride": (conv(stride={1, 2}), "stride must be"),
+    "no dtype": (lambda: cuconv.plan("fprop", X.shape, W.shape, None), "dtype must be one of"),
+    "misspelt dtype": (lambda: cuconv.plan("fprop", X.shape, W.shape, "flaot32"), "dtype must be one of"),
+    "byte order of a plan": (lambda: cuconv.plan("fprop", X.shape, W.shape, ">f4"), "dtype must be one of"),
+    "dtype of costs": (lambda: cuconv.ConvProblem.parse("c1w5 k1s3").flops("fprop", "int8"), "dtype must be"),
+    "extents of a problem": (
+        lambda: cuconv.ConvProblem(1, 1, 1, 5, (3,), (1,), (1,), ((0, 0),)),
+        "input must be a sequence of ints, got 5",
+    ),
+    "padding of a problem": (
+        lambda: cuconv.ConvProblem(1, 1, 1, (5,), (3,), (1,), (1,), ((0.5, 0.5),)),
+        "padding must be an int, got 0.5",
+    ),
 }
 
 

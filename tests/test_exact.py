@@ -5,7 +5,7 @@ import pytest
 
 import cuconv
 
-from .cases import DTYPES, Case, applies, check, seeded_case
+from .cases import ALGORITHMS, DTYPES, Case, applies, check, seeded_case
 
 PROBLEMS = {
     1: ("n2c4w17 k6s4 g2 sw2 dw2 pw3:1", "n3c3w9 k3s3 g3 p1", "n1c2w8 k3s8 pw7:0 circular"),
@@ -17,7 +17,7 @@ PROBLEMS = {
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("algorithm", ["auto", "gemm", "depthwise", "fft"])
+@pytest.mark.parametrize("algorithm", ["auto", *ALGORITHMS])
 def test_every_entry_of_the_table(algorithm, dtype, rank, layout):
     checked = 0
     for line in PROBLEMS[rank]:
@@ -42,7 +42,7 @@ def test_seeded_cases(part):
         check(seeded_case(seed))
 
 
-@pytest.mark.parametrize("algorithm", ["gemm", "depthwise", "fft"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_seeded_cases_by_name(algorithm):
     for seed in range(10_000, 10_200):
         case = seeded_case(seed)

@@ -118,6 +118,20 @@ def test_max_pool_takes_the_first_of_equals_and_passes_nan_on():
         (lambda: nn.AvgPool(0), "kernel must be at least 1"),
         (lambda: nn.MaxPool(2, layout="first"), "layout must be one of"),
         (lambda: nn.SquaredError("men"), "did you mean 'mean'"),
+        (lambda: nn.Conv(1, 2, 5)(np.ones((8, 1, 32))), "x must have 4 axes, N, C and 2 spatial ones"),
+        (lambda: nn.Conv(1, 2, (3, 3), rank=1), "kernel must be one int or 1"),
+        (lambda: nn.Dense(3, 2)(np.ones((4, 5))), r"x must have shape \(N, 3\)"),
+        (lambda: nn.SoftmaxCrossEntropy().forward(np.ones((2, 3)), np.ones(2)), "labels must be integers"),
+        (
+            lambda: nn.SoftmaxCrossEntropy().forward(np.ones((2, 3)), np.array([0, 3])),
+            "labels must be from 0 to 2",
+        ),
+        (
+            lambda: nn.SoftmaxCrossEntropy().forward(np.ones((2, 3)), np.array([-1, 0])),
+            "labels must be from 0 to 2",
+        ),
+        (lambda: nn.Conv(3, 4, 3, groups=0), "groups must be at least 1"),
+        (lambda: nn.Conv(-3, 4, 3), "in_channels must be at least 0"),
         (lambda: nn.Conv(3, 4, 3, groups=2), "groups=2 does not divide in_channels=3"),
         (lambda: nn.Conv(4, 3, 3, groups=2), "groups=2 does not divide out_channels=3"),
     ],
@@ -125,6 +139,22 @@ def test_max_pool_takes_the_first_of_equals_and_passes_nan_on():
 def test_layers_refuse(make, complaint):
     with pytest.raises(ValueError, match=complaint):
         make()
+
+
+def test_wrong_order_and_wrong_kinds():
+    with pytest.raises(RuntimeError, match=r"Conv\.backward needs a forward"):
+        nn.Conv(1, 2, 3).backward(np.ones((1, 2, 3, 3)))
+    network = nn.Sequential(nn.Conv(1, 2, 3), nn.ReLU())
+    with pytest.raises(RuntimeError, match="step needs gradients"):
+        nn.SGD(network, 0.1).step()
+    with pytest.raises(TypeError, match="network must be a layer, such as a Sequential, got dict"):
+        nn.Adam(network.parameters)
+    with pytest.raises(TypeError, match="Sequential takes layers one by one, got list"):
+        nn.Sequential([nn.ReLU()])
+
+
+def test_layers_without_parameters_may_be_stepped():
+    nn.SGD(nn.Sequential(nn.ReLU()), 0.1).step()
 
 
 class Quadratic(nn.Layer):
@@ -165,6 +195,27 @@ def test_adam_is_the_recurrence():
         m, s = 0.9 * m + 0.1 * gradient, 0.999 * s + 0.001 * gradient**2
         w = w - 0.1 * (m / (1 - 0.9**t)) / (np.sqrt(s / (1 - 0.999**t)) + 1e-8)
         np.testing.assert_allclose(network.parameters["w"], w, rtol=1e-12)
+
+
+def test_momentum_is_not_the_callers_array():
+    network = Quadratic()
+    optimizer = nn.SGD(network, 1.0, 1.0)
+    network.backward()
+    optimizer.step()
+    network.gradients["w"][...] = 0
+    before = network.parameters["w"].copy()
+    optimizer.step()
+    np.testing.assert_array_equal(network.parameters["w"], before - Quadratic.scales * [3.0, -2.0])
+
+
+def test_pools_of_integers_and_half_floats():
+    x = np.arange(16, dtype=np.int32).reshape(1, 1, 4, 4)
+    np.testing.assert_array_equal(
+        nn.MaxPool(2, padding=1)(-x)[0, 0], [[0, -1, -3], [-4, -5, -7], [-12, -13, -15]]
+    )
+    large = np.full((1, 1, 4, 4), 60000, np.float16)
+    assert nn.AvgPool(4)(large)[0, 0, 0, 0] == large[0, 0, 0, 0]
+    assert nn.SquaredError("sum").forward(large / 2, -large / 2) == 16 * float(large[0, 0, 0, 0]) ** 2
 
 
 def test_convert_replaces_every_parameter():

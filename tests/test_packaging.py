@@ -97,6 +97,13 @@ def test_dockerfile_commands_run_outside_docker(tmp_path):
     assert str(image / "cache") in sh(*entry["ENTRYPOINT"], "info", cwd=tmp_path, **environment)
 
 
+def test_import_beside_the_source_tree(tmp_path):
+    """A script in the folder that holds the source tree, itself called cuconv, imports the package."""
+    (tmp_path / "cuconv").symlink_to(ROOT)
+    program = "import cuconv; print(cuconv.conv.__name__)"
+    assert sh(sys.executable, "-c", program, cwd=tmp_path).strip() == "conv"
+
+
 @pytest.mark.packaging
 def test_wheel_in_an_empty_environment(tmp_path):
     source = tmp_path / "source"

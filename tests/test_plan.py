@@ -75,6 +75,8 @@ def test_plan_refuses_other_arrays():
         plan(x, w, bias=np.ones(6, np.float32))
     with pytest.raises(ValueError, match="fused into fprop, not into dgrad"):
         cuconv.plan("dgrad", (2, 4, 9), (6, 4, 3), activation="relu")
+    with pytest.raises(ValueError, match="algorithm='tune' times a call's arrays"):
+        cuconv.plan("fprop", (2, 4, 9), (6, 4, 3), algorithm="tune")
     with pytest.raises(NotImplementedError, match="no cuda algorithm"):
         cuconv.plan("fprop", (2, 4, 9), (6, 4, 3), backend="cuda")
 

@@ -59,6 +59,10 @@ def test_notation_normalises(text, expected):
         ("n1c1w8 k1s3 circula", "did you mean 'circular'"),
         ("n1c1w8 k1s3 p1.5", "cannot read '.5'"),
         ("n1c1w2 k1s3", "axis w gives no output"),
+        ("n1c1w5 k1s3 circular reflect", "'reflect' needs a number, or is too much"),
+        ("n1c1w5 k1s3 p", "'p' needs a number"),
+        ("n\N{FULLWIDTH DIGIT ONE}c1w5 k1s3", "cannot read"),
+        ("garbage", "each word of the problem 'garbage' must be one of"),
         ("n-1c1w8 k1s3", "n must be at least 0"),
     ],
 )
@@ -97,6 +101,13 @@ def test_same_gives_ceil_of_input_over_stride(extent, taps, stride):
         assert problem.output == (-(-extent // stride),)
         before, after = problem.padding[0]
         assert 0 <= (after - before if name == "same" else before - after) <= 1
+
+
+def test_made_by_hand_it_is_normalised():
+    by_hand = ConvProblem(np.int64(1), 1, 1, [5], np.array([3]), (1,), [True], [[1, 2]])
+    assert by_hand == ConvProblem.parse("n1c1w5 k1s3 p1:2")
+    assert hash(by_hand) == hash(ConvProblem.parse("n1c1w5 k1s3 p1:2"))
+    assert str(by_hand) == "n1c1w5 k1s3 p1:2"
 
 
 def test_costs():

@@ -127,5 +127,33 @@ def test_tensors_in_tensors_out():
         cuconv.conv(x_tensor, w)
     with pytest.raises(TypeError, match="x cannot be read through DLPack"):
         cuconv.conv(x_tensor.requires_grad_(), w_tensor)
-    with pytest.raises(TypeError, match=r"x cannot be read through DLPack|x has dtype"):
-        cuconv.conv(x_tensor.detach().bfloat16(), w_tensor.bfloat16())
+
+
+def test_bfloat16_tensors():
+    x, w, bias = (torch.tensor(array).bfloat16() for array in operands(2, 1, "float32"))
+    out = torch.zeros((2, 8, 7, 7), dtype=torch.bfloat16)
+    y = cuconv.conv(x.permute(0, 1, 3, 2), w.permute(0, 1, 3, 2), bias)
+    assert y.dtype == torch.bfloat16
+    expected = functional.conv2d(x.double(), w.double(), bias.double()).permute(0, 1, 3, 2)
+    torch.testing.assert_close(y.double(), expected, rtol=2**-8, atol=1e-4)
+    assert cuconv.conv(x, w, bias, out=out) is out
+    assert torch.equal(out, y.permute(0, 1, 3, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.complex64, torch.int32, torch.int64])
+def test_tensors_of_every_dtype(dtype):
+    x, w = torch.arange(18).reshape(1, 2, 9).to(dtype), torch.arange(12).reshape(2, 2, 3).to(dtype)
+    y = cuconv.conv(x, w)
+    assert y.dtype == dtype
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    assert torch.equal(y.to(wide), functional.conv1d(x.to(wide), w.to(wide)))
+
+
+def test_subclasses_and_tensors_without_data():
+    class Named(torch.Tensor):
+        pass
+
+    x, w = torch.ones(1, 1, 5), torch.ones(1, 1, 3)
+    assert isinstance(cuconv.conv(x.as_subclass(Named), w.as_subclass(Named)), torch.Tensor)
+    with pytest.raises(TypeError, match="x cannot be read through DLPack"):
+        cuconv.conv(x.to("meta"), w)

@@ -51,7 +51,7 @@ def dgrad(request: Request, tile: Sequence[int], dy: np.ndarray, w: np.ndarray, 
     multiplier = weights.shape[1]
 
     def block(n: slice, channel: slice) -> None:
-        grad = _split(dy[n, _outputs(channel, multiplier)], multiplier).astype(dtype, copy=False)
+        grad = _split(dy[n, _outputs(channel, multiplier)], channel, multiplier).astype(dtype, copy=False)
         padded = np.zeros((*lengths((n, channel)), *problem.padded), dtype)
         for tap, shifted in _shifts(padded, problem, problem.output):
             shifted += np.einsum("ncmzpq,cm->nczpq", grad, weights[(channel, ALL, *tap)])
@@ -71,7 +71,7 @@ def wgrad(request: Request, tile: Sequence[int], x: np.ndarray, dy: np.ndarray, 
         cells = slab(x[n, channel], problem, pixels, dtype)
         cells = cells.conj() if request.conjugate else cells
         dy_block = dy[(n, _outputs(channel, multiplier), *pixels)]
-        grad = _split(dy_block, multiplier).astype(dtype, copy=False)
+        grad = _split(dy_block, channel, multiplier).astype(dtype, copy=False)
         for tap, shifted in _shifts(cells, problem, lengths(pixels)):
             total[(channel, ALL, *tap)] += np.einsum("ncmzpq,nczpq->cm", grad, shifted)
 
@@ -99,9 +99,9 @@ def _outputs(channel: slice, multiplier: int) -> slice:
     return slice(channel.start * multiplier, channel.stop * multiplier)
 
 
-def _split(dy: np.ndarray, multiplier: int) -> np.ndarray:
+def _split(dy: np.ndarray, channel: slice, multiplier: int) -> np.ndarray:
     """dy with its channel axis taken apart: (N, C, m, Z, P, Q)."""
-    return dy.reshape(dy.shape[0], dy.shape[1] // multiplier if multiplier else 0, multiplier, *dy.shape[2:])
+    return dy.reshape(dy.shape[0], channel.stop - channel.start, multiplier, *dy.shape[2:])
 
 
 # -- the table's entries ----------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Padding and its adjoint, for every padding mode, in blocks.
 
-Padded coordinate i on an axis stands for input coordinate i - before. Outside 0..H-1 the mode says which
-cell is seen: none (zeros), i mod H (circular), the mirror image about the outermost cells (reflect), or
-the outermost cell (replicate). `gather` reads through this map; `fold`, its transpose, adds back.
+Padded coordinate i on an axis stands for input coordinate i - a, with a cells of padding before. Outside
+0..H-1 the mode says which cell is seen: none (zeros), the coordinate mod H (circular), the mirror image
+about the outermost cells (reflect), or the outermost cell (replicate). `gather` reads through this map;
+`fold`, its transpose, adds back.
 """
 
 from __future__ import annotations

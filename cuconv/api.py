@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from . import arrays
-from .arrays import Array, Operands
+from .arrays import Array
 from .dtypes import is_complex
-from .options import checked_keywords, flag, one_of
+from .options import checked_keywords, flag, integers, one_of
 from .plan import Call, Plan, expect_shape, make_plan
 from .problem import LAYOUTS, OPS, ConvProblem, Request
 
@@ -83,8 +83,8 @@ def conv(
         names=("x", "w"),
     )  # fmt: skip
     request = Request(
-        "fprop", problem, operands.dtype, layout, _batched(operands, "x", problem), flip,
-        bias is not None, activation, accumulate, precision=precision,
+        "fprop", problem, operands.dtype, layout=layout, batched=_batched(operands.shape("x"), problem),
+        flip=flip, bias=bias is not None, activation=activation, accumulate=accumulate, precision=precision,
     )  # fmt: skip
     call = Call(request, operands, ("x", "w"))
     return call.run(call.plan(algorithm))
@@ -125,13 +125,14 @@ def conv_input_grad(
     of Convolutional Layer (2015), equations 7 to 9.
     """
     operands = arrays.adopt(dy=dy, w=w, out=out)
+    input_shape = integers("input_shape", input_shape, 0)
     problem = ConvProblem.from_shapes(
         input_shape, operands.shape("w"), stride, padding, dilation, groups, padding_mode, layout,
         names=("input_shape", "w"),
     )  # fmt: skip
     request = Request(
-        "dgrad", problem, operands.dtype, layout, len(tuple(input_shape)) == problem.rank + 2, flip,
-        accumulate=accumulate, conjugate=is_complex(operands.dtype), precision=precision,
+        "dgrad", problem, operands.dtype, layout=layout, batched=_batched(input_shape, problem),
+        flip=flip, accumulate=accumulate, conjugate=is_complex(operands.dtype), precision=precision,
     )  # fmt: skip
     call = Call(request, operands, ("dy", "w"))
     return call.run(call.plan(algorithm))
@@ -176,8 +177,8 @@ def conv_weight_grad(
         names=("x", "weight_shape"),
     )  # fmt: skip
     request = Request(
-        "wgrad", problem, operands.dtype, layout, _batched(operands, "x", problem), flip,
-        accumulate=accumulate, conjugate=is_complex(operands.dtype), precision=precision,
+        "wgrad", problem, operands.dtype, layout=layout, batched=_batched(operands.shape("x"), problem),
+        flip=flip, accumulate=accumulate, conjugate=is_complex(operands.dtype), precision=precision,
     )  # fmt: skip
     call = Call(request, operands, ("x", "dy"))
     return call.run(call.plan(algorithm))
@@ -264,8 +265,8 @@ def conv_backward(
         names=("x", "w"),
     )  # fmt: skip
     request = Request(
-        "dgrad", problem, operands.dtype, layout, _batched(operands, "x", problem), flip,
-        accumulate=accumulate, conjugate=is_complex(operands.dtype), precision=precision,
+        "dgrad", problem, operands.dtype, layout=layout, batched=_batched(operands.shape("x"), problem),
+        flip=flip, accumulate=accumulate, conjugate=is_complex(operands.dtype), precision=precision,
     )  # fmt: skip
     expect_shape(request, "dy", "dy", operands)
     # All three are checked and planned before the first one is computed.
@@ -330,8 +331,8 @@ def conv_transpose(
         padding_mode, layout,
     )  # fmt: skip
     request = Request(
-        "dgrad", problem, operands.dtype, layout, _batched(operands, "x", problem), flip,
-        bias is not None, activation, accumulate, precision=precision,
+        "dgrad", problem, operands.dtype, layout=layout, batched=_batched(operands.shape("x"), problem),
+        flip=flip, bias=bias is not None, activation=activation, accumulate=accumulate, precision=precision,
     )  # fmt: skip
     call = Call(request, operands, ("x", "w"))
     return call.run(call.plan(algorithm))
@@ -369,18 +370,19 @@ def plan(
     name = arrays.dtype_name("dtype", dtype)
     one_of("op", op, OPS)
     one_of("backend", backend, ("cpu", "cuda"))
+    x_shape = integers("x_shape", x_shape, 0)
     problem = ConvProblem.from_shapes(
         x_shape, w_shape, stride, padding, dilation, groups, padding_mode, layout
     )
-    batched = len(tuple(x_shape)) == problem.rank + 2
     if op != "fprop" and (bias or activation):
         raise ValueError(f"bias and activation are fused into fprop, not into {op}")
     request = Request(
-        op, problem, name, layout, batched, flip, flag("bias", bias), activation, accumulate,
-        op in ("dgrad", "wgrad") and is_complex(name), precision,
+        op, problem, name, layout=layout, batched=_batched(x_shape, problem), flip=flip,
+        bias=flag("bias", bias), activation=activation, accumulate=accumulate,
+        conjugate=op in ("dgrad", "wgrad") and is_complex(name), precision=precision,
     )  # fmt: skip
     return make_plan(request, algorithm, backend)
 
 
-def _batched(operands: Operands, name: str, problem: ConvProblem) -> bool:
-    return len(operands.shape(name)) == problem.rank + 2
+def _batched(x_shape: Sequence[int], problem: ConvProblem) -> bool:
+    return len(x_shape) == problem.rank + 2

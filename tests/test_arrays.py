@@ -7,7 +7,7 @@ import pytest
 
 import cuconv
 
-from .cases import MEMORIES, Case, check
+from .cases import MEMORIES, Case, check, values
 
 
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
@@ -47,6 +47,35 @@ def test_interleaved_out_does_not_count_as_overlap():
     x, out = buffer[..., 0], buffer[..., 1]
     cuconv.conv(x, np.full((1, 1, 1), 2.0), out=out)
     np.testing.assert_array_equal(out[0, 0], np.arange(20) * 4)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+@pytest.mark.parametrize("batched", [True, False])
+def test_backward_is_the_three_gradients(dtype, batched):
+    rng = np.random.default_rng(0)
+    problem = cuconv.ConvProblem.parse("n1c4h7w8 k6r3s2 g2 sh2sw1 dh1dw2 ph1pw0:2 reflect")
+    x, w, dy = (
+        values(rng, shape, dtype, exact=True)
+        for shape in (problem.x_shape(), problem.w_shape(), problem.y_shape())
+    )
+    x, dy = (x, dy) if batched else (x[0], dy[0])
+    options = problem.options() | dict(flip=True)
+    dx, dw, db = cuconv.conv_backward(dy, x, w, **options)
+    np.testing.assert_array_equal(dx, cuconv.conv_input_grad(dy, w, x.shape, **options))
+    np.testing.assert_array_equal(dw, cuconv.conv_weight_grad(x, dy, w.shape, **options))
+    np.testing.assert_array_equal(db, cuconv.conv_bias_grad(dy, batched=batched))
+
+
+def test_bias_gradient_is_summed_in_double_precision():
+    dy = np.full((1, 1, 1 << 16), 0.1, np.float32)
+    dy[0, 0, 0] = 2.0**24
+    assert cuconv.conv_bias_grad(dy)[0] == np.float32(dy.astype(np.float64).sum())
+
+
+def test_a_unit_axis_of_out_may_have_any_stride():
+    x, w, out = np.ones((1, 4, 6, 7)), np.ones((8, 4, 3, 3)), np.empty((8, 4, 5))
+    cuconv.conv(x, w, out=out[None])
+    np.testing.assert_array_equal(out, cuconv.conv(x[0], w))
 
 
 def test_needs_selects_gradients():

@@ -1,7 +1,9 @@
 """The command line: demo, info and check, as a user runs them."""
 
+import ctypes
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -71,12 +73,60 @@ def test_check_passes_here(capsys):
     assert "all within their bounds" in text
 
 
-def test_check_fails_where_a_result_is_wrong(monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("dtype", "wrong"),
+    [
+        ("float32", lambda y: y * np.float32(1.01)),
+        ("float64", lambda y: y * np.nan),
+        ("int32", lambda y: y + 1),
+        ("complex64", lambda y: y * 1.001),
+    ],
+)
+def test_check_fails_where_a_result_is_wrong(monkeypatch, capsys, dtype, wrong):
     real = check.conv
-    monkeypatch.setattr(check, "conv", lambda *args, **options: real(*args, **options) * 1.01)
-    monkeypatch.setattr(check, "DTYPES", {"float32": DTYPES["float32"]})
+    monkeypatch.setattr(check, "conv", lambda *args, **options: wrong(real(*args, **options)).astype(dtype))
+    monkeypatch.setattr(check, "DTYPES", {dtype: DTYPES[dtype]})
     assert main(["check"]) == 1
-    assert "fprop float32 n2c3w40 k4s5" in capsys.readouterr().out
+    assert f"fprop {dtype} {check.PROBLEMS[0]}" in capsys.readouterr().out
+
+
+def test_check_passes_its_seed_on(monkeypatch):
+    seeds = set()
+    monkeypatch.setattr(check, "errors", lambda problem, dtype, seed=0: seeds.add(seed) or {})
+    assert main(["check", "--seed", "7"]) == 0
+    assert seeds == {7}
+
+
+def test_info_reads_the_driver(monkeypatch):
+    def version(pointer):
+        pointer._obj.value = 13010
+        return 0
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: types.SimpleNamespace(cuDriverGetVersion=version))
+    assert info.driver_version() == (13, 1)
+
+
+def test_info_lists_devices_and_cache(monkeypatch):
+    properties = dict(name=b"GPU X", major=9, minor=0, totalGlobalMem=141 << 30)
+    runtime = types.SimpleNamespace(
+        getDeviceCount=lambda: 1,
+        getDeviceProperties=lambda index: properties,
+        CUDARuntimeError=OSError,
+    )
+    cupy = types.SimpleNamespace(__version__="14.0", cuda=types.SimpleNamespace(runtime=runtime))
+    monkeypatch.setattr(info, "_cupy", lambda: cupy)
+    monkeypatch.setattr(info, "driver_version", lambda: (13, 0))
+    monkeypatch.setattr(info.cuda_algorithms, "TABLE", {"fprop": ("one",)})
+    monkeypatch.setenv("CUPY_CACHE_DIR", "some-folder")
+    rows, missing = info.findings()
+    assert ("GPU 0", "GPU X, sm_90, 141 GiB") in rows
+    assert ("kernel cache", "some-folder") in rows
+    assert not any("CuPy" in line for line in missing)
+
+
+def test_info_says_what_the_demo_lacks(monkeypatch):
+    monkeypatch.setattr(info, "demo_lacks", lambda: "tqdm")
+    assert "tqdm, for python -m cuconv demo: pip install 'cuconv[demo]'" in info.findings()[1]
 
 
 @pytest.mark.parametrize("line", check.PROBLEMS)

@@ -103,6 +103,42 @@ VALUES = {
         "needs must have three entries",
     ),
     "dy in backward": (lambda: cuconv.conv_backward(DY[:, :7], X, W), r"dy must have shape \(2, 8, 4, 5\)"),
+    "out of the wrong length": (
+        lambda: cuconv.conv_backward(DY, X, W, out=(None,) * 4),
+        "out must have three entries",
+    ),
+    "out that overlaps itself in part": (
+        conv(out=np.lib.stride_tricks.as_strided(np.ones(400), (2, 8, 4, 5), (1280, 160, 32, 8))),
+        "out must not overlap itself",
+    ),
+    "bias of a gradient's plan": (
+        lambda: cuconv.plan("dgrad", X.shape, W.shape, bias=True),
+        "fused into fprop, not into dgrad",
+    ),
+    "bias that was announced": (
+        lambda: cuconv.plan("fprop", X.shape, W.shape, float, bias=True)(X, W),
+        "bias was announced",
+    ),
+    "backend": (lambda: cuconv.plan("fprop", X.shape, W.shape, backend="gpu"), "backend must be one of"),
+    "precision of dgrad": (dgrad(precision="tf31"), "did you mean 'tf32'"),
+    "precision of wgrad": (wgrad(precision="tf31"), "did you mean 'tf32'"),
+    "precision of backward": (
+        lambda: cuconv.conv_backward(DY, X, W, precision="tf31"),
+        "did you mean 'tf32'",
+    ),
+    "precision of the transpose": (
+        lambda: cuconv.conv_transpose(DY, W, precision="tf31"),
+        "did you mean 'tf32'",
+    ),
+    "layout of a bias": (lambda: cuconv.conv_bias_grad(DY, layout="channel_last"), "did you mean"),
+    "rank of dy for a bias, above": (
+        lambda: cuconv.conv_bias_grad(np.ones((1,) * 6)),
+        "dy must have 1 to 3 spatial axes",
+    ),
+    "input that reflects nothing": (
+        conv(x=np.ones((2, 4, 0, 7)), padding=3, padding_mode="reflect"),
+        "padding_mode='reflect' needs input",
+    ),
     "dy in backward of nothing": (
         lambda: cuconv.conv_backward(DY[0, :0], X, W, needs=(False, False, False)),
         r"dy must have shape \(2, 8, 4, 5\)",
@@ -141,6 +177,16 @@ TYPES = {
     ),
     "object dtype": (conv(X.astype(object), W.astype(object)), "x has dtype object"),
     "byte order": (conv(X.astype(">f8"), W.astype(">f8")), "native byte order"),
+    "batched": (lambda: cuconv.conv_bias_grad(DY, batched="no"), "batched must be True or False"),
+    "bias of a plan": (
+        lambda: cuconv.plan("fprop", X.shape, W.shape, bias=1),
+        "bias must be True or False",
+    ),
+    "a list for conv2d": (lambda: cuconv.conv2d(X, [[1.0]]), "w must be a NumPy array"),
+    "precision of bfloat16": (
+        lambda: cuconv.plan("fprop", X.shape, W.shape, "bfloat16", precision="tf32"),
+        "is for float32",
+    ),
     "float stride": (conv(stride=1.0), "stride must be an int, got 1.0"),
     "string stride": (conv(stride="1"), "stride must be an int, got '1'"),
     "float padding": (
@@ -241,6 +287,32 @@ def test_a_gpu_array_without_kernels_is_refused_before_any_work(monkeypatch):
     w = fake("cupy", shape=(8, 4, 3, 3))
     with pytest.raises(NotImplementedError, match="no cuda algorithm for fprop"):
         cuconv.conv(x, w)
+
+
+@pytest.mark.parametrize(("device", "backend"), [(1, "cpu"), (3, "cpu"), (2, "cuda"), (13, "cuda")])
+@pytest.mark.parametrize("place", ["strange", "strange.dlpack"])
+def test_dlpack_devices(monkeypatch, device, backend, place):
+    monkeypatch.setitem(sys.modules, "strange", types.SimpleNamespace())
+    monkeypatch.setitem(sys.modules, place, types.SimpleNamespace(from_dlpack=lambda array: array))
+    tensor = fake("strange", __dlpack__=None, __dlpack_device__=lambda self: (device, 0))
+    assert cuconv.arrays.owner_of("x", tensor) == cuconv.arrays.Owner("strange", backend)
+
+
+@pytest.mark.parametrize("error", [BufferError, RuntimeError, TypeError, ValueError])
+def test_what_dlpack_cannot_say(monkeypatch, error):
+    def refuse(self, **options):
+        raise error("not so")
+
+    monkeypatch.setitem(sys.modules, "strange", types.SimpleNamespace(from_dlpack=lambda array: array))
+    tensor = fake("strange", __dlpack__=refuse, __dlpack_device__=lambda self: (1, 0))
+    with pytest.raises(TypeError, match="x cannot be read through DLPack: not so"):
+        cuconv.conv(tensor, tensor)
+
+
+def test_a_library_that_takes_nothing_back():
+    mute = fake("mute", __dlpack__=None, __dlpack_device__=lambda self: (1, 0))
+    with pytest.raises(TypeError, match=r"x must be a NumPy array.* got mute"):
+        cuconv.conv(mute, W)
 
 
 def test_dlpack_on_an_unknown_device():

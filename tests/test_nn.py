@@ -218,6 +218,72 @@ def test_pools_of_integers_and_half_floats():
     assert nn.SquaredError("sum").forward(large / 2, -large / 2) == 16 * float(large[0, 0, 0, 0]) ** 2
 
 
+def test_pools_keep_the_dtype_and_max_pool_never_takes_the_padding():
+    x = np.full((1, 1, 3, 3), -1, np.float32)
+    for pool in (nn.MaxPool(2, 2, 1), nn.AvgPool(2, 2, 1)):
+        assert pool(x).dtype == np.float32
+    np.testing.assert_array_equal(nn.MaxPool(2, 2, 1)(x)[0, 0], np.full((2, 2), -1))
+
+
+def test_filters_start_with_variance_2_over_fan_in():
+    layer = nn.Conv(64, 256, 3, groups=2, rng=rng())
+    w = layer.parameters["w"]
+    assert w.std() == pytest.approx(np.sqrt(2 / (32 * 9)), rel=0.02)
+    assert not layer.parameters["bias"].any()
+    assert nn.Conv(0, 2, 3).parameters["w"].shape == (2, 0, 3, 3)
+
+
+class Free(nn.Layer):
+    """One parameter, whose gradient the test sets."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.parameters["w"] = np.array([value])
+
+
+@pytest.mark.parametrize("make", [lambda net: nn.SGD(net, 0.1, 0.9), lambda net: nn.Adam(net, 0.1)])
+def test_optimizers_keep_every_parameter_apart(make):
+    """Trained together, two parameters end where each ends when it is trained alone."""
+
+    def trained(*slopes):
+        parts = [Free(1.0) for _ in slopes]
+        optimizer = make(nn.Sequential(*parts))
+        for step in range(1, 4):
+            for part, slope in zip(parts, slopes, strict=True):
+                part.gradients["w"] = np.array([slope * step**slope])
+            optimizer.step()
+        return [part.parameters["w"][0] for part in parts]
+
+    assert trained(1.0, 2.0) == trained(1.0) + trained(2.0)
+
+
+def test_defaults():
+    assert nn.SGD(nn.ReLU(), 0.1).momentum == 0
+    adam = nn.Adam(nn.ReLU())
+    assert (adam.rate, adam.beta1, adam.beta2, adam.epsilon) == (1e-3, 0.9, 0.999, 1e-8)
+    assert nn.SquaredError().reduction == "mean"
+
+
+def test_backward_belongs_to_the_last_forward():
+    x, dy = rng().standard_normal((2, 1, 2, 5, 5)), np.ones((1, 3, 3, 3))
+    layer, fresh = (nn.Conv(2, 3, 3, dtype=np.float64, rng=rng()) for _ in range(2))
+    layer(x[0])
+    layer(x[1])
+    fresh(x[1])
+    np.testing.assert_array_equal(layer.backward(dy), fresh.backward(dy))
+    np.testing.assert_array_equal(layer.gradients["w"], fresh.gradients["w"])
+
+
+def test_convert_forgets_gradients_and_reaches_nested_layers():
+    inner = nn.Dense(2, 2)
+    network = nn.Sequential(nn.Sequential(inner), nn.ReLU())
+    network(np.ones((1, 2), np.float32))
+    network.backward(np.ones((1, 2), np.float32))
+    network.convert(lambda array: array.astype(np.float64))
+    assert inner.parameters["w"].dtype == np.float64
+    assert inner.gradients == {}
+
+
 def test_convert_replaces_every_parameter():
     network = nn.Sequential(nn.Conv(1, 2, 3), nn.Flatten(), nn.Dense(8, 3))
     network.convert(lambda array: array.astype(np.float64))

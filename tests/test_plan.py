@@ -9,7 +9,7 @@ import pytest
 
 import cuconv
 from cuconv.cpu import TABLE, blocking
-from cuconv.plan import exact_candidates, make_plan
+from cuconv.plan import Call, exact_candidates, make_plan
 from cuconv.problem import Request
 
 from .cases import workspace
@@ -60,6 +60,54 @@ def test_plan_runs_what_it_was_made_for(layout):
     assert plan("wgrad")(x, dy, out=out) is out
     np.testing.assert_array_equal(out, cuconv.conv_weight_grad(x, dy, w.shape, **options))
     np.testing.assert_array_equal(plan("bgrad")(dy), cuconv.conv_bias_grad(dy, layout=layout))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(flip=True), dict(bias=True), dict(activation="relu"), dict(accumulate=True),
+        dict(precision="tf32"), dict(padding_mode="circular"), dict(layout="channels_last"),
+        dict(dtype="float64"), dict(padding=1),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_option_makes_another_plan(change):
+    shapes = (2, 4, 4, 4), (4, 4, 3, 4)
+    plain, other = cuconv.plan("fprop", *shapes), cuconv.plan("fprop", *shapes, **change)
+    assert plain != other
+    assert cuconv.plan("fprop", *shapes) == plain
+    assert str(other.request) != str(plain.request)
+
+
+def test_plans_of_complex_gradients_and_of_unbatched_arrays():
+    rng = np.random.default_rng(0)
+    x, w, dy = (
+        rng.integers(-9, 9, shape) + 1j * rng.integers(-9, 9, shape)
+        for shape in ((2, 4, 6, 7), (8, 4, 3, 3), (2, 8, 4, 5))
+    )
+
+    def plan(op, x=x):
+        return cuconv.plan(op, x.shape, w.shape, "complex128")
+
+    np.testing.assert_array_equal(plan("fprop")(x, w), cuconv.conv(x, w))
+    np.testing.assert_array_equal(plan("dgrad")(dy, w), cuconv.conv_input_grad(dy, w, x.shape))
+    np.testing.assert_array_equal(plan("wgrad")(x, dy), cuconv.conv_weight_grad(x, dy, w.shape))
+    np.testing.assert_array_equal(plan("bgrad")(dy), cuconv.conv_bias_grad(dy))
+    np.testing.assert_array_equal(plan("fprop", x[0])(x[0], w), cuconv.conv(x[0], w))
+
+
+def test_depthwise_takes_a_channel_multiplier():
+    plan = cuconv.plan("fprop", (1, 4, 9), (8, 1, 3), groups=4, algorithm="depthwise")
+    assert plan.algorithm == "depthwise"
+
+
+def test_tune_times_once(monkeypatch):
+    x, w = np.ones((2, 3, 9, 11)), np.ones((4, 3, 2, 3))
+    timed, seconds = [], Call._seconds
+    monkeypatch.setattr(Call, "_seconds", lambda *args: timed.append(1) or seconds(*args))
+    for _ in range(2):
+        cuconv.conv(x, w, algorithm="tune")
+    assert len(timed) == 2  # the one exact candidate, twice
 
 
 def test_plan_refuses_other_arrays():
@@ -116,6 +164,16 @@ PROBLEMS = (
 )
 
 
+def random_operands(line, op, dtype):
+    """A problem, one op's operands on it, and an array for the result."""
+    problem = cuconv.ConvProblem.parse(line)
+    rng = np.random.default_rng(0)
+    shapes = {"x": problem.x_shape(), "w": problem.w_shape(), "dy": problem.y_shape()}
+    inputs = {"fprop": ("x", "w"), "dgrad": ("dy", "w"), "wgrad": ("x", "dy")}[op]
+    operands = [rng.standard_normal(shapes[name]).astype(dtype) for name in inputs]
+    return problem, operands, np.zeros(shapes[{"fprop": "dy", "dgrad": "x", "wgrad": "w"}[op]], dtype)
+
+
 def peak_memory(plan, *arguments, **options):
     """Bytes that a plan's run takes beyond what is there before it."""
     plan(*arguments, **options)
@@ -132,12 +190,7 @@ def peak_memory(plan, *arguments, **options):
 @pytest.mark.parametrize("line", PROBLEMS)
 def test_workspace_is_honestly_stated(line, op, dtype, bound):
     """Peak memory beyond operands and result stays below what the plan says, whatever the bound."""
-    problem = cuconv.ConvProblem.parse(line)
-    rng = np.random.default_rng(0)
-    shapes = {"x": problem.x_shape(), "w": problem.w_shape(), "dy": problem.y_shape()}
-    inputs = {"fprop": ("x", "w"), "dgrad": ("dy", "w"), "wgrad": ("x", "dy")}[op]
-    operands = [rng.standard_normal(shapes[name]).astype(dtype) for name in inputs]
-    out = np.zeros(shapes[{"fprop": "dy", "dgrad": "x", "wgrad": "w"}[op]], dtype)
+    problem, operands, out = random_operands(line, op, dtype)
     request = Request(op, problem, dtype, conjugate=dtype == "complex64" and op != "fprop")
     with workspace(bound):
         for entry in TABLE[op]:
@@ -166,6 +219,37 @@ def test_exact_algorithms_keep_to_the_bound(op):
         for entry in exact_candidates(request, "cpu"):
             plan = make_plan(request, entry.name, "cpu")
             assert plan.workspace_bytes <= blocking.WORKSPACE + filters, str(plan)
+
+
+SCRATCH = [
+    ("n4c64h40w40 k64r4s4 g64 sh4sw4 p1 circular", "fprop", "float16", None, "depthwise"),
+    ("n4c64h40w40 k64r3s3 g64 sh2sw2 p1 circular", "dgrad", "float32", None, "depthwise"),
+    ("n8c64h60w60 k8r3s3 p-1", "dgrad", "float32", None, "gemm"),
+    ("n8c32h28w28 k48r1s1", "fprop", "float32", "gelu", "gemm"),
+    ("n8c96h28w28 k96r3s3 g96", "fprop", "float32", "silu", "depthwise"),
+    ("n4c64h40w40 k64r4s4 g64 sh4sw4 p1", "wgrad", "complex64", None, "depthwise"),
+    ("n4c16h40w40 k8r3s3", "wgrad", "complex64", None, "gemm"),
+    ("n2c4h64w64 k256r1s1", "dgrad", "float32", None, "gemm"),
+]
+
+
+@pytest.mark.parametrize("bound", [1 << 18, 1 << 20, 1 << 22])
+@pytest.mark.parametrize(("line", "op", "dtype", "activation", "name"), SCRATCH)
+def test_workspace_where_one_part_of_it_dominates(line, op, dtype, activation, name, bound):
+    """Copies for padding modes, conjugates and activations, each where leaving it out would show."""
+    problem, operands, out = random_operands(line, op, dtype)
+    with workspace(bound):
+        request = Request(op, problem, dtype, activation=activation, conjugate=dtype == "complex64")
+        plan = make_plan(request, name, "cpu")
+        peak = peak_memory(plan, *operands, out=out)
+        assert peak <= plan.workspace_bytes + 100_000, f"{plan}: peak {peak}"
+
+
+def test_fit_keeps_to_its_share():
+    with workspace(100):
+        assert blocking.fit((8, 8), lambda a, b: a * b, share=0.5) == (4, 8)
+        assert blocking.fit((8, 8), lambda a, b: a * b, share=2) == (8, 8)
+        assert blocking.fit((25,), lambda a: 5 * a) == (13,)
 
 
 def test_fit_shrinks_in_order_down_to_the_bound():

@@ -64,6 +64,13 @@ def test_notation_normalises(text, expected):
         ("n\N{FULLWIDTH DIGIT ONE}c1w5 k1s3", "cannot read"),
         ("garbage", "each word of the problem 'garbage' must be one of"),
         ("n-1c1w8 k1s3", "n must be at least 0"),
+        ("n1c1w8 k-1s3", "k must be at least 0"),
+        ("n1c1w-8 k1s3 p9", "input must be at least 0"),
+        ("n1c1w8 k1s0", "filter must be at least 1"),
+        ("n1c1w8 k1s3 sw0", "stride must be at least 1"),
+        ("n1c1w8 k1s3 dw0", "dilation must be at least 1"),
+        ("n1c1w8 k1s3 g0", "groups must be at least 1"),
+        ("n1c3w8 k4s3 g2", "groups=2 does not divide C=3"),
     ],
 )
 def test_notation_refuses(text, complaint):
@@ -103,6 +110,19 @@ def test_same_gives_ceil_of_input_over_stride(extent, taps, stride):
         assert 0 <= (after - before if name == "same" else before - after) <= 1
 
 
+@pytest.mark.parametrize("rank", [0, 4])
+def test_rank_is_1_to_3(rank):
+    with pytest.raises(ValueError, match="1 to 3 spatial axes"):
+        ConvProblem(1, 1, 1, (8,) * rank, (3,) * rank, (1,) * rank, (1,) * rank, ((0, 0),) * rank)
+
+
+@pytest.mark.parametrize("name", ["filter", "stride", "dilation", "padding"])
+def test_every_field_has_one_entry_per_axis(name):
+    fields = dict(input=(8,), filter=(3,), stride=(1,), dilation=(1,), padding=((0, 0),)) | {name: ()}
+    with pytest.raises(ValueError, match=f"{name} must"):
+        ConvProblem(1, 1, 1, **fields)
+
+
 def test_made_by_hand_it_is_normalised():
     by_hand = ConvProblem(np.int64(1), 1, 1, [5], np.array([3]), (1,), [True], [[1, 2]])
     assert by_hand == ConvProblem.parse("n1c1w5 k1s3 p1:2")
@@ -116,6 +136,8 @@ def test_costs():
     assert problem.flops("fprop") == 2 * problem.macs
     assert problem.flops("wgrad", "complex64") == 8 * problem.macs
     assert problem.flops("bgrad") == 2 * 8 * 30
+    assert problem.flops("bgrad", "complex64") == 2 * 2 * 8 * 30
+    assert problem.bytes("bgrad", "float32") == 4 * (2 * 8 * 30 + 8)
     assert problem.bytes("fprop", "float16") == 2 * (2 * 4 * 30 + 8 * 2 * 9 + 2 * 8 * 30)
     assert problem.gemm("fprop") == (60, 4, 18)
     assert problem.gemm("dgrad") == (60, 2, 36)

@@ -97,6 +97,15 @@ def test_dockerfile_commands_run_outside_docker(tmp_path):
     assert str(image / "cache") in sh(*entry["ENTRYPOINT"], "info", cwd=tmp_path, **environment)
 
 
+@pytest.mark.parametrize(("driver", "extras"), [("11.8", ""), ("12.4", ",cuda12"), ("13.0", ",cuda13")])
+def test_make_picks_the_extra_that_fits_the_driver(tmp_path, driver, extras):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(f"#!/bin/sh\necho '| Driver Version: 1.2   CUDA Version: {driver}     |'\n")
+    smi.chmod(0o755)
+    plan = sh("make", "-n", "-B", "demo", cwd=ROOT, PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    assert f"'.[demo,test{extras}]'" in plan
+
+
 def test_import_beside_the_source_tree(tmp_path):
     """A script in the folder that holds the source tree, itself called cuconv, imports the package."""
     (tmp_path / "cuconv").symlink_to(ROOT)

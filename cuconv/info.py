@@ -56,7 +56,7 @@ def findings() -> tuple[list[tuple[str, str]], list[str]]:
 
 def demo_lacks() -> str:
     """The modules that the demo needs and that are not installed, as a list in words."""
-    needed = ("sklearn", "matplotlib", "PIL", "tqdm")
+    needed = ("sklearn", "matplotlib", "PIL", "threadpoolctl", "tqdm")
     return ", ".join(module for module in needed if importlib.util.find_spec(module) is None)
 
 

@@ -35,6 +35,12 @@ def test_nan_stays_and_large_values_do_not_overflow(name):
     assert y[2] == (1 if name in ("sigmoid", "tanh") else 800)
 
 
+def test_gelu_of_float32_is_rounded_once():
+    x = np.linspace(-6, 6, 1001).astype(np.float32)
+    expected = activations.gelu(x.astype(np.float64)).astype(np.float32)
+    np.testing.assert_array_equal(activations.gelu(x), expected)
+
+
 def test_gelu_without_scipy(monkeypatch):
     x = np.linspace(-10, 10, 41)
     expected = activations.gelu(x)

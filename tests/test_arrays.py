@@ -72,6 +72,15 @@ def test_bias_gradient_is_summed_in_double_precision():
     assert cuconv.conv_bias_grad(dy)[0] == np.float32(dy.astype(np.float64).sum())
 
 
+def test_overlap_that_is_too_hard_to_rule_out_is_refused(monkeypatch):
+    def too_hard(a, b, max_work):
+        raise np.exceptions.TooHardError
+
+    monkeypatch.setattr(np, "shares_memory", too_hard)
+    with pytest.raises(ValueError, match="out must not overlap x"):
+        cuconv.conv(np.ones((1, 1, 4)), np.ones((1, 1, 2)), out=np.empty((1, 1, 3)))
+
+
 def test_a_unit_axis_of_out_may_have_any_stride():
     x, w, out = np.ones((1, 4, 6, 7)), np.ones((8, 4, 3, 3)), np.empty((8, 4, 5))
     cuconv.conv(x, w, out=out[None])
@@ -206,6 +215,10 @@ def test_filters_without_output_channels():
         assert cuconv.conv(x, w, **options).shape == dy.shape
         assert not cuconv.conv_input_grad(dy, w, x.shape, **options).any()
         assert cuconv.conv_weight_grad(x, dy, w.shape, **options).shape == w.shape
+
+
+def test_blocks_of_few_pixels_and_many_channels():
+    check(Case(cuconv.ConvProblem.parse("n2c6h3w3 k240r3s3 g3 p1"), workspace=2000), "gemm")
 
 
 @pytest.mark.parametrize(

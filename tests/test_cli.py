@@ -90,6 +90,14 @@ def test_check_fails_where_a_result_is_wrong(monkeypatch, capsys, dtype, wrong):
     assert f"fprop {dtype} {check.PROBLEMS[0]}" in capsys.readouterr().out
 
 
+def test_check_prints_the_worst(monkeypatch, capsys):
+    shares = iter([0.5] + [0.25] * (len(check.PROBLEMS) - 1))
+    monkeypatch.setattr(check, "DTYPES", {"float32": DTYPES["float32"]})
+    monkeypatch.setattr(check, "errors", lambda *_: {"fprop": next(shares)})
+    assert main(["check"]) == 0
+    assert "float32         50.0%" in capsys.readouterr().out
+
+
 def test_check_passes_its_seed_on(monkeypatch):
     seeds = set()
     monkeypatch.setattr(check, "errors", lambda problem, dtype, seed=0: seeds.add(seed) or {})

@@ -10,7 +10,7 @@ import pytest
 import cuconv
 
 X, W, DY = np.ones((2, 4, 6, 7)), np.ones((8, 4, 3, 3)), np.ones((2, 8, 4, 5))
-BUFFER = np.ones(31)
+BUFFER, WIDE = np.ones(31), np.ones(1000)
 
 
 def conv(x=X, w=W, *args, **options):
@@ -107,6 +107,15 @@ VALUES = {
         lambda: cuconv.conv_backward(DY, X, W, out=(None,) * 4),
         "out must have three entries",
     ),
+    "out that overlaps w": (
+        conv(w=WIDE[:288].reshape(8, 4, 3, 3), out=WIDE[287:607].reshape(2, 8, 4, 5)),
+        "out must not overlap w",
+    ),
+    "out that overlaps the bias": (
+        conv(X, W, WIDE[:8], out=WIDE[7:327].reshape(2, 8, 4, 5)),
+        "out must not overlap bias",
+    ),
+    "six axes of w": (conv(np.ones((1,) * 6), np.ones((1,) * 6)), "w must have 3, 4 or 5 axes"),
     "out that overlaps itself in part": (
         conv(out=np.lib.stride_tricks.as_strided(np.ones(400), (2, 8, 4, 5), (1280, 160, 32, 8))),
         "out must not overlap itself",
@@ -208,6 +217,7 @@ TYPES = {
     ),
     "precision of float64": (conv(precision="tf32"), "precision='tf32' is for float32, got dtype float64"),
     "dtype of a plan": (lambda: cuconv.plan("fprop", X.shape, W.shape, "uint8"), "dtype must be one of"),
+    "layout that is an array": (conv(layout=np.array(["channels_first"])), "layout must be one of"),
     "layout that is no string": (conv(layout=3), "layout must be one of"),
     "unknown keyword": (conv(pading=2), r"conv\(\) has no argument 'pading'; did you mean 'padding'"),
     "unknown keyword of a ranked name": (lambda: cuconv.conv2d(X, W, strides=2), "did you mean 'stride'"),
@@ -307,6 +317,28 @@ def test_what_dlpack_cannot_say(monkeypatch, error):
     tensor = fake("strange", __dlpack__=refuse, __dlpack_device__=lambda self: (1, 0))
     with pytest.raises(TypeError, match="x cannot be read through DLPack: not so"):
         cuconv.conv(tensor, tensor)
+
+
+def test_one_library_on_two_devices(monkeypatch):
+    def on(device):
+        return fake("other", __dlpack__=None, __dlpack_device__=lambda self: (device, 0))
+
+    monkeypatch.setitem(sys.modules, "other", types.SimpleNamespace(from_dlpack=lambda array: array))
+    with pytest.raises(TypeError, match=r"w must be the same kind of array as x \(other array on the CPU\)"):
+        cuconv.conv(on(1), on(2))
+
+
+def test_a_plan_for_the_cpu_refuses_arrays_on_a_gpu(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace())
+    plan = cuconv.plan("fprop", X.shape, W.shape, "float64")
+    with pytest.raises(TypeError, match="on backend cpu, as the plan was made, got float64 on cuda"):
+        plan(fake("cupy"), fake("cupy", shape=W.shape))
+
+
+def test_ranked_functions_take_positional_arguments():
+    w, bias = np.ones((8, 2, 3, 3)), np.arange(8.0)
+    expected = cuconv.conv(X, w, bias, stride=2, padding=1, dilation=2, groups=2)
+    np.testing.assert_array_equal(cuconv.conv2d(X, w, bias, 2, 1, 2, 2), expected)
 
 
 def test_a_library_that_takes_nothing_back():

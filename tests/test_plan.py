@@ -9,6 +9,7 @@ import pytest
 
 import cuconv
 from cuconv.cpu import TABLE, blocking
+from cuconv.dtypes import DTYPES
 from cuconv.plan import Call, exact_candidates, make_plan
 from cuconv.problem import Request
 
@@ -96,6 +97,16 @@ def test_plans_of_complex_gradients_and_of_unbatched_arrays():
     np.testing.assert_array_equal(plan("fprop", x[0])(x[0], w), cuconv.conv(x[0], w))
 
 
+def test_unbatched_plan_is_another_one():
+    assert cuconv.plan("fprop", (1, 4, 9), (6, 4, 3)) != cuconv.plan("fprop", (4, 9), (6, 4, 3))
+
+
+def test_plan_conjugates_only_gradients():
+    for op, conjugate in (("fprop", False), ("dgrad", True), ("wgrad", True), ("bgrad", False)):
+        assert cuconv.plan(op, (1, 4, 9), (6, 4, 3), "complex64").request.conjugate is conjugate
+        assert not cuconv.plan(op, (1, 4, 9), (6, 4, 3), "float32").request.conjugate
+
+
 def test_depthwise_takes_a_channel_multiplier():
     plan = cuconv.plan("fprop", (1, 4, 9), (8, 1, 3), groups=4, algorithm="depthwise")
     assert plan.algorithm == "depthwise"
@@ -174,6 +185,11 @@ def random_operands(line, op, dtype):
     return problem, operands, np.zeros(shapes[{"fprop": "dy", "dgrad": "x", "wgrad": "w"}[op]], dtype)
 
 
+def numpy_buffers(plan):
+    """What NumPy itself may take: the buffers of a ufunc's three operands, and small objects."""
+    return 3 * np.getbufsize() * np.dtype(DTYPES[plan.request.dtype].accumulator).itemsize + 30_000
+
+
 def peak_memory(plan, *arguments, **options):
     """Bytes that a plan's run takes beyond what is there before it."""
     plan(*arguments, **options)
@@ -198,7 +214,7 @@ def test_workspace_is_honestly_stated(line, op, dtype, bound):
             if entry.applies(request) is None and (entry.exact or bound > 1 << 18):
                 plan = make_plan(request, entry.name, "cpu")
                 peak = peak_memory(plan, *operands, out=out)
-                assert peak <= plan.workspace_bytes + 100_000, f"{plan}: peak {peak}"
+                assert peak <= plan.workspace_bytes + numpy_buffers(plan), f"{plan}: peak {peak}"
 
 
 @pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh", "silu", "gelu"])
@@ -206,7 +222,7 @@ def test_workspace_of_activations(activation):
     x, w, bias = (np.ones(shape, np.float32) for shape in ((4, 8, 60, 60), (64, 8, 1, 1), (64,)))
     out = np.zeros((4, 64, 60, 60), np.float32)
     plan = cuconv.plan("fprop", x.shape, w.shape, bias=True, activation=activation, accumulate=True)
-    assert peak_memory(plan, x, w, bias=bias, out=out) <= plan.workspace_bytes + 100_000
+    assert peak_memory(plan, x, w, bias=bias, out=out) <= plan.workspace_bytes + numpy_buffers(plan)
 
 
 @pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
@@ -225,6 +241,8 @@ SCRATCH = [
     ("n4c64h40w40 k64r4s4 g64 sh4sw4 p1 circular", "fprop", "float16", None, "depthwise"),
     ("n4c64h40w40 k64r3s3 g64 sh2sw2 p1 circular", "dgrad", "float32", None, "depthwise"),
     ("n8c64h60w60 k8r3s3 p-1", "dgrad", "float32", None, "gemm"),
+    ("n8c64h60w60 k8r3s3 p-20", "dgrad", "float32", None, "gemm"),
+    ("n8c64h60w60 k64r3s3 g64 ph-20:9pw3:-9 circular", "dgrad", "float16", None, "depthwise"),
     ("n8c32h28w28 k48r1s1", "fprop", "float32", "gelu", "gemm"),
     ("n8c96h28w28 k96r3s3 g96", "fprop", "float32", "silu", "depthwise"),
     ("n4c64h40w40 k64r4s4 g64 sh4sw4 p1", "wgrad", "complex64", None, "depthwise"),
@@ -242,7 +260,7 @@ def test_workspace_where_one_part_of_it_dominates(line, op, dtype, activation, n
         request = Request(op, problem, dtype, activation=activation, conjugate=dtype == "complex64")
         plan = make_plan(request, name, "cpu")
         peak = peak_memory(plan, *operands, out=out)
-        assert peak <= plan.workspace_bytes + 100_000, f"{plan}: peak {peak}"
+        assert peak <= plan.workspace_bytes + numpy_buffers(plan), f"{plan}: peak {peak}"
 
 
 def test_fit_keeps_to_its_share():

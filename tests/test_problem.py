@@ -123,6 +123,19 @@ def test_every_field_has_one_entry_per_axis(name):
         ConvProblem(1, 1, 1, **fields)
 
 
+def test_same_never_crops():
+    assert padding_pairs("same", (8, 7), (1, 2), (4, 5), (1, 1)) == ((0, 0), (0, 0))
+
+
+def test_numbers_of_a_problem_are_python_ints():
+    i = np.int32
+    shapes = np.array([2, 4, 9, 8], i), np.array([6, 2, 3, 3], i)
+    problem = ConvProblem.from_shapes(*shapes, i(2), i(1), i(1), i(2))
+    numbers = (problem.n, problem.c, problem.k, problem.groups, *problem.input, *problem.filter)
+    numbers += (*problem.stride, *problem.dilation, *problem.padding[0])
+    assert {type(number) for number in numbers} == {int}
+
+
 def test_made_by_hand_it_is_normalised():
     by_hand = ConvProblem(np.int64(1), 1, 1, [5], np.array([3]), (1,), [True], [[1, 2]])
     assert by_hand == ConvProblem.parse("n1c1w5 k1s3 p1:2")

@@ -94,6 +94,7 @@ def test_flip_and_accumulate():
         (dict(output_padding=2, stride=2), "output_padding must be below the stride or the dilation, here 2"),
         (dict(output_padding=-1), "output_padding must be at least 0"),
         (dict(padding=4), "axis w gives no output"),
+        (dict(padding=[(3, 4)]), "axis w gives no output"),
         (dict(groups=3), "groups=3 does not divide K=4"),
         (dict(bias=np.ones(4)), r"bias must have shape \(3,\)"),
     ],

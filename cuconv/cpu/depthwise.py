@@ -20,7 +20,7 @@ import numpy as np
 from ..problem import ConvProblem, Request
 from ..table import Algorithm, Schedule
 from .blocking import ALL, Launch, blocks, fit, lengths, tap_cells
-from .padding import fold, folding_copies, slab, slab_elements
+from .padding import fold, fold_elements, slab, slab_elements
 from .result import Result, accumulator, finishing_blocks
 
 
@@ -133,11 +133,11 @@ def _plan_slab(request: Request) -> Schedule:
 def _plan_dgrad(request: Request) -> Schedule:
     problem, item = request.problem.volumetric, accumulator(request).itemsize
     multiplier = problem.k // problem.c
-    copies = folding_copies(problem) + finishing_blocks(request)
+    per_channel = fold_elements(problem) + (finishing_blocks(request) - 1) * math.prod(problem.input)
+    per_channel += (1 + multiplier) * math.prod(problem.output)
 
     def cost(n: int, c: int) -> int:
-        outputs = (1 + multiplier) * math.prod(problem.output)
-        return n * c * (copies * math.prod(problem.padded) + outputs) * item
+        return n * c * per_channel * item
 
     tile = fit((problem.n, problem.c), cost)
     filters = 2 * math.prod(problem.w_shape()) * item

@@ -22,7 +22,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from ..problem import ConvProblem, Request
 from ..table import Algorithm, Schedule
 from .blocking import ALL, Launch, blocks, filter_cells, fit, lengths, tap_cells
-from .padding import fold, folding_copies, slab, slab_elements
+from .padding import fold, fold_elements, slab, slab_elements
 from .result import Result, accumulator, finishing_blocks
 
 
@@ -145,10 +145,10 @@ def _plan_dgrad(request: Request) -> Schedule:
     """Half of the workspace for the padded input, half for the columns that are added into it."""
     problem, item = request.problem.volumetric, accumulator(request).itemsize
     c, k = problem.c // problem.groups, problem.k // problem.groups
-    copies = folding_copies(problem) + finishing_blocks(request)
+    per_channel = fold_elements(problem) + (finishing_blocks(request) - 1) * math.prod(problem.input)
 
     def padded(n: int, g: int, c: int, *pixels: int) -> int:
-        return copies * n * g * c * math.prod(problem.padded) * item
+        return n * g * c * per_channel * item
 
     def lowered(n: int, g: int, c: int, *pixels: int) -> int:
         return n * math.prod(pixels) * g * (c * math.prod(problem.filter) + k) * item

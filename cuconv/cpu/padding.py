@@ -26,7 +26,7 @@ def source(mode: str, coordinate: Any, extent: int) -> Any:
         return np.clip(coordinate, 0, extent - 1)
     period = max(2 * (extent - 1), 1)
     mirrored = coordinate % period
-    return np.minimum(mirrored, period - mirrored) if extent > 1 else mirrored
+    return np.minimum(mirrored, period - mirrored)
 
 
 def gather(
@@ -69,16 +69,20 @@ def slab_elements(n: int, c: int, pixels: Sequence[int], problem: ConvProblem) -
     return copies * n * c * math.prod(span(pixels, problem))
 
 
-def folding_copies(problem: ConvProblem) -> int:
-    """How many arrays of the padded input's size `fold` makes at the most."""
-    cropped = min(min(pair) for pair in problem.padding) < 0
-    return 2 if cropped or problem.padding_mode != "zeros" else 0
+def fold_elements(problem: ConvProblem) -> int:
+    """Scratch elements per image and channel for a gradient of the padded input and for folding it."""
+    elements = math.prod(problem.padded)
+    if min(min(pair) for pair in problem.padding) < 0:
+        # Where cells are cropped, `fold` goes from one array to the next, axis by axis.
+        elements += 2 * math.prod(map(max, problem.padded, problem.input))
+    return elements
 
 
 def fold(padded: np.ndarray, problem: ConvProblem) -> np.ndarray:
     """Add a gradient of the padded input, (N, C, *problem.padded), back onto the input's own cells.
 
-    Cells that the padding crops away get zero. The result is a view where nothing has to be added.
+    Cells that the padding crops away get zero. `padded` is overwritten; the result is a view of it unless
+    cells were cropped.
     """
     for axis in range(3):
         extent, (before, after) = problem.input[axis], problem.padding[axis]
@@ -94,10 +98,8 @@ def fold(padded: np.ndarray, problem: ConvProblem) -> np.ndarray:
             first = max(-before, 0)
             folded[(*lead, slice(first, first + inside.shape[axis + 2]))] = inside
         if problem.padding_mode != "zeros":
-            outside = [i for i in range(-before, extent + after) if not 0 <= i < extent]
-            if outside and folded is inside:
-                folded = inside.copy()
-            for coordinate in outside:
+            # The cells read here lie outside of those written, so that both may be in one array.
+            for coordinate in (i for i in range(-before, extent + after) if not 0 <= i < extent):
                 cell = int(source(problem.padding_mode, coordinate, extent))
                 folded[(*lead, cell)] += padded[(*lead, coordinate + before)]
         padded = folded

@@ -25,7 +25,7 @@ clean:
 	rm -rf $(VENV) build dist cuconv.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis cuconv-demo.png
 
 $(VENV)/installed: pyproject.toml Makefile
-	@echo "installing cuconv and what its demo and tests need into $(VENV) (about 500 MB, once)"
+	@echo "installing cuconv and what its demo and tests need into $(VENV) (once)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[demo,test$(CUDA)]'
 	touch $@

@@ -1,4 +1,4 @@
-"""Convolution and its gradients on GPU arrays from Python, with a NumPy path where there is no GPU."""
+"""Convolution and its gradients on arrays, from Python. This version computes on NumPy arrays."""
 
 from .api import (
     conv,

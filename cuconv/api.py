@@ -367,7 +367,7 @@ def plan(
 
     The other options and errors are those of `conv`; the plan of `conv_transpose` is not made here.
     """
-    name = arrays.dtype_name("dtype", dtype)
+    name = arrays.dtype_name(dtype)
     one_of("op", op, OPS)
     one_of("backend", backend, ("cpu", "cuda"))
     x_shape = integers("x_shape", x_shape, 0)

@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from .dtypes import DTYPES
+from .dtypes import DTYPES, described
 
 Array = Any
 """An array of any library that is supported: NumPy, CuPy, or one that speaks DLPack."""
@@ -64,12 +64,7 @@ class Operands:
         """A result in the caller's own library, not copied: the array given as `name`, or a new one."""
         if name in self.given:
             return self.given[name]
-        if self.owner.library in ("numpy", "cupy"):
-            return result
-        if self.owner.backend == "cpu" and self.dtype == "bfloat16":
-            module = sys.modules[self.owner.library]
-            return _from_dlpack(self.owner.library)(result.view(np.int16)).view(module.bfloat16)
-        return _from_dlpack(self.owner.library)(result)
+        return _hand_over(result, self.owner)
 
     def check_out(self, name: str, shape: tuple[int, ...]) -> None:
         """Raise unless `name` can take a result: of its shape, writable, and overlapping nothing."""
@@ -118,15 +113,13 @@ def adopt(**arguments: Array | None) -> Operands:
     return Operands(owner, views[first].dtype.name, given, views)
 
 
-def dtype_name(argument: str, dtype: Any) -> str:
+def dtype_name(dtype: Any) -> str:
     """The name of a dtype given as a name, a NumPy dtype or a scalar type, or TypeError."""
     try:
         found = None if dtype is None else np.dtype(dtype)
     except TypeError:
         found = None
-    if found is None or found.name not in DTYPES or not found.isnative:
-        raise TypeError(f"{argument} must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    return found.name
+    return described(found.name if found is not None and found.isnative else dtype).name
 
 
 def owner_of(name: str, array: Array) -> Owner:
@@ -166,18 +159,31 @@ def _from_dlpack(library: str) -> Any:
     return None
 
 
+# NumPy's DLPack does not know bfloat16, so that it travels as int16, in and out.
+
+
 def _view(name: str, array: Array, owner: Owner) -> Array:
+    """An array of the backend's library on the memory of one of the owner's."""
     if owner.library in ("numpy", "cupy"):
         return array
     module = sys.modules[owner.library]
     bfloat16 = getattr(module, "bfloat16", None)
     try:
         if owner.backend == "cpu" and bfloat16 is not None and getattr(array, "dtype", None) is bfloat16:
-            # NumPy's DLPack does not know bfloat16, so that it travels as int16.
             return np.from_dlpack(array.view(module.int16)).view(ml_dtypes.bfloat16)
         return owner.namespace.from_dlpack(array)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise TypeError(f"{name} cannot be read through DLPack: {error}") from error
+
+
+def _hand_over(result: Array, owner: Owner) -> Array:
+    """An array of the owner's library on the memory of one of the backend's: the inverse of `_view`."""
+    if owner.library in ("numpy", "cupy"):
+        return result
+    from_dlpack = _from_dlpack(owner.library)
+    if owner.backend == "cpu" and result.dtype == ml_dtypes.bfloat16:
+        return from_dlpack(result.view(np.int16)).view(sys.modules[owner.library].bfloat16)
+    return from_dlpack(result)
 
 
 def _overlaps_itself(array: Array) -> bool:

@@ -49,8 +49,8 @@ def findings() -> tuple[list[tuple[str, str]], list[str]]:
     if kernels and driver and not cupy:
         extra = "cuda13" if driver[0] >= 13 else "cuda12"
         missing.append(f"CuPy, to use the GPU: pip install 'cuconv[{extra}]'")
-    if demo_lacks():
-        missing.append(f"{demo_lacks()}, for python -m cuconv demo: pip install 'cuconv[demo]'")
+    if lacks := demo_lacks():
+        missing.append(f"{lacks}, for python -m cuconv demo: pip install 'cuconv[demo]'")
     return rows, missing
 
 

@@ -108,15 +108,15 @@ class Call:
         Each candidate runs twice, into an array of its own, and its better time counts.
         """
         request, backend = self.request, self.operands.owner.backend
-        if (request, backend) not in _tuned:
+        if (request, backend) not in _winners:
             scratch = self.operands.empty(request.shape(RESULT[request.op]))
             scratch[...] = 0
             times = {}
             for entry in exact_candidates(request, backend):
                 plan = make_plan(request, entry.name, backend)
                 times[entry.name] = min(self._seconds(plan, scratch) for _ in range(2))
-            _tuned[request, backend] = min(times, key=times.__getitem__, default="auto")
-        plan = make_plan(request, _tuned[request, backend], backend)
+            _winners[request, backend] = min(times, key=times.__getitem__, default="auto")
+        plan = make_plan(request, _winners[request, backend], backend)
         return replace(plan, why="fastest when timed")
 
     def _seconds(self, plan: Plan, out: Array) -> float:
@@ -150,7 +150,7 @@ def expect_shape(request: Request, role: str, name: str, operands: Operands) -> 
 
 RUNNERS = {"cpu": cpu.run}
 
-_tuned: dict[tuple[Request, str], str] = {}
+_winners: dict[tuple[Request, str], str] = {}
 """The winner's name for each request and backend that was tuned."""
 
 

@@ -26,7 +26,8 @@ PRECISIONS = (None, "tf32")
 # One letter per spatial axis of a volume; a problem of rank 1 or 2 uses the last ones.
 _INPUT_LETTERS, _FILTER_LETTERS, _OUTPUT_LETTERS = "dhw", "trs", "zpq"
 
-_SPATIAL = ("input", "filter", "stride", "dilation")
+# What a problem has one of per spatial axis beside the padding, and the least it may be.
+_SPATIAL = {"input": 0, "filter": 1, "stride": 1, "dilation": 1}
 
 Pairs = tuple[tuple[int, int], ...]
 
@@ -62,12 +63,12 @@ class ConvProblem:
     def __post_init__(self) -> None:
         normal: dict[str, Any] = {name: integer(name, getattr(self, name), 0) for name in ("n", "c", "k")}
         normal["groups"] = integer("groups", self.groups, 1)
-        for name, minimum in (("input", 0), ("filter", 1), ("stride", 1), ("dilation", 1)):
+        for name, minimum in _SPATIAL.items():
             normal[name] = integers(name, getattr(self, name), minimum)
         rank = len(normal["input"])
         if not 1 <= rank <= 3:
             raise ValueError(f"a convolution has 1 to 3 spatial axes, got {rank}")
-        for name in ("filter", "stride", "dilation"):
+        for name in _SPATIAL:
             if len(normal[name]) != rank:
                 raise ValueError(f"{name} must have one entry per spatial axis ({rank}), got {normal[name]}")
         if isinstance(self.padding, str):

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import cuconv
+from cuconv.cpu import blocking
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,6 +26,11 @@ def test_readme_names_every_public_function():
         text = text.replace(name, " ".join(f"`{stem}{rank}d`" for rank in (1, 2, 3)))
     functions = [name for name in cuconv.__all__ if name[0].islower()]
     assert [name for name in functions if f"`{name}`" not in text] == []
+
+
+def test_readme_states_the_workspace():
+    text = (ROOT / "README.md").read_text()
+    assert f"blocks of {blocking.WORKSPACE >> 20} MiB" in text
 
 
 def test_links_and_files_exist():

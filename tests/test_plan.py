@@ -157,9 +157,9 @@ def test_tune_remembers_the_fastest_and_leaves_out_alone():
     cuconv.conv(x, w, groups=6, algorithm="tune", out=out, accumulate=True)
     np.testing.assert_array_equal(out, expected + 100)
     request = Request("fprop", cuconv.plan("fprop", x.shape, w.shape, groups=6).request.problem, "float64")
-    from cuconv.plan import _tuned
+    from cuconv.plan import _winners
 
-    assert _tuned[request, "cpu"] in ("depthwise", "gemm")
+    assert _winners[request, "cpu"] in ("depthwise", "gemm")
     with pytest.raises(ValueError, match="out must have shape"):
         cuconv.conv(x, w, groups=6, algorithm="tune", out=out[:1])
 

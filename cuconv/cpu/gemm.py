@@ -90,8 +90,8 @@ def dgrad(request: Request, tile: Sequence[int], dy: np.ndarray, w: np.ndarray, 
     def add_columns(padded: np.ndarray, part: np.ndarray, grad: np.ndarray, pixels: Sequence[slice]) -> None:
         """Add the columns of a block of pixels to the cells that they were lowered from."""
         product = part.reshape(*part.shape[:2], part.shape[2] * part.shape[3]).swapaxes(1, 2) @ grad
-        lowered = product.reshape(padded.shape[1], *problem.filter, padded.shape[0], *lengths(pixels))
         extents = lengths(pixels)
+        lowered = product.reshape(padded.shape[1], *problem.filter, padded.shape[0], *extents)
         if math.prod(problem.filter) <= math.prod(extents):
             for tap in itertools.product(*map(range, problem.filter)):
                 padded[(ALL, ALL, *tap_cells(problem, tap, pixels))] += lowered[(ALL, *tap)].swapaxes(0, 1)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from . import arrays
 from .arrays import Array
 from .dtypes import is_complex
 from .options import checked_keywords, flag, integers, one_of
-from .plan import Call, Plan, expect_shape, make_plan
+from .plan import Call, Plan, current_arch, device_of, expect_shape, make_plan
 from .problem import LAYOUTS, OPS, ConvProblem, Request
 
 
@@ -78,13 +79,10 @@ def conv(
     TensorFlow and NumPy.
     """
     operands = arrays.adopt(x=x, w=w, bias=bias, out=out)
-    problem = ConvProblem.from_shapes(
-        operands.shape("x"), operands.shape("w"), stride, padding, dilation, groups, padding_mode, layout,
-        names=("x", "w"),
-    )  # fmt: skip
-    request = Request(
-        "fprop", problem, operands.dtype, layout=layout, batched=_batched(operands.shape("x"), problem),
-        flip=flip, bias=bias is not None, activation=activation, accumulate=accumulate, precision=precision,
+    request = _request(
+        "fprop", operands.dtype, operands.shape("x"), operands.shape("w"), ("x", "w"),
+        stride, padding, dilation, groups, padding_mode, layout,
+        flip, bias is not None, activation, accumulate, precision,
     )  # fmt: skip
     call = Call(request, operands, ("x", "w"))
     return call.run(call.plan(algorithm))
@@ -126,13 +124,10 @@ def conv_input_grad(
     """
     operands = arrays.adopt(dy=dy, w=w, out=out)
     input_shape = integers("input_shape", input_shape, 0)
-    problem = ConvProblem.from_shapes(
-        input_shape, operands.shape("w"), stride, padding, dilation, groups, padding_mode, layout,
-        names=("input_shape", "w"),
-    )  # fmt: skip
-    request = Request(
-        "dgrad", problem, operands.dtype, layout=layout, batched=_batched(input_shape, problem),
-        flip=flip, accumulate=accumulate, conjugate=is_complex(operands.dtype), precision=precision,
+    request = _request(
+        "dgrad", operands.dtype, input_shape, operands.shape("w"), ("input_shape", "w"),
+        stride, padding, dilation, groups, padding_mode, layout,
+        flip, False, None, accumulate, precision,
     )  # fmt: skip
     call = Call(request, operands, ("dy", "w"))
     return call.run(call.plan(algorithm))
@@ -172,13 +167,11 @@ def conv_weight_grad(
     of Convolutional Layer (2015), equations 4 to 6.
     """
     operands = arrays.adopt(x=x, dy=dy, out=out)
-    problem = ConvProblem.from_shapes(
-        operands.shape("x"), weight_shape, stride, padding, dilation, groups, padding_mode, layout,
-        names=("x", "weight_shape"),
-    )  # fmt: skip
-    request = Request(
-        "wgrad", problem, operands.dtype, layout=layout, batched=_batched(operands.shape("x"), problem),
-        flip=flip, accumulate=accumulate, conjugate=is_complex(operands.dtype), precision=precision,
+    weight_shape = integers("weight_shape", weight_shape, 0)
+    request = _request(
+        "wgrad", operands.dtype, operands.shape("x"), weight_shape, ("x", "weight_shape"),
+        stride, padding, dilation, groups, padding_mode, layout,
+        flip, False, None, accumulate, precision,
     )  # fmt: skip
     call = Call(request, operands, ("x", "dy"))
     return call.run(call.plan(algorithm))
@@ -260,13 +253,10 @@ def conv_backward(
     wanted = [flag("needs", need) for need in needs]
     places = {f"out[{index}]": array for index, array in enumerate(outs)}
     operands = arrays.adopt(dy=dy, x=x, w=w, **places)
-    problem = ConvProblem.from_shapes(
-        operands.shape("x"), operands.shape("w"), stride, padding, dilation, groups, padding_mode, layout,
-        names=("x", "w"),
-    )  # fmt: skip
-    request = Request(
-        "dgrad", problem, operands.dtype, layout=layout, batched=_batched(operands.shape("x"), problem),
-        flip=flip, accumulate=accumulate, conjugate=is_complex(operands.dtype), precision=precision,
+    request = _request(
+        "dgrad", operands.dtype, operands.shape("x"), operands.shape("w"), ("x", "w"),
+        stride, padding, dilation, groups, padding_mode, layout,
+        flip, False, None, accumulate, precision,
     )  # fmt: skip
     expect_shape(request, "dy", "dy", operands)
     # All three are checked and planned before the first one is computed.
@@ -358,30 +348,77 @@ def plan(
     algorithm: str = "auto",
     accumulate: bool = False,
     backend: str = "cpu",
+    device: str | None = None,
 ) -> Plan:
     """The plan by which an op would be done: print it, inspect it, or call it with the op's arrays.
 
     op       "fprop" (called with x, w), "dgrad" (dy, w), "wgrad" (x, dy) or "bgrad" (dy)
     bias     whether a bias will be fused; the plan is then called with `bias=`
     backend  "cpu" for NumPy arrays, "cuda" for CuPy arrays
+    device   for "cuda", the architecture of the GPU, "sm_90" and the like, which none need be there for;
+             None for the current GPU's, or "sm_90" where there is none
 
     The other options and errors are those of `conv`; the plan of `conv_transpose` is not made here.
     """
     name = arrays.dtype_name(dtype)
     one_of("op", op, OPS)
     one_of("backend", backend, ("cpu", "cuda"))
-    x_shape = integers("x_shape", x_shape, 0)
-    problem = ConvProblem.from_shapes(
-        x_shape, w_shape, stride, padding, dilation, groups, padding_mode, layout
-    )
+    if device is not None and (backend != "cuda" or device_of(backend, device) is None):
+        raise ValueError(f"device={device!r} is for backend='cuda', got backend={backend!r}")
     if op != "fprop" and (bias or activation):
         raise ValueError(f"bias and activation are fused into fprop, not into {op}")
-    request = Request(
-        op, problem, name, layout=layout, batched=_batched(x_shape, problem), flip=flip,
-        bias=flag("bias", bias), activation=activation, accumulate=accumulate,
-        conjugate=op in ("dgrad", "wgrad") and is_complex(name), precision=precision,
+    request = _new_request(
+        op, name, integers("x_shape", x_shape, 0), integers("w_shape", w_shape, 0), ("x_shape", "w_shape"),
+        stride, padding, dilation, groups, padding_mode, layout,
+        flip, flag("bias", bias), activation, accumulate, precision,
     )  # fmt: skip
-    return make_plan(request, algorithm, backend)
+    return make_plan(request, algorithm, backend, device or current_arch(backend))
+
+
+def _request(*arguments: Any) -> Request:
+    """The request for the arguments of `_new_request`, looked up after the first time."""
+    if all(map(_is_plain, arguments)):
+        return _kept_request(*arguments)
+    return _new_request(*arguments)
+
+
+def _new_request(
+    op: str,
+    dtype: str,
+    x_shape: tuple[int, ...],
+    w_shape: tuple[int, ...],
+    names: tuple[str, str],
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    padding_mode: str,
+    layout: str,
+    flip: bool,
+    bias: bool,
+    activation: str | None,
+    accumulate: bool,
+    precision: str | None,
+) -> Request:
+    problem = ConvProblem.from_shapes(
+        x_shape, w_shape, stride, padding, dilation, groups, padding_mode, layout, names=names
+    )
+    return Request(
+        op, problem, dtype, layout, _batched(x_shape, problem), flip, bias, activation, accumulate,
+        conjugate=op in ("dgrad", "wgrad") and is_complex(dtype), precision=precision,
+    )  # fmt: skip
+
+
+_kept_request = lru_cache(maxsize=4096, typed=True)(_new_request)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether equal values of the same type mean the same, so that a cache may keep them apart."""
+    kind = type(value)
+    return kind in _PLAIN or (kind is tuple and all(map(_is_plain, value)))
+
+
+_PLAIN = frozenset((int, str, bool, type(None)))
 
 
 def _batched(x_shape: Sequence[int], problem: ConvProblem) -> bool:

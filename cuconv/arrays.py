@@ -13,7 +13,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from .cuda import jit
 from .dtypes import DTYPES, described
+from .problem import Request
 
 Array = Any
 """An array of any library that is supported: NumPy, CuPy, or one that speaks DLPack."""
@@ -35,10 +37,23 @@ class Owner:
     @property
     def namespace(self) -> Any:
         """The module that makes the arrays the backend computes with: numpy or cupy."""
-        return sys.modules["cupy"] if self.backend == "cuda" else np
+        return jit.require_cupy() if self.backend == "cuda" else np
+
+    @property
+    def arch(self) -> str | None:
+        """The architecture of the current GPU, sm_90 and the like; None on the CPU."""
+        return jit.current_arch() if self.backend == "cuda" else None
+
+    def wait(self) -> None:
+        """Wait for what was launched."""
+        if self.backend == "cuda":
+            self.namespace.cuda.get_current_stream().synchronize()
 
 
-@dataclass(frozen=True)
+_NUMPY, _CUPY = Owner("numpy", "cpu"), Owner("cupy", "cuda")
+
+
+@dataclass
 class Operands:
     """The arrays of one call by the caller's names: as given, and as views that the backend computes with.
 
@@ -85,7 +100,7 @@ def adopt(**arguments: Array | None) -> Operands:
 
     Raises TypeError unless all are arrays of one library, on one kind of device, of one supported dtype.
     """
-    given = {
+    given: dict[str, Any] = {
         name: array
         for name, array in arguments.items()
         if array is not None or not name.startswith(("bias", "out"))
@@ -98,19 +113,26 @@ def adopt(**arguments: Array | None) -> Operands:
                 f"{name} must be the same kind of array as {first} ({owner}), got a {other}; "
                 "nothing is copied between libraries or devices in silence"
             )
-    views = {name: _view(name, array, owner) for name, array in given.items()}
+    views: dict[str, Any] = given
+    if owner.library not in ("numpy", "cupy"):
+        views = {name: _view(name, array, owner) for name, array in given.items()}
+    dtype = views[first].dtype
     for name, view in views.items():
-        if view.dtype.name not in DTYPES or not view.dtype.isnative:
+        if view.dtype not in _NAMES:
             raise TypeError(
                 f"{name} has dtype {view.dtype}, supported are {', '.join(DTYPES)} in native byte order; "
                 f"convert it, for example {name}.astype('float32')"
             )
-        if view.dtype != views[first].dtype:
+        if view.dtype != dtype:
             raise TypeError(
-                f"{name} must have the dtype of {first}, {views[first].dtype}, got {view.dtype}; "
+                f"{name} must have the dtype of {first}, {dtype}, got {view.dtype}; "
                 "convert one of them with astype"
             )
-    return Operands(owner, views[first].dtype.name, given, views)
+    return Operands(owner, _NAMES[dtype], given, views)
+
+
+_NAMES = {np.dtype(getattr(ml_dtypes, name, name)): name for name in DTYPES}
+"""The supported dtypes, in native byte order."""
 
 
 def dtype_name(dtype: Any) -> str:
@@ -124,12 +146,14 @@ def dtype_name(dtype: Any) -> str:
 
 def owner_of(name: str, array: Array) -> Owner:
     """The library and device of one array, or TypeError naming the argument."""
+    if type(array) is np.ndarray:
+        return _NUMPY
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask a convolution would lose: fill it first")
     if isinstance(array, np.ndarray):
-        return Owner("numpy", "cpu")
+        return _NUMPY
     if type(array).__module__.partition(".")[0] == "cupy":
-        return Owner("cupy", "cuda")
+        return _CUPY
     if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
         try:
             device = int(array.__dlpack_device__()[0])
@@ -164,8 +188,6 @@ def _from_dlpack(library: str) -> Any:
 
 def _view(name: str, array: Array, owner: Owner) -> Array:
     """An array of the backend's library on the memory of one of the owner's."""
-    if owner.library in ("numpy", "cupy"):
-        return array
     module = sys.modules[owner.library]
     bfloat16 = getattr(module, "bfloat16", None)
     try:
@@ -210,6 +232,15 @@ def _share_memory(a: Array, b: Array, owner: Owner) -> bool:
 
 # Every algorithm sees three spatial axes, channels second: (N, C, D, H, W), (N, K, Z, P, Q) and
 # (K, C/groups, T, R, S). Layout, batching, rank and flip are strides of a view, nothing else.
+
+
+def canonical(request: Request, role: str, array: Array) -> Array:
+    """The view of an operand that algorithms compute with, by its role x, w, dy, y, dx, dw or db."""
+    if role == "db":
+        return array
+    if role.endswith("w"):
+        return filters(array, request.problem.rank, request.layout, request.flip)
+    return volume(array, request.problem.rank, request.layout)
 
 
 def volume(array: Array, rank: int, layout: str) -> Array:

@@ -10,9 +10,12 @@ from typing import Any
 from . import arrays, cpu
 from .arrays import Array, Operands
 from .cuda import algorithms as cuda_algorithms
+from .cuda import device as devices
+from .cuda import jit
+from .cuda.device import Device
 from .options import one_of
 from .problem import Request
-from .table import Algorithm, Table
+from .table import Algorithm, Schedule, Table
 
 INPUTS = {"fprop": ("x", "w"), "dgrad": ("dy", "w"), "wgrad": ("x", "dy"), "bgrad": ("dy",)}
 RESULT = {"fprop": "y", "dgrad": "dx", "wgrad": "dw", "bgrad": "db"}
@@ -21,7 +24,7 @@ TABLES: dict[str, Table] = {"cpu": cpu.TABLE, "cuda": cuda_algorithms.TABLE}
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Schedule):
     """A chosen algorithm, as plain data: print it, compare it, keep it.
 
     `workspace_bytes` is scratch memory beyond the operands and the result; `why` says how the choice
@@ -33,8 +36,6 @@ class Plan:
     backend: str
     algorithm: str
     why: str
-    workspace_bytes: int
-    launches: tuple[Any, ...]
 
     def __call__(self, *inputs: Array, bias: Array | None = None, out: Array | None = None) -> Array:
         names = INPUTS[self.request.op]
@@ -84,7 +85,7 @@ class Call:
                 f"bias must have shape {(channels,)}, one per channel of the result, got {tuple(bias.shape)}"
             )
         if self.operands[self.out] is not None:
-            self.operands.check_out(self.out, request.shape(RESULT[request.op]))
+            self.operands.check_out(self.out, request.shapes[RESULT[request.op]])
         elif request.accumulate:
             raise ValueError(f"accumulate=True adds to {self.out}, but {self.out} is None")
 
@@ -92,13 +93,14 @@ class Call:
         """The plan for this call, `algorithm` being `auto`, `tune` or a name."""
         if algorithm == "tune":
             return self._tuned()
-        return make_plan(self.request, algorithm, self.operands.owner.backend)
+        owner = self.operands.owner
+        return make_plan(self.request, algorithm, owner.backend, owner.arch)
 
     def run(self, plan: Plan) -> Array:
         """Run a plan; the result goes to the operand `out` where there is one, otherwise to a new array."""
         result = self.operands[self.out]
         if result is None:
-            result = self.operands.empty(self.request.shape(RESULT[self.request.op]))
+            result = self.operands.empty(self.request.shapes[RESULT[self.request.op]])
         self._launch(plan, result)
         return self.operands.give_back(self.out, result)
 
@@ -107,73 +109,75 @@ class Call:
 
         Each candidate runs twice, into an array of its own, and its better time counts.
         """
-        request, backend = self.request, self.operands.owner.backend
-        if (request, backend) not in _winners:
-            scratch = self.operands.empty(request.shape(RESULT[request.op]))
+        request, owner = self.request, self.operands.owner
+        target = (owner.backend, owner.arch)
+        key = (request, *target)
+        if key not in _winners:
+            scratch = self.operands.empty(request.shapes[RESULT[request.op]])
             scratch[...] = 0
             times = {}
-            for entry in exact_candidates(request, backend):
-                plan = make_plan(request, entry.name, backend)
+            for entry in exact_candidates(request, *target):
+                plan = make_plan(request, entry.name, *target)
                 times[entry.name] = min(self._seconds(plan, scratch) for _ in range(2))
-            _winners[request, backend] = min(times, key=times.__getitem__, default="auto")
-        plan = make_plan(request, _winners[request, backend], backend)
-        return replace(plan, why="fastest when timed")
+            fastest = min(times, key=times.__getitem__, default="auto")
+            plan = make_plan(request, fastest, *target)
+            _winners[key] = replace(plan, why="fastest when timed")
+        return _winners[key]
 
     def _seconds(self, plan: Plan, out: Array) -> float:
+        self.operands.owner.wait()
         start = time.perf_counter()
         self._launch(plan, out)
+        self.operands.owner.wait()
         return time.perf_counter() - start
 
     def _launch(self, plan: Plan, out: Array) -> None:
-        """Hand the backend its canonical views."""
-        request = self.request
-
-        def canonical(role: str, array: Array) -> Array:
-            if role == "db":
-                return array
-            if role.endswith("w"):
-                return arrays.filters(array, request.problem.rank, request.layout, request.flip)
-            return arrays.volume(array, request.problem.rank, request.layout)
-
-        roles = INPUTS[request.op]
-        views = [canonical(r, self.operands[name]) for r, name in zip(roles, self.inputs, strict=True)]
-        out = canonical(RESULT[request.op], out)
-        RUNNERS[plan.backend](request, plan.launches, views, self.operands["bias"], out)
+        """Hand the backend its arrays, by role."""
+        op = self.request.op
+        by_role = {r: self.operands[name] for r, name in zip(INPUTS[op], self.inputs, strict=True)}
+        by_role[RESULT[op]] = out
+        RUNNERS[plan.backend](self.request, plan, by_role, self.operands["bias"])
 
 
 def expect_shape(request: Request, role: str, name: str, operands: Operands) -> None:
     """Raise unless the operand of that name has the shape of its role in the request."""
-    expected, shape = request.shape(role), operands.shape(name)
+    expected, shape = request.shapes[role], operands.shape(name)
     if shape != expected:
         raise ValueError(f"{name} must have shape {expected} in {request.problem}, got {shape}")
 
 
-RUNNERS = {"cpu": cpu.run}
+def _run_on_gpu(*arguments: Any) -> None:
+    from .cuda import launch
 
-_winners: dict[tuple[Request, str], str] = {}
-"""The winner's name for each request and backend that was tuned."""
+    launch.run(*arguments)
 
 
-def make_plan(request: Request, algorithm: str, backend: str) -> Plan:
-    """The plan for a request, `algorithm` being `auto` or a name from the backend's table."""
+RUNNERS = {"cpu": cpu.run, "cuda": _run_on_gpu}
+
+_winners: dict[tuple[Request, str, str | None], Plan] = {}
+"""The winning plan for each request, backend and architecture that was tuned."""
+
+
+def make_plan(request: Request, algorithm: str, backend: str, arch: str | None = None) -> Plan:
+    """The plan for a request, `algorithm` being `auto` or a name from the backend's table.
+
+    `arch` is the architecture of the GPU that will run it, sm_90 and the like; the CPU has none.
+    """
     if not isinstance(algorithm, str):
         raise TypeError(f"algorithm must be a string, got {algorithm!r}")
-    return _make_plan(request, algorithm, backend)
+    return _make_plan(request, algorithm, backend, arch)
 
 
 @lru_cache(maxsize=4096)
-def _make_plan(request: Request, algorithm: str, backend: str) -> Plan:
+def _make_plan(request: Request, algorithm: str, backend: str, arch: str | None) -> Plan:
     table = TABLES[backend][request.op]
-    if not table:
-        raise NotImplementedError(
-            f"this version of cuconv has no {backend} algorithm for {request.op}; the NumPy path has one"
-        )
     names = [entry.name for entry in table]
     if one_of("algorithm", algorithm, ("auto", "tune", *names)) == "tune":
         raise ValueError("algorithm='tune' times a call's arrays; a plan is made without any")
+    device = device_of(backend, arch)
     if algorithm == "auto":
-        candidates = exact_candidates(request, backend)
-        chosen = min(candidates, key=lambda entry: entry.estimate(request))
+        candidates = exact_candidates(request, backend, arch)
+        chosen = min(candidates, key=lambda entry: entry.estimate(request, device))
         others = [entry.name for entry in candidates if entry is not chosen]
         why = (
             f"least estimated time, before {', '.join(others)}"
@@ -183,14 +187,33 @@ def _make_plan(request: Request, algorithm: str, backend: str) -> Plan:
     else:
         chosen = table[names.index(algorithm)]
         why = "asked for by name"
-        reason = chosen.applies(request)
+        reason = chosen.applies(request, device)
         if reason is not None:
             raise ValueError(f"algorithm={algorithm!r} cannot do {request}: {reason}")
     schedule = chosen.plan(request)
-    return Plan(request, backend, chosen.name, why, schedule.workspace_bytes, schedule.launches)
+    return Plan(schedule.workspace_bytes, schedule.launches, request, backend, chosen.name, why)
 
 
-def exact_candidates(request: Request, backend: str) -> list[Algorithm]:
+def exact_candidates(request: Request, backend: str, arch: str | None = None) -> list[Algorithm]:
     """The entries that `auto` and `tune` choose from, in the table's order."""
-    table = TABLES[backend][request.op]
-    return [entry for entry in table if entry.exact and entry.applies(request) is None]
+    device = device_of(backend, arch)
+    return [
+        entry
+        for entry in TABLES[backend][request.op]
+        if entry.exact and (entry.on_device or entry.floor) and entry.applies(request, device) is None
+    ]
+
+
+def device_of(backend: str, arch: str | None) -> Device | None:
+    """The device that a plan is made for; None on the CPU."""
+    return devices.device(arch or devices.DEFAULT) if backend == "cuda" else None
+
+
+def current_arch(backend: str) -> str | None:
+    """The architecture of the GPU at hand, if there is one that the backend can use."""
+    if backend == "cpu":
+        return None
+    try:
+        return jit.current_arch()
+    except (ImportError, RuntimeError):
+        return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -380,6 +380,11 @@ class Request:
         if self.precision is not None and self.dtype != "float32":
             raise TypeError(f"precision={self.precision!r} is for float32, got dtype {self.dtype}")
 
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The caller's shapes of x, w, y and of the gradients dx, dw, dy, db."""
+        return {role: self.shape(role) for role in ("x", "w", "y", "dx", "dw", "dy", "db")}
+
     def shape(self, role: str) -> tuple[int, ...]:
         """The caller's shape of x, w or y, or of a gradient dx, dw, dy or db."""
         if role == "db":
@@ -387,6 +392,14 @@ class Request:
         of = {"x": self.problem.x_shape, "w": self.problem.w_shape, "y": self.problem.y_shape}
         shape = of[role[-1]](self.layout)
         return shape if self.batched or role[-1] == "w" else shape[1:]
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Computed once: plans are looked up by request."""
+        return hash(tuple(getattr(self, field.name) for field in fields(self)))
 
     def __str__(self) -> str:
         fused = [name for name in ("flip", "bias", "accumulate", "conjugate") if getattr(self, name)]

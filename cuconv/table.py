@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .cuda.device import Device
 from .problem import Request
 
 
@@ -21,18 +22,24 @@ class Schedule:
 class Algorithm:
     """One entry of a backend's table.
 
-    applies   None where it can do the request, otherwise the reason why not, as half a sentence.
-    plan      the launches for a request it applies to.
-    estimate  predicted seconds; only compared between entries of one table.
-    exact     every result is the plain sum of its products in the accumulator dtype. Only such entries
-              are taken by `auto` and `tune`; the others have to be named.
+    applies    None where it can do the request, otherwise the reason why not, as half a sentence.
+    plan       the launches for a request it applies to.
+    estimate   predicted seconds; only compared between entries of one table.
+    exact      every result is the plain sum of its products in the accumulator dtype.
+    on_device  a benchmark record covers it, on a device where it needs one.
+    floor      it is there so that every problem has an algorithm, record or not.
+
+    `auto` and `tune` take exact entries that are on_device or the floor; the others have to be named.
+    `applies` and `estimate` are told the device, which is None for the CPU.
     """
 
     name: str
-    applies: Callable[[Request], str | None]
+    applies: Callable[[Request, Device | None], str | None]
     plan: Callable[[Request], Schedule]
-    estimate: Callable[[Request], float]
+    estimate: Callable[[Request, Device | None], float]
     exact: bool = True
+    on_device: bool = True
+    floor: bool = False
 
 
 Table = dict[str, tuple[Algorithm, ...]]

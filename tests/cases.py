@@ -7,13 +7,16 @@ that the same cases serve the public API and, by name, every algorithm.
 import contextlib
 import dataclasses
 from dataclasses import dataclass
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
 
 import cuconv
 from cuconv.cpu import blocking
-from cuconv.plan import _make_plan
+from cuconv.cuda import simt, work
+from cuconv.cuda.device import DEFAULT, DEVICES
+from cuconv.plan import TABLES, _make_plan
 
 from .reference import Reference, activated, wrapped
 
@@ -24,7 +27,8 @@ DTYPES = {
 EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52, "complex64": 2.0**-21, "complex128": 2.0**-50}
 ROUNDING = {**EPSILON, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "complex64": 2.0**-149}
-ALGORITHMS = [entry.name for entry in cuconv.cpu.TABLE["fprop"]]
+ALGORITHMS = [entry.name for entry in TABLES["cpu"]["fprop"]]
+KERNELS = [entry.name for entry in TABLES["cuda"]["fprop"]]
 MEMORIES = ("plain", "reversed", "sliced", "transposed", "broadcast")
 MIXED = {"fprop": "xw", "dgrad": "yw", "wgrad": "xy"}
 PUBLIC = {
@@ -65,7 +69,7 @@ class Case:
 def draw_case(integer, pick):
     """A case from two sources of choice: integer(low, high), and pick(sequence)."""
     rank = pick((1, 2, 2, 3))
-    groups = pick((1, 1, 2, 3))
+    groups = pick((1, 1, 2, 3, 4))
     few = 4 if rank < 3 else 3
     c_per_group, k_per_group = integer(1, few), integer(1, few)
     if integer(0, 19) == 0:
@@ -190,14 +194,22 @@ def judge(got, expected, magnitude, terms, dtype, exact, context, extra=0.0):
 
 @contextlib.contextmanager
 def workspace(size):
-    """Plan for a workspace of so many bytes, so that small problems are done in many blocks too."""
-    before, blocking.WORKSPACE = blocking.WORKSPACE, size
-    _make_plan.cache_clear()
-    try:
+    """Plan small problems as if they were large: in so many bytes, and on a GPU with sums in parts.
+
+    The smallest size also has a GPU's largest tiles.
+    """
+    if size == blocking.WORKSPACE:
         yield
-    finally:
-        blocking.WORKSPACE = before
+        return
+    largest = {op: families[:1] for op, families in simt.TILES.items()}
+    with (
+        mock.patch.object(blocking, "WORKSPACE", size),
+        mock.patch.object(work, "PART", 1 if size == 1 else 8),
+        mock.patch.object(simt, "TILES", largest if size == 1 else simt.TILES),
+    ):
         _make_plan.cache_clear()
+        yield
+    _make_plan.cache_clear()
 
 
 def check(case, algorithm="auto", run=None, ops=("fprop", "dgrad", "wgrad", "bgrad")):
@@ -305,8 +317,9 @@ def _numbers(array):
     return wide.astype(object)
 
 
-def applies(case, algorithm, op):
-    """Whether a NumPy algorithm says that it can do a case's op."""
+def applies(case, algorithm, op, backend="cpu"):
+    """Whether an algorithm of a backend's table says that it can do a case's op."""
     request = cuconv.problem.Request(op, case.problem, case.dtype)
-    entry = next(entry for entry in cuconv.cpu.TABLE[op] if entry.name == algorithm)
-    return entry.applies(request) is None
+    device = DEVICES[DEFAULT] if backend == "cuda" else None
+    entry = next(entry for entry in TABLES[backend][op] if entry.name == algorithm)
+    return entry.applies(request, device) is None

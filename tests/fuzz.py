@@ -1,25 +1,28 @@
-"""Compare generated cases with the oracle: python -m tests.fuzz --count 5000 [--seed 0]"""
+"""Compare generated cases with the oracle: python -m tests.fuzz --count 5000 [--seed 0] [--emulator]"""
 
 import argparse
 import sys
 
-from .cases import ALGORITHMS, applies, check, seeded_case
+from . import emulator
+from .cases import ALGORITHMS, KERNELS, applies, check, seeded_case
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0, help="the first case's number")
-    parser.add_argument("--algorithm", default="auto", choices=["auto", *ALGORITHMS])
+    parser.add_argument("--algorithm", default="auto", choices=["auto", *dict.fromkeys(ALGORITHMS + KERNELS)])
+    parser.add_argument("--emulator", action="store_true", help="run the CUDA kernels, emulated")
     arguments = parser.parse_args()
     count = failed = 0
     for seed in range(arguments.seed, arguments.seed + arguments.count):
         case, algorithm = seeded_case(seed), arguments.algorithm
-        if algorithm != "auto" and not applies(case, algorithm, "fprop"):
+        backend, run = ("cuda", emulator.run) if arguments.emulator else ("cpu", None)
+        if algorithm != "auto" and not applies(case, algorithm, "fprop", backend):
             continue
         count += 1
         try:
-            check(case, algorithm)
+            check(case, algorithm, run)
         except Exception as error:
             failed += 1
             print(f"case {seed}: {type(error).__name__}: {error}", flush=True)

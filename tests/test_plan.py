@@ -136,8 +136,10 @@ def test_plan_refuses_other_arrays():
         cuconv.plan("dgrad", (2, 4, 9), (6, 4, 3), activation="relu")
     with pytest.raises(ValueError, match="algorithm='tune' times a call's arrays"):
         cuconv.plan("fprop", (2, 4, 9), (6, 4, 3), algorithm="tune")
-    with pytest.raises(NotImplementedError, match="no cuda algorithm"):
-        cuconv.plan("fprop", (2, 4, 9), (6, 4, 3), backend="cuda")
+    with pytest.raises(ValueError, match="device='sm_80' is for backend='cuda', got backend='cpu'"):
+        cuconv.plan("fprop", (2, 4, 9), (6, 4, 3), device="sm_80")
+    with pytest.raises(ValueError, match=r"device must be one of 'sm_75'.* got 'sm80'; did you mean 'sm_80'"):
+        cuconv.plan("fprop", (2, 4, 9), (6, 4, 3), backend="cuda", device="sm80")
 
 
 def test_auto_takes_the_depthwise_path_and_never_an_inexact_one():
@@ -159,7 +161,7 @@ def test_tune_remembers_the_fastest_and_leaves_out_alone():
     request = Request("fprop", cuconv.plan("fprop", x.shape, w.shape, groups=6).request.problem, "float64")
     from cuconv.plan import _winners
 
-    assert _winners[request, "cpu"] in ("depthwise", "gemm")
+    assert _winners[request, "cpu", None].algorithm in ("depthwise", "gemm")
     with pytest.raises(ValueError, match="out must have shape"):
         cuconv.conv(x, w, groups=6, algorithm="tune", out=out[:1])
 
@@ -211,7 +213,7 @@ def test_workspace_is_honestly_stated(line, op, dtype, bound):
     with workspace(bound):
         for entry in TABLE[op]:
             # Transforms in the smallest blocks take long, and the others' blocks are the same code.
-            if entry.applies(request) is None and (entry.exact or bound > 1 << 18):
+            if entry.applies(request, None) is None and (entry.exact or bound > 1 << 18):
                 plan = make_plan(request, entry.name, "cpu")
                 peak = peak_memory(plan, *operands, out=out)
                 assert peak <= plan.workspace_bytes + numpy_buffers(plan), f"{plan}: peak {peak}"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
+from ..arrays import canonical
 from ..problem import Request
-from ..table import Table
+from ..table import Schedule, Table
 from . import bias, depthwise, fft, gemm
-from .blocking import Launch
 from .result import Result
 
 TABLE: Table = {
@@ -23,16 +23,16 @@ TABLE: Table = {
 
 def run(
     request: Request,
-    launches: Sequence[Launch],
-    operands: Sequence[np.ndarray],
+    schedule: Schedule,
+    operands: Mapping[str, np.ndarray],
     bias: np.ndarray | None,
-    out: np.ndarray,
 ) -> None:
-    """Run a plan's launches on canonical views (see arrays.py), writing into `out`.
+    """Run a schedule on arrays by role, writing into that of the result.
 
     Overflow gives infinity and infinity times zero NaN, without a warning, as on a GPU: with warnings turned
     into exceptions a result would be left half-written.
     """
+    *inputs, out = (canonical(request, role, array) for role, array in operands.items())
     with np.errstate(all="ignore"):
-        for launch in launches:
-            launch.kernel(request, launch.tile, *operands, Result(request, out, bias))
+        for launch in schedule.launches:
+            launch.kernel(request, launch.tile, *inputs, Result(request, out, bias))

@@ -23,8 +23,8 @@ def bgrad(request: Request, tile: Sequence[int], dy: np.ndarray, result: Result)
 ENTRIES = {
     "bgrad": Algorithm(
         "sum",
-        lambda request: None,
+        lambda request, device: None,
         lambda request: Schedule(8 * request.problem.k, (Launch(bgrad, "", ()),)),
-        lambda request: request.problem.bytes("bgrad", request.dtype) / 4e9,
+        lambda request, device: request.problem.bytes("bgrad", request.dtype) / 4e9,
     )
 }

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ..cuda.device import Device
 from ..problem import ConvProblem, Request
 from ..table import Algorithm, Schedule
 from .blocking import ALL, Launch, blocks, fit, lengths, tap_cells
@@ -107,7 +108,7 @@ def _split(dy: np.ndarray, channel: slice, multiplier: int) -> np.ndarray:
 # -- the table's entries ----------------------------------------------------------------------------
 
 
-def _applies(request: Request) -> str | None:
+def _applies(request: Request, device: Device | None) -> str | None:
     problem = request.problem
     if problem.c == problem.groups:
         return None
@@ -144,7 +145,7 @@ def _plan_dgrad(request: Request) -> Schedule:
     return Schedule(cost(*tile) + filters, (Launch(dgrad, "n c", tile),))
 
 
-def _estimate(request: Request) -> float:
+def _estimate(request: Request, device: Device | None) -> float:
     """Per tap, a multiply-add over the block in cache, and the cost of the two calls that do it."""
     problem, item = request.problem, accumulator(request).itemsize
     taps = math.prod(problem.filter)

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..cuda.device import Device
 from ..dtypes import DTYPES
 from ..problem import ConvProblem, Request
 from ..table import Algorithm, Schedule
@@ -157,7 +158,7 @@ def _groups(problem: ConvProblem) -> list[tuple[slice, slice]]:
 # -- the table's entries ----------------------------------------------------------------------------
 
 
-def _applies(request: Request) -> str | None:
+def _applies(request: Request, device: Device | None) -> str | None:
     if DTYPES[request.dtype].kind == "i":
         return "integers are exact, a Fourier transform is not"
     return None
@@ -183,7 +184,7 @@ def _plan(request: Request) -> Schedule:
     return Schedule(cost(*tile), (Launch(kernel, axes, tile),))
 
 
-def _estimate(request: Request) -> float:
+def _estimate(request: Request, device: Device | None) -> float:
     """Transforms of every image, filter and result, and the products between them."""
     transform = _Transform(request)
     problem = transform.problem

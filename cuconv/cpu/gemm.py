@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from ..cuda.device import Device
 from ..problem import ConvProblem, Request
 from ..table import Algorithm, Schedule
 from .blocking import ALL, Launch, blocks, filter_cells, fit, lengths, tap_cells
@@ -162,7 +163,7 @@ def _plan_dgrad(request: Request) -> Schedule:
     return Schedule(padded(*tile) + lowered(*tile) + filters, (launch,))
 
 
-def _estimate(request: Request) -> float:
+def _estimate(request: Request, device: Device | None) -> float:
     """Time of the products at BLAS's rate, of the lowering at a copy's, and of the calls themselves."""
     problem, item = request.problem, accumulator(request).itemsize
     rate = {"f": 2e11 / item, "c": 4e11 / item, "i": 1e9}[accumulator(request).kind]
@@ -171,7 +172,7 @@ def _estimate(request: Request) -> float:
     return problem.flops(request.op, request.dtype) / rate + lowered / 3e9 + calls
 
 
-def _applies(request: Request) -> None:
+def _applies(request: Request, device: Device | None) -> None:
     return None
 
 

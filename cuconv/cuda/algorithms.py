@@ -1,11 +1,40 @@
-"""The table of CUDA algorithms: when each applies, its tiles, its launches, its estimated time.
-
-Empty in this version: a CuPy array is refused before any work, with the reason.
-"""
+"""The table of CUDA algorithms. When each applies, its tiles and launches are in the file of its family."""
 
 from __future__ import annotations
 
-from ..problem import OPS
-from ..table import Table
+from functools import partial
+from types import ModuleType
 
-TABLE: Table = dict.fromkeys(OPS, ())
+from ..dtypes import DTYPES
+from ..table import Algorithm, Table
+from . import depthwise, direct, simt, sums
+from .kernel import Kernel
+from .work import padding_kernels, reduce_kernels, scheduled
+
+
+def _entry(name: str, family: ModuleType, *, on_device: bool = False, floor: bool = False) -> Algorithm:
+    plan = partial(scheduled, family.build)
+    return Algorithm(name, family.applies, plan, family.estimate, on_device=on_device, floor=floor)
+
+
+_CONVOLUTIONS = (
+    _entry("depthwise", depthwise),
+    _entry("simt", simt, floor=True),
+    _entry("direct", direct, floor=True),
+)
+
+TABLE: Table = {
+    "fprop": _CONVOLUTIONS,
+    "dgrad": _CONVOLUTIONS,
+    "wgrad": _CONVOLUTIONS,
+    "bgrad": (_entry("sum", sums, floor=True),),
+}
+"""Per op, the algorithms in order; the last one takes every valid problem."""
+
+
+def kernels() -> list[Kernel]:
+    """Every instance that a plan can name."""
+    found = [*padding_kernels(), *reduce_kernels()]
+    for family in (direct, simt, depthwise, sums):
+        found += [kernel for dtype in DTYPES for kernel in family.kernels(dtype)]
+    return found

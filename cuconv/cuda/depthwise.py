@@ -1,0 +1,147 @@
+"""`depthwise`: groups == C, by windows that slide in registers. See cuda_src/depthwise.cuh."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from ..dtypes import DTYPES
+from ..problem import ConvProblem, Request
+from . import work as shared
+from .device import Device
+from .geometry import axes, digits
+from .kernel import Kernel, Launch
+from .work import (
+    C_TYPES,
+    LAUNCH,
+    LIMIT,
+    THREADS,
+    Work,
+    beyond_32_bits,
+    memory_seconds,
+    parts,
+    per,
+    rate,
+    zero_padded,
+)
+
+TAPS = 4
+"""Taps on the sliding axis, and for the weight gradient on the last one too, that are done at once."""
+
+
+def build(work: Work) -> list[Launch]:
+    op, dtype, problem = work.request.op, work.request.dtype, work.problem
+    order, shape, pixels = _strips(work.request, problem)
+    first, sliding, last = order
+    items = _items(work.request, problem)
+    if op == "wgrad":
+        kernel = _kernel(op, dtype, (*shape[:3], TAPS))
+        tiles = per(problem.k, work.lanes) * problem.filter[first]
+        tiles *= per(problem.filter[sliding], TAPS) * per(problem.filter[last], TAPS)
+        fields = {"axis": axes(problem, order), "items": items, "digit": digits(pixels)}
+        cut = parts(items, tiles, shared.PART * work.lanes // 8)
+        return shared.split_sum(work, kernel, tiles, fields, cut, axes=order)
+    channels = _channels(problem, op) // shape[-1]
+    numbers = (channels, *pixels[:2]) if work.lanes > 1 else pixels
+    fields = work.fields(axis=axes(problem, order), items=items, digit=digits(numbers))
+    blocks = _images(problem, op) * per(items, THREADS)
+    return [work.launch(_kernel(op, dtype, shape), blocks, fields, axes=order)]
+
+
+def applies(request: Request, device: Device | None) -> str | None:
+    problem = zero_padded(request)
+    if problem.c != problem.groups:
+        return f"it needs groups == C, and groups is {problem.groups}, C {problem.c}"
+    if reason := beyond_32_bits(request):
+        return reason
+    items = _items(request, problem)
+    if items >= LIMIT:
+        return f"it would take {items} work items, 2^30 or more"
+    if _images(problem, request.op) * per(items, THREADS) >= 2 * LIMIT:
+        return "it would take 2^31 blocks or more"
+    return None
+
+
+def estimate(request: Request, device: Device | None) -> float:
+    assert device is not None
+    arithmetic = request.problem.flops(request.op, request.dtype) / (0.4 * rate(request, device))
+    launches = 2 if request.op == "wgrad" else 1
+    return max(arithmetic, memory_seconds(request, device) / 0.8) + LAUNCH * launches
+
+
+def kernels(dtype: str) -> Iterator[Kernel]:
+    """Every instance for a dtype."""
+    vector = _vector(dtype)
+    wide = ((4, 1, TAPS, vector),) if vector > 1 else ()
+    shapes = {
+        "fprop": ((8, 1, TAPS, 1), (4, 2, TAPS, 1), (1, 1, TAPS, 1), *wide),
+        "dgrad": ((8, 1, TAPS, 1), *wide),
+        "wgrad": ((4, 1, TAPS, TAPS), (4, 2, TAPS, TAPS), (1, 1, TAPS, TAPS)),
+    }
+    for op, found in shapes.items():
+        yield from (_kernel(op, dtype, shape) for shape in found)
+
+
+def _kernel(op: str, dtype: str, shape: tuple[int, ...]) -> Kernel:
+    return Kernel("depthwise.cuh", f"conv_{op}_depthwise", (C_TYPES[dtype], THREADS, *shape), THREADS)
+
+
+def _vector(dtype: str) -> int:
+    """How many channels a vector of 8 bytes has."""
+    return max(8 // DTYPES[dtype].itemsize, 1)
+
+
+def _order(problem: ConvProblem, channels_last: bool) -> tuple[int, int, int]:
+    """(first, sliding, last) axis. Neighbouring threads differ in the last one, if not in channels."""
+    candidates: tuple[int, ...] = (1, 0, 2) if channels_last else (1, 0)
+    if not channels_last and problem.filter[0] == problem.filter[1] == 1:
+        candidates = (2,)
+    sliding = max(candidates, key=lambda axis: (problem.filter[axis], problem.output[axis] > 1))
+    first, last = (axis for axis in range(3) if axis != sliding)
+    return first, sliding, last
+
+
+def _strips(
+    request: Request, problem: ConvProblem
+) -> tuple[tuple[int, int, int], tuple[int, int, int, int], tuple[int, int, int]]:
+    """The order of axes, (OUT, STEP, TAPS, WIDE) of the kernel, and how many strips there are on each axis.
+
+    The strips are counted on the last axis, the sliding and the first one, and are those of one residue.
+    """
+    op, channels_last = request.op, request.layout == "channels_last"
+    first, sliding, last = order = _order(problem, channels_last)
+    extents = problem.output
+    if op == "dgrad":  # of the first residue, which has the most
+        extents = tuple(per(h, s) for h, s in zip(problem.input, problem.stride, strict=True))
+    common = math.gcd(problem.stride[sliding], problem.dilation[sliding])
+    step = 1 if op == "dgrad" else problem.stride[sliding] // common
+    apart = problem.dilation[sliding] // common
+    vector = _vector(request.dtype)
+    if step > 2 or (extents[sliding] <= apart and op != "dgrad"):
+        out, step, apart, vector = 1, 1, 1, 1
+    elif op == "wgrad":
+        out, vector = 4, 1
+    elif channels_last and vector > 1 and step == 1 and problem.k == problem.c and problem.c % vector == 0:
+        out = 4
+    else:
+        out, vector = (8 if step == 1 else 4), 1
+    strips = per(extents[sliding], apart * out) * apart
+    return order, (out, step, TAPS, vector), (extents[last], strips, extents[first])
+
+
+def _items(request: Request, problem: ConvProblem) -> int:
+    """How many work items there are, in one image and residue, or for the weight gradient in all images."""
+    _, shape, pixels = _strips(request, problem)
+    return (problem.n if request.op == "wgrad" else _channels(problem, request.op) // shape[-1]) * math.prod(
+        pixels
+    )
+
+
+def _channels(problem: ConvProblem, op: str) -> int:
+    """The result's channels."""
+    return problem.c if op == "dgrad" else problem.k
+
+
+def _images(problem: ConvProblem, op: str) -> int:
+    """How often the items of an image are done: for every image, and every residue of the stride."""
+    return problem.n * (math.prod(problem.stride) if op == "dgrad" else 1)

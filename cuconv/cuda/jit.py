@@ -1,0 +1,215 @@
+"""From a kernel instance to a function on a device: find the sources, compile, keep.
+
+The compiler is NVRTC, called through CuPy's binding and not by `RawModule(code=...)`: there CuPy appends
+`-ftz=true` to the options, the last one counts, and results would lose their subnormal numbers. So the
+compiled code is kept here too, as files beside CuPy's own, in the folder that CUPY_CACHE_DIR names and not
+at all under CUPY_CACHE_IN_MEMORY=1. No other environment variable matters.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import hashlib
+import os
+import tempfile
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from .kernel import Kernel
+
+SOURCES = Path(__file__).resolve().parent.parent / "cuda_src"
+LOWEST = 75
+"""The least compute capability, times ten, that the kernels are written for."""
+
+_OPTIONS = ("--std=c++17", "--ftz=false")
+_functions: dict[tuple[Kernel, int, int], Any] = {}
+
+
+def function(kernel: Kernel, device: int, shared_bytes: int = 0) -> Any:
+    """The kernel as CuPy's RawKernel, ready to be launched on the current device, whose number is `device`.
+
+    Each block may have `shared_bytes` of dynamic shared memory. Raises RuntimeError, with the way out.
+    """
+    found = _functions.get((kernel, device, shared_bytes))
+    if found is None:
+        found = _load(kernel, device)
+        # One limit for all launches of the kernel: it must not fall below what another one was promised.
+        if found.max_dynamic_shared_size_bytes < shared_bytes:
+            try:
+                found.max_dynamic_shared_size_bytes = shared_bytes
+            except RuntimeError as error:
+                raise RuntimeError(
+                    f"{kernel.name} takes {shared_bytes:,} bytes of shared memory per block, more than this "
+                    f"GPU has: choose another algorithm by name ({error})"
+                ) from error
+        _functions[kernel, device, shared_bytes] = found
+    return found
+
+
+@functools.cache
+def require_cupy() -> Any:
+    """The module cupy, with a GPU that it can use; ImportError or RuntimeError otherwise."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise ImportError(
+            f"arrays on a GPU need CuPy, which cannot be imported ({error}): "
+            "pip install 'cuconv[cuda12]', or 'cuconv[cuda13]' where nvidia-smi shows CUDA 13"
+        ) from error
+    except OSError as error:
+        raise RuntimeError(
+            f"CuPy cannot make its folder for compiled kernels ({error}): "
+            "set the environment variable CUPY_CACHE_DIR to one that can be written"
+        ) from error
+    runtime = cupy.cuda.runtime
+    if runtime.is_hip:
+        raise RuntimeError("this CuPy is made for AMD GPUs; cuconv has CUDA kernels, for NVIDIA GPUs")
+    try:
+        runtime.getDeviceCount()
+    except runtime.CUDARuntimeError as error:
+        driver, needed = runtime.driverGetVersion() // 1000, runtime.runtimeGetVersion() // 1000
+        if driver == 0:
+            reason = "there is no NVIDIA driver: install one, or use NumPy arrays"
+        elif driver < needed:
+            reason = (
+                f"the NVIDIA driver is for CUDA {driver} and this CuPy for CUDA {needed}: update the driver"
+            )
+            if driver == 12:
+                reason += f", or pip uninstall cupy-cuda{needed}x and pip install 'cuconv[cuda12]'"
+        else:
+            reason = "CuPy finds no GPU: see nvidia-smi, and the environment variable CUDA_VISIBLE_DEVICES"
+        raise RuntimeError(f"{reason} ({error})") from error
+    return cupy
+
+
+def current_arch() -> str:
+    """The architecture of the current device: sm_90 and the like."""
+    cupy = require_cupy()
+    return _arch(cupy.cuda.runtime.getDevice())
+
+
+@functools.cache
+def _arch(device: int) -> str:
+    return f"sm_{require_cupy().cuda.Device(device).compute_capability}"
+
+
+@functools.cache
+def stamp() -> str:
+    """A hash of all kernel sources: a part of every stub, since headers may change where it does not."""
+    headers = {path.relative_to(SOURCES).as_posix(): path for path in SOURCES.rglob("*.cuh")}
+    if not headers:
+        raise RuntimeError(f"there are no kernel sources in {SOURCES}: pip install --force-reinstall cuconv")
+    digest = hashlib.sha256()
+    for name in sorted(headers):
+        digest.update(f"{name}\0".encode() + headers[name].read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def architecture(capability: int, known: Iterable[int]) -> str:
+    """What NVRTC, which knows some capabilities, makes for a GPU: machine code, or PTX for one newer than it.
+
+    The driver finishes PTX. Compute capability 9.0 is taken with what it alone has: wgmma.
+    """
+    if capability < LOWEST:
+        raise RuntimeError(
+            f"this GPU has compute capability {capability / 10}, the kernels need {LOWEST / 10} or more: "
+            "use a GPU of the Turing generation (2018) or later, or NumPy arrays"
+        )
+    if capability in known:
+        return f"sm_{capability}{'a' if capability == 90 else ''}"
+    return f"compute_{max(number for number in known if number < capability)}"
+
+
+def options(target: str) -> tuple[str, ...]:
+    """NVRTC's options: its defaults, which are exact division and roots, and subnormals kept."""
+    return (*_OPTIONS, f"--gpu-architecture={target}", f"-I{SOURCES}")
+
+
+def compiled(nvrtc: Any, source: str, target: str) -> bytes:
+    """Machine code for an sm_ target, PTX for a compute_ one; RuntimeError with NVRTC's log.
+
+    `nvrtc` is CuPy's binding, or what looks like it.
+    """
+    program = nvrtc.createProgram(source, "cuconv.cu", (), ())
+    try:
+        nvrtc.compileProgram(program, options(target))
+        code: bytes = (nvrtc.getCUBIN if target.startswith("sm_") else nvrtc.getPTX)(program)
+    except nvrtc.NVRTCError as error:
+        raise RuntimeError(f"{error}\n{nvrtc.getProgramLog(program)}") from error
+    finally:
+        nvrtc.destroyProgram(program)
+    return code
+
+
+def _load(kernel: Kernel, device: int) -> Any:
+    cupy = require_cupy()
+    nvrtc, runtime = cupy.cuda.nvrtc, cupy.cuda.runtime
+    build = _build(nvrtc, runtime.runtimeGetVersion() // 1000)
+    target = architecture(int(cupy.cuda.Device(device).compute_capability), nvrtc.getSupportedArchs())
+    source = kernel.stub(stamp())
+    name = "cuconv-" + hashlib.sha256("\0".join((build, target, *_OPTIONS, source)).encode()).hexdigest()
+    path = _folder() / name
+    try:
+        return cupy.RawModule(path=str(path)).get_function(kernel.name)
+    except cupy.cuda.driver.CUDADriverError:
+        pass  # not there, or damaged
+    from .. import __version__
+
+    nvrtc_version = ".".join(map(str, nvrtc.getVersion()))
+    about = f"cuconv {__version__}, CuPy {cupy.__version__}, NVRTC {nvrtc_version}, {target}"
+    try:
+        _write(path, compiled(nvrtc, source, target))
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"{kernel.name} does not compile, please report this as a bug in cuconv: {about}\n{error}"
+        ) from error
+    try:
+        return cupy.RawModule(path=str(path)).get_function(kernel.name)
+    except cupy.cuda.driver.CUDADriverError as error:
+        driver = runtime.driverGetVersion() // 1000
+        raise RuntimeError(
+            f"the NVIDIA driver, for CUDA {driver}, does not load {kernel.name} ({about}): {error}. Update "
+            f"it where NVRTC is newer, or uninstall that NVRTC and pip install 'cuconv[cuda{driver}]'"
+        ) from error
+
+
+@functools.cache
+def _build(nvrtc: Any, cuda: int) -> str:
+    """Which NVRTC this is, to the build, as it writes it above the PTX of an empty program."""
+    try:
+        return compiled(nvrtc, "", f"compute_{LOWEST}").decode().partition("\n.")[0]
+    except RuntimeError as error:
+        raise RuntimeError(
+            "NVRTC, which compiles the kernels, is missing or broken: "
+            f"pip install --force-reinstall 'cuconv[cuda{cuda}]' ({error})"
+        ) from error
+
+
+@functools.cache
+def _folder() -> Path:
+    """Where compiled code is kept: CuPy's folder for it, or one that ends with this process."""
+    if os.environ.get("CUPY_CACHE_IN_MEMORY") != "1":
+        folder = Path(os.environ.get("CUPY_CACHE_DIR") or os.path.expanduser("~/.cupy/kernel_cache"))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError as error:
+            warnings.warn(
+                f"compiled kernels cannot be kept in {folder} ({error}), every process compiles its own: set "
+                "CUPY_CACHE_DIR to a folder that can be written, or CUPY_CACHE_IN_MEMORY=1 if this is wanted",
+                stacklevel=2,
+            )
+    own = tempfile.TemporaryDirectory(prefix="cuconv-")
+    atexit.register(own.cleanup)
+    return Path(own.name)
+
+
+def _write(path: Path, code: bytes) -> None:
+    """Write a file so that other processes see all of it or nothing."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(code)
+    os.replace(file.name, path)

@@ -1,0 +1,149 @@
+"""What is launched: a kernel instance, and one launch of it, as plain data.
+
+Every kernel has one signature, `(const void* a, const void* b, const void* bias, void* out, Params)`, so
+that a launch is two inputs, a bias, a result and one struct, and whoever runs it (CuPy, or the tests'
+emulator) needs to know nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..dtypes import DTYPES
+
+DIVISOR = np.dtype([("divisor", np.int64), ("multiplier", np.uint64), ("shift", np.int64)])
+_EXTENTS = ("input", "filter", "output", "stride", "dilation", "padding", "period", "shift")
+AXIS = np.dtype([*((name, np.int64) for name in _EXTENTS), ("by_stride", DIVISOR)])
+PARAMS = np.dtype(
+    [
+        ("batch", np.int64),
+        ("groups", np.int64),
+        ("channels", np.int64),
+        ("filters", np.int64),
+        ("axis", AXIS, 3),
+        ("a", np.int64, 5),
+        ("b", np.int64, 5),
+        ("out", np.int64, 5),
+        ("a_start", np.int64),
+        ("b_start", np.int64),
+        ("out_start", np.int64),
+        ("bias", np.int64),
+        ("bias_start", np.int64),
+        ("items", np.int64),
+        ("digit", DIVISOR, 4),
+        ("group", DIVISOR),
+        ("mode", np.int64),
+        ("activation", np.int64),
+        ("accumulate", np.int64),
+        ("conjugate", np.int64),
+        ("partial", np.int64),
+        ("splits", np.int64),
+        ("chunk", np.int64),
+        ("lanes", np.int64),
+    ]
+)
+"""The struct `Params` of `cuda_src/params.cuh`, field by field. All fields are 64 bits wide."""
+
+Place = tuple[int, tuple[int, ...]]
+"""Where an array's elements are: its first one's offset from the pointer, and strides, in elements."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An instance of a template in `cuda_src`: its file, its name, its arguments, its threads per block."""
+
+    file: str
+    template: str
+    arguments: tuple[str | int, ...]
+    threads: int
+
+    @property
+    def name(self) -> str:
+        """The instance's own name, a C identifier."""
+        words = [str(argument) for argument in self.arguments]
+        return "_".join([self.template, *(re.sub(r"\W+", "_", word).strip("_") for word in words)])
+
+    def stub(self, stamp: str) -> str:
+        """The source text that instantiates the kernel; `stamp` stands for the state of the headers."""
+        arguments = ", ".join(map(str, self.arguments))
+        return (
+            f"// headers {stamp}\n"
+            f'#include "{self.file}"\n'
+            f'extern "C" __global__ void __launch_bounds__({self.threads}, 1)\n'
+            f"{self.name}(const void* a, const void* b, const void* bias, void* out,\n"
+            f"    const __grid_constant__ Params params) {{\n"
+            f"  {self.template}<{arguments}>(a, b, bias, out, params);\n"
+            f"}}\n"
+        )
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """An array of a plan's workspace, in C order: `offset` bytes from its start."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def end(self) -> int:
+        """Where the next array may start."""
+        return self.offset + math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel over `blocks` blocks. a, b and out name an operand by its role, or lie in the workspace.
+
+    `fields` are the members of Params that are known before the arrays are; `axes` is the order in which
+    the kernel takes the three spatial axes.
+    """
+
+    kernel: Kernel
+    blocks: int
+    a: str | Scratch
+    b: str | Scratch | None
+    out: str | Scratch
+    fields: tuple[tuple[str, Any], ...]
+    axes: tuple[int, int, int] = (0, 1, 2)
+    shared_bytes: int = 0
+
+    def params(self, places: Mapping[str, Place]) -> np.ndarray:
+        """The struct Params, given where each role's canonical view has its elements."""
+        record = np.zeros(1, PARAMS)
+        for name, value in self.fields:
+            nested = PARAMS[name].subdtype
+            record[name] = np.array([*value], nested[0]) if nested else value
+        for slot in ("a", "b", "out"):
+            operand = getattr(self, slot)
+            if operand is None:
+                continue
+            start, strides = places[operand] if isinstance(operand, str) else _contiguous(operand.shape)
+            if len(strides) >= 5:
+                strides = (*strides[-5:-3], *(strides[axis - 3] for axis in self.axes))
+            record[slot][0, : len(strides)] = strides
+            record[slot + "_start"] = start
+        if "bias" in places:
+            record["bias_start"], (record["bias"],) = places["bias"]
+        return record
+
+    def __str__(self) -> str:
+        def named(operand: str | Scratch | None) -> str:
+            return operand if isinstance(operand, str) else "workspace" if operand else ""
+
+        inputs = ", ".join(filter(None, (named(self.a), named(self.b))))
+        size = f"{self.blocks:,} blocks of {self.kernel.threads} threads"
+        return f"{self.kernel.name}, {size}: {inputs} -> {named(self.out)}"
+
+
+def _contiguous(shape: tuple[int, ...]) -> Place:
+    strides = [1]
+    for extent in shape[:0:-1]:
+        strides.append(strides[-1] * extent)
+    return 0, tuple(reversed(strides))

@@ -1,0 +1,121 @@
+"""`simt`: tiled implicit GEMM on the ordinary cores. See cuda_src/simt.cuh."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+
+from ..dtypes import DTYPES
+from ..problem import ConvProblem, Request
+from . import work as shared
+from .device import Device
+from .kernel import Kernel, Launch
+from .work import (
+    BLOCKS,
+    C_TYPES,
+    LAUNCH,
+    Work,
+    accumulator_size,
+    beyond_32_bits,
+    memory_seconds,
+    parts,
+    per,
+    rate,
+    zero_padded,
+)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A block's tile of the product, the depth of a slice, and a thread's part of the tile."""
+
+    bm: int
+    bn: int
+    bk: int
+    tm: int
+    tn: int
+
+    @property
+    def threads(self) -> int:
+        return self.bm // self.tm * (self.bn // self.tn)
+
+
+# By the size of an accumulator in bytes.
+_LARGE = {4: Tile(128, 128, 8, 8, 8), 8: Tile(64, 64, 8, 4, 4), 16: Tile(64, 64, 8, 4, 4)}
+_NARROW = {4: Tile(128, 32, 8, 8, 4), 8: Tile(64, 16, 8, 4, 2), 16: Tile(64, 16, 8, 4, 2)}
+_SQUARE = {4: Tile(64, 64, 8, 8, 4), 8: Tile(32, 32, 8, 4, 2), 16: Tile(32, 32, 8, 4, 2)}
+
+TILES = {"fprop": (_LARGE, _NARROW), "dgrad": (_LARGE, _NARROW), "wgrad": (_LARGE, _SQUARE)}
+"""Per op, the tiles to choose from. gemm_n is often short."""
+
+
+def build(work: Work) -> list[Launch]:
+    op, dtype = work.request.op, work.request.dtype
+    tile = _tile(work.problem, op, dtype)
+    kernel = _kernel(op, dtype, tile, work.lanes)
+    blocks = _blocks(work.problem, op, tile)
+    if op != "wgrad":
+        return [work.launch(kernel, blocks, work.fields())]
+    depth = work.problem.gemm(op)[2]
+    return shared.split_sum(work, kernel, blocks, {}, parts(depth, blocks, shared.PART, tile.bk))
+
+
+def applies(request: Request, device: Device | None) -> str | None:
+    problem, op = zero_padded(request), request.op
+    if reason := beyond_32_bits(request):
+        return reason
+    if _blocks(problem, op, _tile(problem, op, request.dtype)) * BLOCKS >= 2**31:
+        return "it would take 2^31 blocks or more"
+    return None
+
+
+def estimate(request: Request, device: Device | None) -> float:
+    """Tiles are done whole, however little of them is needed."""
+    assert device is not None
+    problem, op = zero_padded(request), request.op
+    tile = _tile(problem, op, request.dtype)
+    depth = per(_products(problem, op)[3], tile.bk) * tile.bk
+    products = _blocks(problem, op, tile) * tile.bm * tile.bn * depth
+    each = 8 if DTYPES[request.dtype].kind == "c" else 2
+    arithmetic = each * products / (0.6 * rate(request, device))
+    return max(arithmetic, memory_seconds(request, device)) + LAUNCH * (2 if op == "wgrad" else 1)
+
+
+def kernels(dtype: str) -> Iterator[Kernel]:
+    """Every instance for a dtype."""
+    for op, families in TILES.items():
+        for tiles in families:
+            yield from (_kernel(op, dtype, tiles[accumulator_size(dtype)], lanes) for lanes in (1, 32))
+
+
+def _kernel(op: str, dtype: str, tile: Tile, lanes: int) -> Kernel:
+    order = "CHANNEL_LANES" if lanes > 1 else "PIXEL_LANES"
+    return Kernel("simt.cuh", f"conv_{op}_simt", (C_TYPES[dtype], *astuple(tile), order), tile.threads)
+
+
+def _products(problem: ConvProblem, op: str) -> tuple[int, int, int, int]:
+    """(how many, gemm_m, gemm_n, gemm_k) of the products that one launch does, one per group and residue."""
+    m, n, k = problem.gemm(op)
+    if op != "dgrad":
+        return problem.groups, m, n, k
+    residues = math.prod(problem.stride)
+    pixels = problem.n * math.prod(per(h, s) for h, s in zip(problem.input, problem.stride, strict=True))
+    return problem.groups * residues, pixels, n, per(k, residues)
+
+
+def _blocks(problem: ConvProblem, op: str, tile: Tile) -> int:
+    count, m, n, _ = _products(problem, op)
+    return count * per(m, tile.bm) * per(n, tile.bn)
+
+
+def _tile(problem: ConvProblem, op: str, dtype: str) -> Tile:
+    """The tile that is done first where BLOCKS blocks run at once; the larger one does more per read."""
+
+    def cost(tile: Tile) -> float:
+        blocks = _blocks(problem, op, tile)
+        if op != "wgrad":  # whose sum is cut until there are enough
+            blocks = per(blocks, BLOCKS) * BLOCKS
+        return blocks * tile.bm * tile.bn * (1 if tile.tm == tile.tn else 1.3)
+
+    return min((tiles[accumulator_size(dtype)] for tiles in TILES[op]), key=cost)

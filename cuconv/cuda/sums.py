@@ -1,0 +1,41 @@
+"""`sum`: the bias gradient. See cuda_src/sums.cuh."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from ..problem import Request
+from . import work as shared
+from .device import Device
+from .geometry import digits
+from .kernel import Kernel, Launch
+from .work import C_TYPES, LAUNCH, THREADS, Work, memory_seconds, parts, per
+
+
+def build(work: Work) -> list[Launch]:
+    problem = work.problem
+    z, p, q = problem.output
+    cells = problem.n * math.prod(problem.output)
+    tiles = per(problem.k, work.lanes)
+    cut = parts(cells, tiles, shared.PART * work.lanes // 8)
+    fields = {"items": cells, "digit": digits((q, p, z))}
+    return shared.split_sum(work, _kernel(work.request.dtype), tiles, fields, cut)
+
+
+def applies(request: Request, device: Device | None) -> None:
+    return None
+
+
+def estimate(request: Request, device: Device | None) -> float:
+    assert device is not None
+    return memory_seconds(request, device) / 0.5 + 2 * LAUNCH
+
+
+def kernels(dtype: str) -> Iterator[Kernel]:
+    """Every instance for a dtype."""
+    yield _kernel(dtype)
+
+
+def _kernel(dtype: str) -> Kernel:
+    return Kernel("sums.cuh", "conv_bgrad_sum", (C_TYPES[dtype], THREADS), THREADS)

@@ -1,0 +1,270 @@
+"""What all families of CUDA algorithms share: a request on its way to launches.
+
+Padding modes other than zeros, and sums in parts, are launches around those of a family. A schedule depends
+on the request alone, not on the GPU, so that sums run in the same order everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..dtypes import DTYPES
+from ..problem import ACTIVATIONS, PADDING_MODES, ConvProblem, Request
+from ..table import Schedule
+from .device import Device
+from .geometry import Fields, axes, digits, divisor, repeating_axes
+from .kernel import Kernel, Launch, Scratch
+
+C_TYPES = {"float32": "float", "float64": "double"} | {
+    name: name for name in DTYPES if name not in ("float32", "float64")
+}
+"""The names that cuda_src/numerics.cuh has for the dtypes."""
+
+THREADS = 128
+"""Threads per block where a kernel leaves the choice."""
+
+BLOCKS = 264
+"""Blocks that keep a large GPU busy; long sums are cut until there are so many."""
+
+PART = 512
+"""The least number of products that a part of a split sum has."""
+
+LIMIT = 2**30
+"""What kernels that count in 32 bits keep below."""
+
+_COPIED = {2: "bfloat16", 4: "int32", 8: "int64", 16: "complex128"}
+"""The dtype by which elements of a size are copied."""
+
+_OPERANDS: dict[str, tuple[str, str | None, str]] = {
+    "fprop": ("x", "w", "y"),
+    "dgrad": ("dy", "w", "dx"),
+    "wgrad": ("x", "dy", "dw"),
+    "bgrad": ("dy", None, "db"),
+}
+
+
+def per(extent: int, tile: int) -> int:
+    """How many tiles cover an extent."""
+    return -(-extent // tile)
+
+
+def accumulator_size(dtype: str) -> int:
+    """Bytes of one sum."""
+    return DTYPES[DTYPES[dtype].accumulator].itemsize
+
+
+@dataclass
+class Work:
+    """A request on its way to launches: its problem, volumetric and padded with zeros, and its operands.
+
+    `partial` says that the result is scratch of the accumulator's dtype, for a later launch to finish.
+    """
+
+    request: Request
+    problem: ConvProblem
+    a: str | Scratch
+    b: str | None
+    out: str | Scratch
+    partial: bool = False
+    scratch: list[Scratch] = field(default_factory=list)
+
+    @property
+    def c_type(self) -> str:
+        return C_TYPES[self.request.dtype]
+
+    @property
+    def lanes(self) -> int:
+        """How many neighbouring threads read neighbouring channels."""
+        return 32 if self.request.layout == "channels_last" else 1
+
+    @property
+    def workspace_bytes(self) -> int:
+        return max((scratch.end for scratch in self.scratch), default=0)
+
+    def room(self, shape: tuple[int, ...], dtype: str) -> Scratch:
+        """A new array in the workspace, aligned for any vector."""
+        self.scratch.append(Scratch(per(self.workspace_bytes, 256) * 256, shape, dtype))
+        return self.scratch[-1]
+
+    def fields(self, **more: Any) -> Fields:
+        """What every kernel is told, and more."""
+        problem, request = self.problem, self.request
+        channels, filters = problem.c // problem.groups, problem.k // problem.groups
+        return {
+            "batch": problem.n,
+            "groups": problem.groups,
+            "channels": channels,
+            "filters": filters,
+            "axis": axes(problem),
+            "group": divisor(channels if request.op == "dgrad" else filters),
+            "activation": ACTIVATIONS.index(request.activation),
+            "accumulate": int(request.accumulate),
+            "conjugate": int(request.conjugate),
+            "partial": int(self.partial),
+            "splits": 1,
+            "lanes": self.lanes,
+        } | more
+
+    def launch(self, kernel: Kernel, blocks: int, fields: Fields, **changes: Any) -> Launch:
+        """A launch on the work's operands; `changes` are other members of Launch."""
+        return replace(Launch(kernel, blocks, self.a, self.b, self.out, tuple(fields.items())), **changes)
+
+    def per_element(
+        self, kernel: Kernel, extents: tuple[int, int, tuple[int, ...]], fields: Fields, **changes: Any
+    ) -> Launch:
+        """A launch with one thread per element of an array (outer, channels, (three spatial axes))."""
+        outer, channels, (d, h, w) = extents
+        order = (channels, w, h, d) if self.lanes > 1 else (w, h, d, channels)
+        items = outer * channels * d * h * w
+        fields = fields | {"items": items, "digit": digits(order)}
+        return self.launch(kernel, per(items, kernel.threads), fields, **changes)
+
+
+def per_element_kernel(file: str, template: str, dtype: str) -> Kernel:
+    """An instance of a template with one thread per element."""
+    return Kernel(file, template, (C_TYPES[dtype],), THREADS)
+
+
+# -- padding modes, around the launches of any family -------------------------------------------------
+
+
+def scheduled(build: Callable[[Work], list[Launch]], request: Request) -> Schedule:
+    """The launches that a family builds, with those that do the padding mode before or after them."""
+    a, b, out = _OPERANDS[request.op]
+    work = Work(request, _volumetric(request), a, b, out)
+    if 0 in request.shape(out):
+        return Schedule(0, ())
+    if not _pads(request):
+        launches = build(work)
+    elif request.op == "dgrad":
+        launches = _folded(build, work)
+    else:
+        launches = _padded(build, work)
+    return Schedule(work.workspace_bytes, tuple(launches))
+
+
+def zero_padded(request: Request) -> ConvProblem:
+    """The problem that a family sees."""
+    problem = _volumetric(request)
+    return _without_padding(problem) if _pads(request) else problem
+
+
+def _volumetric(request: Request) -> ConvProblem:
+    """The problem with three axes; a single tap on an axis is dilated by nothing."""
+    problem = request.problem.volumetric
+    taps = zip(problem.filter, problem.dilation, strict=True)
+    return replace(problem, dilation=tuple(d if r > 1 else 1 for r, d in taps))
+
+
+def _pads(request: Request) -> bool:
+    """Whether there is padding of another mode than zeros."""
+    problem = request.problem
+    return request.op != "bgrad" and problem.padding_mode != "zeros" and max(map(max, problem.padding)) > 0
+
+
+def _padded(build: Callable[[Work], list[Launch]], work: Work) -> list[Launch]:
+    """x is padded in the workspace first."""
+    problem = work.problem
+    extents = (problem.n, problem.c, problem.padded)
+    kernel = per_element_kernel("padding.cuh", "conv_pad", _COPIED[DTYPES[work.request.dtype].itemsize])
+    padded = work.room(problem.x_shape()[:2] + problem.padded, work.request.dtype)
+    pad = work.per_element(kernel, extents, _repeating(work), b=None, out=padded)
+    work.a, work.problem = padded, _without_padding(problem)
+    return [pad, *build(work)]
+
+
+def _folded(build: Callable[[Work], list[Launch]], work: Work) -> list[Launch]:
+    """The gradient of the padded x is summed in the workspace, and folded back onto x last."""
+    problem, out = work.problem, work.out
+    extents = (problem.n, problem.c, problem.input)
+    kernel = per_element_kernel("padding.cuh", "conv_fold", work.request.dtype)
+    padded = work.room(problem.x_shape()[:2] + problem.padded, DTYPES[work.request.dtype].accumulator)
+    fold = work.per_element(kernel, extents, _repeating(work), a=padded, b=None, out=out)
+    work.out, work.partial, work.problem = padded, True, _without_padding(problem)
+    return [*build(work), fold]
+
+
+def _repeating(work: Work) -> Fields:
+    mode = PADDING_MODES.index(work.problem.padding_mode)
+    return work.fields(axis=repeating_axes(work.problem), mode=mode)
+
+
+def _without_padding(problem: ConvProblem) -> ConvProblem:
+    return replace(problem, input=problem.padded, padding=((0, 0),) * 3, padding_mode="zeros")
+
+
+def padding_kernels() -> Iterator[Kernel]:
+    """Every instance that a padding mode takes."""
+    yield from (per_element_kernel("padding.cuh", "conv_pad", dtype) for dtype in _COPIED.values())
+    yield from (per_element_kernel("padding.cuh", "conv_fold", dtype) for dtype in DTYPES)
+
+
+# -- sums in parts ------------------------------------------------------------------------------------
+
+
+def parts(length: int, blocks: int, least: int, multiple: int = 1) -> tuple[int, int]:
+    """(splits, chunk): how a sum of so many terms is cut, which done whole would keep `blocks` blocks busy.
+
+    A part has `least` terms or more, and a multiple of `multiple`.
+    """
+    splits = max(1, min(per(BLOCKS, max(blocks, 1)), length // max(least, 1)), per(length, LIMIT))
+    chunk = max(per(per(length, splits), multiple), 1) * multiple
+    return max(per(length, chunk), 1), chunk
+
+
+def split_sum(
+    work: Work, kernel: Kernel, tiles: int, fields: Fields, cut: tuple[int, int], **changes: Any
+) -> list[Launch]:
+    """A kernel that sums in parts, and, where there is more than one, the launch that adds them in order."""
+    splits, chunk = cut
+    fields = work.fields() | fields | {"splits": splits, "chunk": chunk}
+    if splits == 1:
+        return [work.launch(kernel, tiles, fields, **changes)]
+    problem, dtype = work.problem, work.request.dtype
+    shape = problem.w_shape() if work.request.op == "wgrad" else (problem.k, 1, 1, 1, 1)
+    summands = work.room((splits, *shape), DTYPES[dtype].accumulator)
+    extents = (shape[0], shape[1], shape[2:])
+    add = work.per_element(_reduce_kernel(dtype), extents, work.fields(splits=splits), a=summands, b=None)
+    return [work.launch(kernel, splits * tiles, fields | {"partial": 1}, out=summands, **changes), add]
+
+
+def _reduce_kernel(dtype: str) -> Kernel:
+    return per_element_kernel("sums.cuh", "conv_reduce", dtype)
+
+
+def reduce_kernels() -> Iterator[Kernel]:
+    """Every instance that a sum in parts takes."""
+    yield from map(_reduce_kernel, DTYPES)
+
+
+# -- what families ask of a request -------------------------------------------------------------------
+
+
+def beyond_32_bits(request: Request) -> str | None:
+    """Why 32 bits are too few for coordinates, or for the channels and taps of a filter, if they are."""
+    problem = _volumetric(request)
+    for axis in range(3):
+        reaches = (problem.input, problem.padded, problem.reach, problem.stride, problem.dilation)
+        if max(*(lengths[axis] for lengths in reaches), *map(abs, problem.padding[axis])) >= LIMIT:
+            return "an axis, its padding included, has 2^30 cells or more"
+    if max(problem.n, max(problem.c, problem.k) * math.prod(problem.filter)) >= LIMIT:
+        return "the channels of a filter, times its taps, are 2^30 or more"
+    return None
+
+
+LAUNCH = 4e-6
+"""Seconds that a launch takes at the least."""
+
+
+def rate(request: Request, device: Device) -> float:
+    """Peak FLOP per second of the request's arithmetic; integers count like floats of their size."""
+    wide = DTYPES[request.dtype].accumulator in ("float64", "complex128", "int64")
+    return device.float64 if wide else device.float32
+
+
+def memory_seconds(request: Request, device: Device) -> float:
+    """The least time for reading the operands and writing the result once."""
+    return request.problem.bytes(request.op, request.dtype) / device.bandwidth

@@ -1,0 +1,69 @@
+// Which cells meet: the one-dimensional geometry that fprop and dgrad share, and counters for linear indices.
+#pragma once
+#include "params.cuh"
+
+// A gather along one axis: output o and tap i meet the source cell o * step + i * delta + start, delta > 0.
+// Output o is cell out_first + o * out_step of the result, tap i is tap_first + i * tap_step of the filter.
+struct GatherAxis {
+  int outputs, sources, taps;
+  int step, delta, start;
+  int out_first, out_step, tap_first, tap_step;
+};
+
+// fprop: x is the source, y the result.
+__device__ inline GatherAxis forward_axis(const Axis& a) {
+  return {int(a.output), int(a.input), int(a.filter), int(a.stride), int(a.dilation), -int(a.padding), 0, 1, 0, 1};
+}
+
+// dgrad: dy is the source, dx the result. Input cell h, output cell p and tap r meet where
+// p * stride = h + padding - r * dilation. All h with the same residue modulo the stride meet the same taps,
+// every `period`-th one from the first that divides, and p falls by `shift` from one of them to the next:
+// a dense gather with step 1. Taps are taken last first, so that delta is positive.
+__device__ inline GatherAxis residue_axis(const Axis& a, int residue) {
+  const int stride = int(a.stride), dilation = int(a.dilation), period = int(a.period), filter = int(a.filter);
+  const int shift = int(a.shift), reach = residue + int(a.padding);
+  int first = 0;
+  while (first < period && (reach - first * dilation) % stride != 0) ++first;
+  const int taps = first < period && first < filter ? (filter - first - 1) / period + 1 : 0;
+  const int last = first + (taps - 1) * period;
+  return {(int(a.input) - residue + stride - 1) / stride,
+          int(a.output),
+          taps,
+          1,
+          shift,
+          (reach - first * dilation) / stride - (taps - 1) * shift,
+          residue,
+          stride,
+          last,
+          -period};
+}
+
+__device__ inline Index divide(Index n, const Divisor& by) {
+  return by.divisor == 1 ? n : Index(__umul64hi(n, by.multiplier) >> by.shift);
+}
+
+// What the first COUNT of `digit` take off a linear index, the fastest digit first, and the rest.
+template <int COUNT>
+__device__ inline Index take_digits(const Params& p, Index index, Index (&digits)[COUNT]) {
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) {
+    const Index rest = divide(index, p.digit[i]);
+    digits[i] = index - rest * p.digit[i].divisor;
+    index = rest;
+  }
+  return index;
+}
+
+// The digits of a linear index, the last axis fastest, for the few that a block has to take apart.
+template <int DIGITS>
+__device__ inline void split(Index index, const Index (&extents)[DIGITS], Index (&digits)[DIGITS]) {
+  for (int i = DIGITS - 1; i > 0; --i) {
+    digits[i] = index % extents[i];
+    index /= extents[i];
+  }
+  digits[0] = index;
+}
+
+__device__ inline Index min_index(Index a, Index b) { return a < b ? a : b; }
+
+__device__ inline Index tiles(Index extent, int tile) { return (extent + tile - 1) / tile; }

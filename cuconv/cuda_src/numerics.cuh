@@ -1,0 +1,145 @@
+// Numbers: the types of elements, the type that each is summed in, and what is done to a finished sum.
+//
+// Half types are two bytes of storage that become float when read. Integers are unsigned, since their sums
+// wrap modulo 2^32 or 2^64, which signed C++ arithmetic does not define.
+#pragma once
+#include "params.cuh"
+
+#include <ptx/base.cuh>
+
+struct float16 {
+  unsigned short bits;
+};
+
+struct bfloat16 {
+  unsigned short bits;
+};
+
+template <typename Real>
+struct alignas(2 * sizeof(Real)) complex {
+  Real re, im;
+};
+
+using complex64 = complex<float>;
+using complex128 = complex<double>;
+using int32 = unsigned int;
+using int64 = unsigned long long;
+
+// -- reading and writing: widen and narrow ----------------------------------------------------------
+
+template <typename T>
+struct AccumulatorOf {
+  using Type = T;
+};
+template <>
+struct AccumulatorOf<float16> {
+  using Type = float;
+};
+template <>
+struct AccumulatorOf<bfloat16> {
+  using Type = float;
+};
+template <typename T>
+using Accumulator = typename AccumulatorOf<T>::Type;
+
+template <typename T>
+__device__ inline T widen(T value) {
+  return value;
+}
+__device__ inline float widen(float16 value) { return half_to_float(value.bits); }
+__device__ inline float widen(bfloat16 value) {
+  return __uint_as_float(static_cast<unsigned>(value.bits) << 16);
+}
+
+template <typename T>
+struct Narrow {
+  static __device__ T from(T sum) { return sum; }
+};
+template <>
+struct Narrow<float16> {
+  static __device__ float16 from(float sum) { return {float_to_half(sum)}; }
+};
+template <>
+struct Narrow<bfloat16> {
+  static __device__ bfloat16 from(float sum) {
+    const unsigned bits = __float_as_uint(sum);
+    if (sum != sum) return {static_cast<unsigned short>(bits >> 16 | 0x40)};
+    const unsigned to_even = 0x7fff + (bits >> 16 & 1);
+    return {static_cast<unsigned short>((bits + to_even) >> 16)};
+  }
+};
+
+// -- arithmetic -------------------------------------------------------------------------------------
+
+template <typename Real>
+__device__ inline complex<Real> operator+(complex<Real> a, complex<Real> b) {
+  return {a.re + b.re, a.im + b.im};
+}
+
+template <typename Acc>
+__device__ inline Acc multiply_add(Acc a, Acc b, Acc sum) {
+  return a * b + sum;
+}
+template <typename Real>
+__device__ inline complex<Real> multiply_add(complex<Real> a, complex<Real> b, complex<Real> sum) {
+  return {a.re * b.re + (sum.re - a.im * b.im), a.re * b.im + (a.im * b.re + sum.im)};
+}
+
+template <typename Acc>
+__device__ inline Acc conjugate_if(bool, Acc value) {
+  return value;
+}
+template <typename Real>
+__device__ inline complex<Real> conjugate_if(bool wanted, complex<Real> value) {
+  return {value.re, wanted ? -value.im : value.im};
+}
+
+// -- the end of a sum -------------------------------------------------------------------------------
+
+enum Activation { IDENTITY, RELU, SIGMOID, TANH, SILU, GELU };  // the order of ACTIVATIONS in problem.py
+
+template <typename Real>
+__device__ inline Real sigmoid(Real x) {
+  const Real small = exp(x < 0 ? x : -x);  // of -|x|, which cannot overflow
+  return (x < 0 ? small : Real(1)) / (1 + small);
+}
+
+template <typename Real>
+__device__ inline Real activate_real(Index activation, Real x) {
+  switch (activation) {
+    case RELU: return x < 0 ? Real(0) : x;  // NaN stays NaN
+    case SIGMOID: return sigmoid(x);
+    case TANH: return tanh(x);
+    case SILU: return x * sigmoid(x);
+    case GELU: return x / 2 * erfc(x * Real(-0.70710678118654752440));  // erfc keeps the small tail
+    default: return x;
+  }
+}
+
+__device__ inline float activate(Index activation, float x) { return activate_real(activation, x); }
+__device__ inline double activate(Index activation, double x) { return activate_real(activation, x); }
+template <typename Unsigned>
+__device__ inline Unsigned activate(Index activation, Unsigned x) {
+  const bool negative = x >> (8 * sizeof(Unsigned) - 1);
+  return activation == RELU && negative ? 0 : x;
+}
+template <typename Real>
+__device__ inline complex<Real> activate(Index, complex<Real> x) {
+  return x;
+}
+
+// Put a sum in its place: bias, activation, addition to what is there, one rounding. Where the launch makes
+// parts of sums, they are stored as they are. `channel` counts the result's channels.
+template <typename T>
+__device__ inline void store(const Params& p, void* out, Index offset, Accumulator<T> sum, const void* bias,
+                             Index channel) {
+  if (p.partial) {
+    static_cast<Accumulator<T>*>(out)[offset] = sum;
+    return;
+  }
+  if (bias) sum = sum + widen(static_cast<const T*>(bias)[p.bias_start + channel * p.bias]);
+  sum = activate(p.activation, sum);
+  T& cell = static_cast<T*>(out)[offset];
+  if (p.accumulate) sum = sum + widen(cell);
+  cell = Narrow<T>::from(sum);
+}

@@ -1,0 +1,58 @@
+// Sums in a fixed order: over the threads of a block, over the parts of a split sum, and over dy for the bias.
+//
+//   conv_reduce     out[i] = sum over parts of  a[part, i]        (any op whose sums were split)
+//   conv_bgrad_sum  db[k] = sum over n, z, p, q of  dy[n, k, z, p, q]
+//
+// Neither uses atomics: a block's threads are summed by a tree, parts one after the other.
+#pragma once
+#include "direct.cuh"
+
+// A thread owns one element. a is (splits, K, C/groups, T, R, S) in C order and of the accumulator's type,
+// out a filter gradient of any strides.
+template <typename T>
+__device__ void conv_reduce(const void* a, const void*, const void*, void* out, const Params& p) {
+  Index dw[5];
+  if (!own_element(p, dw)) return;
+  const auto* part = static_cast<const Accumulator<T>*>(a) + offset_of(0, p.a, dw);
+  Accumulator<T> sum{};
+  for (Index i = 0; i < p.splits; ++i) sum = sum + part[i * p.items];
+  store<T>(p, out, offset_of(p.out_start, p.out, dw), sum, nullptr, 0);
+}
+
+// The sum of `value` over the threads whose number is the same modulo `lanes`, a power of two, for the
+// threads below `lanes`. `shared` has one cell per thread.
+template <int THREADS, typename Acc>
+__device__ inline Acc block_sum(Acc (&shared)[THREADS], Acc value, int lanes) {
+  shared[threadIdx.x] = value;
+  __syncthreads();
+  for (int half = THREADS / 2; half >= lanes; half /= 2) {
+    if (int(threadIdx.x) < half) shared[threadIdx.x] = shared[threadIdx.x] + shared[threadIdx.x + half];
+    __syncthreads();
+  }
+  const Acc sum = shared[threadIdx.x];
+  __syncthreads();  // the cells may be taken for the next value
+  return sum;
+}
+
+// A block owns `lanes` channels (1, or 32 for channels-last arrays) of one of `splits` runs of `chunk` cells.
+template <typename T, int THREADS>
+__device__ void conv_bgrad_sum(const void* a, const void*, const void*, void* out, const Params& p) {
+  __shared__ Accumulator<T> shared[THREADS];
+  const int lanes = int(p.lanes);
+  const Index filters = p.groups * p.filters;
+  const unsigned tiles = unsigned((filters + lanes - 1) / lanes);
+  const Index part = blockIdx.x / tiles, k = Index(blockIdx.x % tiles) * lanes + threadIdx.x % lanes;
+  const T* dy = static_cast<const T*>(a) + p.a_start + k * p.a[1];
+  Accumulator<T> sum{};
+  if (k < filters) {
+    const Index end = min_index((part + 1) * p.chunk, p.items);
+    for (Index i = part * p.chunk + threadIdx.x / lanes; i < end; i += THREADS / lanes) {
+      Index cell[3];
+      const Index n = take_digits(p, i, cell);
+      sum = sum + widen(dy[n * p.a[0] + cell[2] * p.a[2] + cell[1] * p.a[3] + cell[0] * p.a[4]]);
+    }
+  }
+  sum = block_sum(shared, sum, lanes);
+  if (int(threadIdx.x) < lanes && k < filters)
+    store<T>(p, out, p.out_start + part * filters + k * p.out[0], sum, nullptr, 0);
+}

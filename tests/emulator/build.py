@@ -1,0 +1,116 @@
+"""Compiles a kernel instance for the host, once: the shared object is named by a hash of all it is made of.
+
+The instance's stub is preprocessed with the stand-in headers in front of the real ones, which takes about 10
+ms and yields exactly the text that matters; the hash of that text, the flags and the compiler is the key. The
+text is then changed where it declares shared memory: arrays become static variables, the only ones of an
+instance, so that the runtime can find and poison them; dynamic shared memory becomes a pointer from the
+runtime.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+from cuconv.cuda.kernel import Kernel
+
+HERE = Path(__file__).parent
+SOURCES = HERE.parents[1] / "cuconv" / "cuda_src"
+CACHE = HERE.parents[1] / ".emulator"
+COMPILER = shlex.split(os.environ.get("CXX", "g++"))
+SANITIZE = bool(os.environ.get("CUCONV_EMULATOR_SANITIZE"))
+"""Whether instances are compiled for AddressSanitizer, which must be loaded into the process beforehand."""
+
+COMMON = ("-std=c++17", "-fPIC", "-shared", "-Wall", "-Werror")
+# The instance's own functions and variables are in an unnamed namespace, or instances would share the
+# variables of equal templates; what goes unused there is no mistake. Nothing is linked that has variables of
+# its own, and the sanitizer's handlers are in the runtime: hence -nostdlib. Contraction would make results
+# depend on the compiler's version.
+INSTANCE = (
+    *(
+        "-O1",
+        "-g1",
+        "-ffp-contract=off",
+        "-Wno-unknown-pragmas",
+        "-Wno-unused-function",
+        "-Wno-maybe-uninitialized",
+    ),
+    *("-fsanitize=undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all", "-nostdlib", "-lm", "-lgcc"),
+    *(("-fsanitize=address",) if SANITIZE else ()),
+)
+# Filling memory must not become a call of memset, which AddressSanitizer would check.
+RUNTIME = ("-O3", "-fno-tree-loop-distribute-patterns", "-ldl", "-lpthread")
+
+DYNAMIC_SHARED = re.compile(
+    r"\bextern\s+__shared__\s+"
+    r"(?:(?:__attribute__\s*\(\(aligned\s*\(([^()]*)\)\)\)|alignas\s*\(([^()]*)\))\s*)?"
+    r"([\w:<>, ]+?)\s+(\w+)\s*\[\s*\]\s*;"
+)
+
+
+class EmulatorError(Exception):
+    """A kernel that does not compile, faults, or does what it must not."""
+
+
+def instance(kernel: Kernel) -> Path:
+    """The shared object with the kernel's instance, compiled if there is none yet."""
+    return _instance(kernel.stub(""), kernel.name)
+
+
+def runtime() -> Path:
+    """The shared object with the runtime."""
+    text = _run("runtime", [*COMMON[:1], "-E", str(HERE / "runtime.cpp")], "")
+    return _compiled("runtime", text, ("-fpreprocessed", *RUNTIME))
+
+
+@functools.cache
+def _instance(stub: str, name: str) -> Path:
+    source = f"namespace {{\n{stub}}}\nEMULATOR_ENTRY({name})\n"
+    folders = (HERE / "include", HERE / "kernels", SOURCES)
+    include = [word for folder in folders for word in ("-I", str(folder))]
+    text = _run(name, [*COMMON[:1], "-E", "-x", "c++", *include, "-include", "device.h", "-"], source)
+
+    def dynamic_shared(match: re.Match[str]) -> str:
+        gnu_alignment, alignment, type_name, variable = match.groups()
+        call = f"::emulator::dynamic_shared({gnu_alignment or alignment or 16})"
+        return f"{type_name}* const {variable} = static_cast<{type_name}*>({call});"
+
+    text = DYNAMIC_SHARED.sub(dynamic_shared, text)
+    text = re.sub(r"\b__shared__\b", "static", text)
+    return _compiled(name, text, ("-fpreprocessed", *INSTANCE))
+
+
+def _compiled(name: str, source: str, flags: tuple[str, ...]) -> Path:
+    key = "\n".join((_compiler(), *COMMON, *flags, source))
+    # A long name of a kernel would not fit in a file name.
+    target = CACHE / f"{name[:100]}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
+    if not target.exists():
+        CACHE.mkdir(exist_ok=True)
+        partial = target.with_suffix(f".{os.getpid()}")
+        _run(name, [*COMMON, "-x", "c++", "-", "-o", str(partial), *flags], source)
+        os.replace(partial, target)  # whole or not there, whatever other processes do
+    return target
+
+
+@functools.cache
+def _compiler() -> str:
+    return " ".join(COMPILER) + _run("the compiler", ["--version"], "")
+
+
+def _run(name: str, arguments: list[str], text: str) -> str:
+    done = subprocess.run([*COMPILER, *arguments], input=text, capture_output=True, text=True)
+    if done.returncode:
+        raise EmulatorError(f"{name} does not compile:\n{done.stderr}")
+    return done.stdout
+
+
+def sanitized_environment() -> dict[str, str]:
+    """The environment of a process whose instances are compiled for AddressSanitizer."""
+    library = _run("the compiler", ["-print-file-name=libasan.so"], "").strip()
+    options = "detect_leaks=0:detect_stack_use_after_return=0"
+    return {**os.environ, "CUCONV_EMULATOR_SANITIZE": "1", "LD_PRELOAD": library, "ASAN_OPTIONS": options}

@@ -1,0 +1,59 @@
+"""The public functions, their kernels emulated: any problem through any named kernel without a GPU."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+import cuconv
+from cuconv import arrays
+from cuconv.cuda.places import places
+from cuconv.plan import RUNNERS
+from tests.emulator.runner import run_plan
+
+FUNCTIONS = {
+    "fprop": cuconv.conv,
+    "dgrad": cuconv.conv_input_grad,
+    "wgrad": cuconv.conv_weight_grad,
+    "bgrad": cuconv.conv_bias_grad,
+}
+
+
+class _EmulatedOwner(arrays.Owner):
+    namespace, arch = np, None
+
+    def wait(self):
+        pass
+
+
+def run(op: str, *operands: Any, **options: Any) -> np.ndarray:
+    """What the public function of an op returns, computed by the CUDA path on NumPy arrays.
+
+    Takes the arguments of `conv` for "fprop", `conv_input_grad` for "dgrad", `conv_weight_grad` for "wgrad"
+    and `conv_bias_grad` for "bgrad"; `algorithm` names an entry of the CUDA table.
+    """
+    with emulated():
+        return FUNCTIONS[op](*operands, **options)
+
+
+@contextmanager
+def emulated(seed: int | None = None):
+    """Within it every public function takes NumPy arrays for a GPU's and runs its kernels in the emulator."""
+
+    def owner_of(name, array):
+        owner = real_owner_of(name, array)
+        return _EmulatedOwner(owner.library, "cuda")
+
+    def launch(request, schedule, operands, bias):
+        named = operands if bias is None else {**operands, "bias": bias}
+        run_plan(schedule.launches, named, places(request, named), schedule.workspace_bytes, seed=seed)
+
+    real_owner_of = arrays.owner_of
+    with (
+        mock.patch.object(arrays, "owner_of", owner_of),
+        mock.patch.dict(RUNNERS, cuda=launch),
+    ):
+        yield

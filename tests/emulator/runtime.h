@@ -1,0 +1,46 @@
+// What a kernel compiled for the host asks of the runtime (runtime.cpp).
+//
+// No standard header: it is part of every instance, and an instance must compile in a fraction of a second.
+#pragma once
+
+struct uint3 {
+  unsigned x, y, z;
+};
+
+namespace emulator {
+
+using Bytes = __SIZE_TYPE__;
+
+// A call in the kernel's source, as error messages name it. One call is told from another by its line.
+struct Site {
+  const char* what;
+  const char* file;
+  int line;
+};
+
+// Ends the launch with an error.
+[[noreturn]] void fail(Site site, const char* format, ...) __attribute__((format(printf, 2, 3)));
+
+// Barrier `id` of the block, complete when `count` threads have arrived; `wait` is false to arrive only.
+void barrier(unsigned id, unsigned count, bool wait, Site site);
+
+// An operation of the lanes of a warp: every lane hands in its operand and waits. The last one to arrive
+// calls `perform` with all of them, indexed by lane, which leaves each lane's result in its operand.
+void gather(unsigned lanes, Site site, void* operand, void (*perform)(unsigned lanes, void* const* operands));
+
+unsigned lane();
+unsigned live_lanes();  // of the calling thread's warp
+
+void* dynamic_shared(Bytes alignment);
+
+// Asynchronous copies of the calling thread. Their bytes arrive when they are waited for and not before;
+// until then the destination is poisoned.
+void copy_later(void* to, const void* bytes, unsigned size);
+void commit_copies();
+void wait_copies(unsigned groups_left);
+void wait_copies();
+
+// c += a b, of row-major matrices: a is m by k, b is k by n.
+void add_product(int m, int n, int k, const double* a, const double* b, double* c);
+
+}  // namespace emulator

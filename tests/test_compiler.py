@@ -1,0 +1,230 @@
+"""Every instance of the CUDA table is compiled for every architecture; and what must be found, is found."""
+
+import dataclasses
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from cuconv.cuda import algorithms, jit
+from cuconv.cuda.kernel import PARAMS, Kernel
+
+from . import compiler
+from .compiler import LIMITS, CompileError, build, capabilities, occupancy, report, report_kernel
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="NVRTC's wheel is taken from Linux's folders")
+
+CHUNK = 12
+"""Instances per test: many enough to name a file, few enough for two workers to finish together."""
+
+
+def chunks():
+    """A compute capability and instances of one file, for each test."""
+    groups = {}
+    for kernel in algorithms.kernels():
+        for capability in capabilities(kernel):
+            groups.setdefault((kernel.file, capability), []).append(kernel)
+    for (file, capability), kernels in groups.items():
+        for start in range(0, len(kernels), CHUNK):
+            name = f"{file}-{capability}-{start}"
+            yield pytest.param(capability, kernels[start : start + CHUNK], id=name)
+
+
+@pytest.mark.parametrize(("capability", "kernels"), list(chunks()))
+def test_instances(capability, kernels):
+    found = {kernel.name: report_kernel(kernel, capability).problems for kernel in kernels}
+    assert {name: problems for name, problems in found.items() if problems} == {}
+
+
+def test_names_are_unique():
+    names = [kernel.name for kernel in algorithms.kernels()]
+    assert len(set(names)) == len(names) > 0
+
+
+def test_this_nvrtc_knows_the_architectures():
+    assert set(LIMITS) <= set(compiler.known())
+    assert min(LIMITS) == jit.LOWEST
+
+
+def planted(body, threads=256):
+    return (
+        f'extern "C" __global__ void __launch_bounds__({threads}) planted(float* x, int i) {{\n  {body}\n}}\n'
+    )
+
+
+STACK = "float a[64]; for (int j = 0; j < i; ++j) a[j & 63] = x[j]; x[0] = a[i];"
+SPILLS = """float a[128];
+  #pragma unroll
+  for (int j = 0; j < 128; ++j) a[j] = x[j * threadIdx.x];
+  __syncthreads();
+  #pragma unroll
+  for (int j = 0; j < 128; ++j) x[j * j + threadIdx.x] = a[j] * a[j * 7 % 128];"""
+
+
+@pytest.mark.parametrize("capability", LIMITS)
+def test_a_good_kernel_has_no_problems(capability):
+    # tanhf takes approximate instructions that flush subnormals, and is right all the same.
+    body = "__shared__ float tile[64]; tile[i] = x[1] * x[2] + x[3] / x[4]; x[0] = tanhf(tile[threadIdx.x]);"
+    made = report(planted(body), capability, 256)
+    assert made.problems == []
+    assert 8 <= made.registers <= 64
+    assert made.shared == 256
+    assert made.blocks >= 4
+
+
+@pytest.mark.parametrize("capability", LIMITS)
+@pytest.mark.parametrize(
+    ("body", "threads", "options", "problem"),
+    [
+        (STACK, 256, (), "256 bytes of stack frame"),
+        (SPILLS, 1024, (), "bytes of spills"),
+        ("int unused;", 256, (), "warning #177-D"),
+        ("x[0] = x[1] * x[2] + x[3];", 256, ("--ftz=true",), "fma.rn.ftz.f32 loses subnormals"),
+        ("x[0] = x[1] / x[2];", 256, ("--prec-div=false",), "div.full.f32 is inexact"),
+        ("x[0] = sqrtf(x[1]);", 256, ("--prec-sqrt=false",), "sqrt.approx.f32 is inexact"),
+        (SPILLS, 256, (), "not one block fits"),
+    ],
+)
+def test_a_bad_kernel_is_found(body, threads, options, problem, capability):
+    source = planted(body, threads)
+    # The last case is launched with more threads than it was compiled for.
+    made = report(source, capability, 1024 if problem.startswith("not one") else threads, *options)
+    assert any(problem in found for found in made.problems), made.problems
+
+
+def test_a_serialised_wgmma_is_found():
+    made = report(planted(""), 90, 256)
+    line = "ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized"
+    assert made.problems == []
+    assert dataclasses.replace(made, log=f"{made.log}{line}\n").problems == [line]
+
+
+def test_the_last_option_counts():
+    """Why cuda/jit.py does not compile by CuPy's RawModule: -ftz=true comes after the caller's options."""
+    source = planted("x[0] = x[1] + x[2];")
+    assert "add.f32" in report(source, 80, 256).ptx
+    assert "add.ftz.f32" in report(source, 80, 256, "-ftz=true").ptx
+
+
+def test_a_syntax_error_shows_the_log():
+    with pytest.raises(CompileError, match=r'test\.cu\(2\): error: identifier "nonsense" is undefined'):
+        report(planted("nonsense();"), 80, 256)
+
+
+@pytest.mark.parametrize(
+    ("capability", "threads", "registers", "shared", "blocks"),
+    [
+        (75, 256, 64, 33000, 1),
+        (80, 256, 40, 65536, 2),
+        (80, 256, 128, 16896, 2),
+        (86, 128, 168, 0, 3),
+        (89, 96, 40, 0, 16),
+        (90, 384, 168, 0, 1),
+        (90, 1024, 80, 0, 0),
+        (100, 32, 16, 0, 32),
+        (120, 256, 255, 0, 1),
+    ],
+)
+def test_occupancy(capability, threads, registers, shared, blocks):
+    """What NVIDIA's cuda_occupancy.h answers."""
+    assert occupancy(capability, threads, registers, shared) == blocks
+
+
+def layout(dtype, path="", start=0):
+    """Assertions that the struct Params has every field of a dtype where the dtype has it.
+
+    NVRTC has no offsetof; __INTADDR__ is what its front end makes one of.
+    """
+    if dtype.subdtype:
+        item, (count,) = dtype.subdtype
+        for index in range(count):
+            yield from layout(item, f"{path}[{index}]", start + index * item.itemsize)
+    elif dtype.fields:
+        for name, (field, offset, *_) in dtype.fields.items():
+            yield from layout(field, f"{path}.{name}".lstrip("."), start + offset)
+    else:
+        member = f"static_cast<Params*>(nullptr)->{path}"
+        yield f"static_assert(__INTADDR__(&{member}) == {start} && sizeof({member}) == {dtype.itemsize});\n"
+
+
+def compile_layout(dtype):
+    lines = [*layout(dtype), f"static_assert(sizeof(Params) == {dtype.itemsize});\n"]
+    build('#include "params.cuh"\n' + "".join(lines), jit.options("sm_80"))
+
+
+def test_params_are_where_the_compiler_has_them():
+    compile_layout(PARAMS)
+
+
+def test_a_wrong_layout_is_found():
+    moved = PARAMS.descr
+    moved[0], moved[1] = moved[1], moved[0]
+    narrow = [
+        (name, np.int32 if name == PARAMS.names[-1] else kind, *shape) for name, kind, *shape in PARAMS.descr
+    ]
+    for wrong in (moved, [*PARAMS.descr, ("more", np.int64)], narrow):
+        with pytest.raises(CompileError, match="static assertion failed"):
+            compile_layout(np.dtype(wrong))
+
+
+BASE = "x[0] = half_to_float(float_to_half(x[1]));"
+SM80 = """__shared__ alignas(16) unsigned words[32][4];
+  unsigned one[1], two[2], four[4];
+  float d[4] = {};
+  double e[2] = {};
+  cp_async<4>(words[0], x);
+  cp_async<16>(words[1], x, i);
+  cp_async_commit();
+  cp_async_wait<1>();
+  cp_async_wait_all();
+  ldmatrix(one, words[i]);
+  ldmatrix(two, words[i]);
+  ldmatrix(four, words[i]);
+  ldmatrix_trans(one, words[i]);
+  ldmatrix_trans(two, words[i]);
+  ldmatrix_trans(four, words[i]);
+  mma_m16n8k16_f16(d, four, two);
+  mma_m16n8k16_bf16(d, four, two);
+  two[0] = float_to_tf32(x[2]) + one[0];
+  mma_m16n8k8_tf32(d, four, two);
+  mma_m8n8k4_f64(e, x[3], x[4]);
+  barrier_arrive(1, 64);
+  barrier_sync(1, 64);
+  x[threadIdx.x] = d[i] + e[i & 1];"""
+
+
+@pytest.mark.parametrize(
+    ("header", "uses", "capability"),
+    [("base", BASE, 75), *(("sm80", BASE + SM80, capability) for capability in LIMITS if capability >= 80)],
+)
+def test_every_wrapper_of_ptx_compiles(header, uses, capability):
+    made = report(f"#include <ptx/{header}.cuh>\n{planted(uses)}", capability, 256)
+    text = "".join((jit.SOURCES / f"ptx/{name}.cuh").read_text() for name in {"base", header})
+    instructions = set(re.findall(r'asm(?: volatile)?\(\s*"([a-z][\w.]+)', text))
+    assert len(instructions) >= 2
+    assert {instruction for instruction in instructions if instruction not in made.ptx} == set()
+
+
+def test_a_kernel_is_for_the_architectures_whose_wrappers_it_includes(tmp_path, monkeypatch):
+    monkeypatch.setattr(jit, "SOURCES", tmp_path)
+    (tmp_path / "ptx").mkdir()
+    (tmp_path / "ptx/sm80.cuh").write_text("")
+    (tmp_path / "tile.cuh").write_text('#include <ptx/sm80.cuh>\n#include "first.cuh"\n')
+    (tmp_path / "first.cuh").write_text('#pragma once\n#include "tile.cuh"\n')
+    (tmp_path / "other.cuh").write_text("")
+    assert capabilities(Kernel("first.cuh", "f", (), 32)) == [80, 86, 89, 90, 100, 120]
+    assert capabilities(Kernel("other.cuh", "f", (), 32)) == list(LIMITS)
+
+
+def test_the_report_of_the_command_line(monkeypatch, capsys):
+    kernel = Kernel("params.cuh", "planted", (), 256)
+    monkeypatch.setattr(algorithms, "kernels", lambda: [kernel, Kernel("params.cuh", "other", (), 256)])
+    monkeypatch.setattr(Kernel, "stub", lambda self, stamp: planted(STACK))
+    assert compiler.main(["--arch", "80", "--match", "plant"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"  80 +\d+ +0 +256 +0 +8 +64 of 64  planted", lines[1])
+    assert lines[2:] == ["     256 bytes of stack frame", "1 of 1 have problems"]
+    monkeypatch.setattr(Kernel, "stub", lambda self, stamp: planted("x[0] = x[1];"))
+    assert compiler.main(["--arch", "80", "90"]) == 0
+    assert capsys.readouterr().out.endswith("0 of 4 have problems\n")

@@ -1,0 +1,433 @@
+"""Compiling and keeping kernels, with a stand-in for CuPy: errors with the way out, and the cache on disk.
+
+The stand-in's compiler is NVRTC itself, so that what would be loaded on a GPU is looked at here.
+"""
+
+import os
+import re
+import sys
+import tempfile
+import types
+from pathlib import Path
+
+import pytest
+
+from cuconv.cuda import jit
+from cuconv.cuda.kernel import Kernel
+
+from . import compiler
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="NVRTC's wheel is taken from Linux's folders")
+
+KERNEL = Kernel("planted.cuh", "planted", ("float", 3), 64)
+SOURCE = """#pragma once
+#include "more/params.cuh"
+template <typename T, int N>
+__device__ void planted(const void* a, const void*, const void*, void* out, const Params&) {
+  const T* x = static_cast<const T*>(a);
+  static_cast<T*>(out)[threadIdx.x] = x[threadIdx.x] * N + x[1];
+}
+"""
+
+
+class DriverError(RuntimeError):
+    pass
+
+
+class CUDARuntimeError(RuntimeError):
+    pass
+
+
+class NVRTCError(RuntimeError):
+    pass
+
+
+class Module(types.SimpleNamespace):
+    """An object with the attributes of a module, and hashable like one."""
+
+    __hash__ = object.__hash__
+
+
+class Program:
+    """The stand-in's NVRTC program."""
+
+    def __init__(self, source):
+        self.source, self.log, self.code = source, "", None
+
+
+class Function:
+    """What RawModule(path=...).get_function(name) gives: it remembers the code that it was loaded from."""
+
+    def __init__(self, code, name):
+        self.code, self.name, self.limit = code, name, 49152
+
+    @property
+    def max_dynamic_shared_size_bytes(self):
+        return self.limit
+
+    @max_dynamic_shared_size_bytes.setter
+    def max_dynamic_shared_size_bytes(self, value):
+        if value > 100_000:
+            raise DriverError("CUDA_ERROR_INVALID_VALUE")
+        self.limit = value
+
+
+class CuPy(Module):
+    """As much of CuPy as cuda/jit.py calls, for one GPU; attributes say what is wrong with it."""
+
+    __version__ = "14.2.0"
+
+    def __init__(self):
+        self.capability, self.current = "80", 0
+        self.driver, self.needed, self.device_error = 12080, 12090, None
+        self.refuses, self.nvrtc_error = False, None
+        self.compiled, self.programs, self.loaded, self.functions = [], [], [], {}
+        runtime = Module(
+            is_hip=False,
+            CUDARuntimeError=CUDARuntimeError,
+            getDeviceCount=self.device_count,
+            getDevice=lambda: self.current,
+            driverGetVersion=lambda: self.driver,
+            runtimeGetVersion=lambda: self.needed,
+        )
+        nvrtc = Module(
+            NVRTCError=NVRTCError,
+            getVersion=lambda: (12, 9),
+            getSupportedArchs=compiler.known,
+            createProgram=self.create_program,
+            compileProgram=self.compile_program,
+            getProgramLog=lambda program: program.log,
+            getPTX=lambda program: program.code[1].encode(),
+            getCUBIN=lambda program: program.code[2],
+            destroyProgram=lambda program: self.programs.remove(program),
+        )
+        self.cuda = Module(
+            runtime=runtime,
+            nvrtc=nvrtc,
+            driver=Module(CUDADriverError=DriverError),
+            Device=lambda number: Module(compute_capability=self.capability),
+        )
+
+    def device_count(self):
+        if self.device_error:
+            raise CUDARuntimeError(self.device_error)
+        return 1
+
+    def create_program(self, source, name, headers, include_names):
+        if self.nvrtc_error:
+            raise RuntimeError(self.nvrtc_error)
+        self.programs.append(Program(source))
+        return self.programs[-1]
+
+    def compile_program(self, program, options):
+        if program.source:
+            self.compiled.append(options)
+        try:
+            program.code = compiler.build(program.source, options)
+        except compiler.CompileError as error:
+            program.log = str(error)
+            raise NVRTCError("NVRTC_ERROR_COMPILATION (6)") from error
+
+    def RawModule(self, *, path):  # noqa: N802
+        def get_function(name):
+            if not Path(path).exists():
+                raise DriverError("CUDA_ERROR_FILE_NOT_FOUND")
+            code = Path(path).read_bytes()
+            # PTX names its entries in text, machine code in the names of sections.
+            if self.refuses or name.encode() not in code:
+                raise DriverError("CUDA_ERROR_NO_BINARY_FOR_GPU")
+            self.loaded.append(path)
+            return self.functions.setdefault((path, name), Function(code, name))
+
+        return Module(get_function=get_function)
+
+
+@pytest.fixture
+def cupy(monkeypatch, tmp_path):
+    """A machine with one GPU, an empty cache in tmp_path/cache, and sources with one kernel."""
+    sources = tmp_path / "cuda_src"
+    (sources / "more").mkdir(parents=True)
+    (sources / "planted.cuh").write_text(SOURCE)
+    (sources / "more/params.cuh").write_text((jit.SOURCES / "params.cuh").read_text())
+    monkeypatch.setattr(jit, "SOURCES", sources)
+    monkeypatch.delenv("CUPY_CACHE_IN_MEMORY", raising=False)
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cache"))
+    module = CuPy()
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    forget()
+    yield module
+    forget()
+    assert module.programs == []
+
+
+def forget():
+    """Begin again, as another process would."""
+    jit._functions.clear()
+    for cached in (jit.require_cupy, jit.stamp, jit._build, jit._folder, jit._arch):
+        cached.cache_clear()
+
+
+def kept(tmp_path):
+    return sorted((tmp_path / "cache").glob("*"))
+
+
+def test_a_kernel_is_compiled_once_and_kept(cupy, tmp_path):
+    first = jit.function(KERNEL, 0)
+    assert jit.function(KERNEL, 0) is first
+    assert len(cupy.loaded) == 1
+    assert first.code.startswith(b"\x7fELF")
+    assert first.name == KERNEL.name
+    assert [path.read_bytes() for path in kept(tmp_path)] == [first.code]
+    forget()
+    assert jit.function(KERNEL, 0).code == first.code
+    assert len(cupy.compiled) == 1
+
+
+def test_the_options_are_those_that_the_tests_compile_with(cupy):
+    jit.function(KERNEL, 0)
+    assert cupy.compiled == [jit.options("sm_80")]
+
+
+def test_subnormals_and_exact_division(cupy):
+    cupy.capability = "200"  # PTX, which can be read
+    code = jit.function(KERNEL, 0).code.decode()
+    assert "fma.rn.f32" in code
+    assert ".ftz" not in code
+    assert "--ftz=false" in jit.options("sm_80")
+
+
+def test_what_is_kept_depends_on_sources_compiler_and_gpu(cupy, tmp_path, monkeypatch):
+    jit.function(KERNEL, 0)
+    jit.function(Kernel("planted.cuh", "planted", ("double", 3), 64), 0)
+    assert len(kept(tmp_path)) == 2
+    for name in ("planted.cuh", "more/params.cuh"):
+        header = jit.SOURCES / name
+        header.write_text(header.read_text() + "// another\n")
+        forget()
+        jit.function(KERNEL, 0)
+    assert len(kept(tmp_path)) == 4
+    jit._functions.clear()
+    cupy.capability = "86"
+    jit.function(KERNEL, 0)
+    assert len(kept(tmp_path)) == 5
+    forget()
+    cupy.cuda.nvrtc.getPTX = lambda program: b"// another build\n.version 8.0"
+    jit.function(KERNEL, 0)
+    assert len(kept(tmp_path)) == 6
+    jit._functions.clear()
+    monkeypatch.setattr(jit, "_OPTIONS", ("--std=c++20", "--ftz=false"))
+    jit.function(KERNEL, 0)
+    assert len(kept(tmp_path)) == 7
+
+
+def test_the_stamp_is_of_names_and_contents(cupy):
+    stamps = [jit.stamp()]
+    (jit.SOURCES / "planted.cuh").rename(jit.SOURCES / "other.cuh")
+    assert jit.stamp() == stamps[0]  # once per process
+    forget()
+    stamps.append(jit.stamp())
+    (jit.SOURCES / "README.md").write_text("not a source")
+    forget()
+    assert jit.stamp() == stamps[1] != stamps[0]
+    assert re.fullmatch("[0-9a-f]{64}", stamps[0])
+
+
+def test_each_device_has_its_own_function(cupy):
+    jit.function(KERNEL, 0)
+    assert len(jit._functions) == 1
+    jit.function(KERNEL, 1)
+    assert len(jit._functions) == 2
+    assert len(cupy.compiled) == 1
+
+
+def test_shared_memory_is_raised_and_never_lowered(cupy):
+    assert jit.function(KERNEL, 0).max_dynamic_shared_size_bytes == 49152
+    large = jit.function(KERNEL, 0, 98304)
+    assert large.max_dynamic_shared_size_bytes == 98304
+    jit.function(KERNEL, 0, 65536)
+    assert large.max_dynamic_shared_size_bytes == 98304
+    for _ in range(2):
+        with pytest.raises(
+            RuntimeError, match=r"planted_float_3 takes 200,000 bytes .* choose another algorithm"
+        ):
+            jit.function(KERNEL, 0, 200_000)
+
+
+def test_a_damaged_file_is_replaced(cupy, tmp_path):
+    code = jit.function(KERNEL, 0).code
+    (path,) = kept(tmp_path)
+    path.write_bytes(b"")
+    forget()
+    assert jit.function(KERNEL, 0).code == code
+    assert path.read_bytes() == code
+
+
+def test_nothing_is_kept_in_memory(cupy, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUPY_CACHE_IN_MEMORY", "1")
+    assert jit.function(KERNEL, 0).code
+    jit.function(KERNEL, 0, 65536)
+    assert len(cupy.compiled) == 1
+    assert kept(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_made(cupy, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "file/cache"))
+    with pytest.warns(UserWarning, match=r"file/cache .*CUPY_CACHE_DIR.*CUPY_CACHE_IN_MEMORY=1"):
+        assert jit.function(KERNEL, 0).code
+
+
+def test_a_folder_that_cannot_be_written(cupy, tmp_path, monkeypatch):
+    def read_only(dir):  # permissions do not stop the superuser
+        raise OSError(30, "Read-only file system", str(dir))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    with pytest.warns(UserWarning, match=r"cannot be kept in .*Read-only file system"):
+        assert jit.function(KERNEL, 0).code
+    assert kept(tmp_path) == []
+
+
+def test_the_folder_is_cupys_own(cupy, tmp_path, monkeypatch):
+    monkeypatch.delenv("CUPY_CACHE_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    jit.function(KERNEL, 0)
+    assert len(os.listdir(tmp_path / ".cupy/kernel_cache")) == 1
+
+
+@pytest.mark.parametrize(
+    ("capability", "known", "target"),
+    [
+        (75, (70, 75, 80), "sm_75"),
+        (90, (75, 90, 100), "sm_90a"),
+        (120, (75, 90, 120), "sm_120"),
+        (89, (75, 80, 86), "compute_86"),
+        (103, (75, 90, 100, 120), "compute_100"),
+        (130, (75, 90, 100, 120), "compute_120"),
+    ],
+)
+def test_architecture(capability, known, target):
+    assert jit.architecture(capability, known) == target
+
+
+def test_the_current_architecture(cupy):
+    assert jit.current_arch() == "sm_80"
+    cupy.capability, cupy.current = "90", 1
+    assert jit.current_arch() == "sm_90"
+    cupy.current = 0
+    assert jit.current_arch() == "sm_80"  # looked up once for each device
+
+
+def test_a_newer_gpu_gets_ptx(cupy):
+    cupy.capability = "200"
+    assert b".visible .entry planted_float_3(" in jit.function(KERNEL, 0).code
+    (options,) = cupy.compiled
+    assert f"--gpu-architecture=compute_{max(compiler.known())}" in options
+
+
+def test_an_older_gpu_is_refused(cupy):
+    cupy.capability = "70"
+    with pytest.raises(RuntimeError, match=r"compute capability 7\.0, the kernels need 7\.5"):
+        jit.function(KERNEL, 0)
+    assert cupy.compiled == []
+
+
+def test_a_compile_error_shows_the_log_and_asks_for_a_report(cupy):
+    header = jit.SOURCES / "planted.cuh"
+    header.write_text(SOURCE.replace("x[1]", "nonsense"))
+    with pytest.raises(RuntimeError) as raised:
+        jit.function(KERNEL, 0)
+    message = str(raised.value)
+    assert "planted_float_3 does not compile, please report this as a bug in cuconv" in message
+    assert re.search(r"cuconv \d.*, CuPy 14\.2\.0, NVRTC 12\.9, sm_80", message)
+    assert 'identifier "nonsense" is undefined' in message
+    assert isinstance(raised.value.__cause__.__cause__, NVRTCError)
+
+
+def test_a_driver_that_does_not_load_the_code(cupy):
+    cupy.refuses = True
+    with pytest.raises(
+        RuntimeError, match=r"for CUDA 12, does not load .*NO_BINARY.*'cuconv\[cuda12\]'"
+    ) as raised:
+        jit.function(KERNEL, 0)
+    assert isinstance(raised.value.__cause__, DriverError)
+
+
+def test_no_nvrtc(cupy):
+    cupy.nvrtc_error = 'Failure finding "libnvrtc.so.12"'
+    with pytest.raises(
+        RuntimeError, match=r"NVRTC.* missing .*'cuconv\[cuda12\]' \(Failure finding"
+    ) as raised:
+        jit.function(KERNEL, 0)
+    assert raised.value.__cause__ is not None
+
+
+def test_no_sources(cupy, monkeypatch, tmp_path):
+    monkeypatch.setattr(jit, "SOURCES", tmp_path / "nowhere")
+    with pytest.raises(
+        RuntimeError, match=r"no kernel sources in .*nowhere: pip install --force-reinstall cuconv"
+    ):
+        jit.function(KERNEL, 0)
+
+
+def test_no_cupy(cupy, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(ImportError, match=r"need CuPy.*'cuconv\[cuda12\]', or 'cuconv\[cuda13\]'") as raised:
+        jit.function(KERNEL, 0)
+    assert isinstance(raised.value.__cause__, ImportError)
+
+
+def test_cupy_without_its_folder(cupy, monkeypatch):
+    class Finder:
+        def find_spec(self, name, path=None, target=None):
+            if name == "cupy":
+                raise PermissionError(13, "Permission denied", "/root/.cupy/kernel_cache")
+
+    monkeypatch.delitem(sys.modules, "cupy")
+    monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+    with pytest.raises(RuntimeError, match=r"/root/\.cupy/kernel_cache.*CUPY_CACHE_DIR"):
+        jit.require_cupy()
+
+
+def test_cupy_for_amd(cupy):
+    cupy.cuda.runtime.is_hip = True
+    with pytest.raises(RuntimeError, match="AMD"):
+        jit.require_cupy()
+
+
+@pytest.mark.parametrize(
+    ("driver", "needed", "message"),
+    [
+        (0, 12090, r"no NVIDIA driver: install one, or use NumPy arrays \(cudaError"),
+        (11080, 12090, r"driver is for CUDA 11 and this CuPy for CUDA 12: update the driver \(cudaError"),
+        (
+            12080,
+            13000,
+            r"for CUDA 12 and this CuPy for CUDA 13: .* uninstall cupy-cuda13x and .*'cuconv\[cuda12\]'",
+        ),
+        (12080, 12090, "finds no GPU: see nvidia-smi, and .*CUDA_VISIBLE_DEVICES"),
+    ],
+)
+def test_no_device(cupy, driver, needed, message):
+    cupy.driver, cupy.needed, cupy.device_error = driver, needed, "cudaErrorSomething: some text"
+    with pytest.raises(RuntimeError, match=message) as raised:
+        jit.require_cupy()
+    assert isinstance(raised.value.__cause__, CUDARuntimeError)
+
+
+def test_cupy_is_asked_once(cupy):
+    assert jit.require_cupy() is cupy
+    cupy.device_error = "never read"
+    assert jit.require_cupy() is cupy
+
+
+def test_cupys_own_binding_of_nvrtc():
+    """The same machine code by CuPy's functions as by the tests' own; needs no GPU."""
+    real = pytest.importorskip("cupy", exc_type=ImportError)
+    nvrtc = real.cuda.nvrtc
+    source = 'extern "C" __global__ void f(float* x) { x[0] = x[1] * x[2] + x[3]; }'
+    assert jit.compiled(nvrtc, source, "sm_90a").startswith(b"\x7fELF")
+    assert b"fma.rn.f32" in jit.compiled(nvrtc, source, "compute_75")
+    assert {75, 80, 90} <= set(nvrtc.getSupportedArchs())
+    with pytest.raises(RuntimeError, match=r'(?s)NVRTC_ERROR_COMPILATION.*identifier "x" is undefined'):
+        jit.compiled(nvrtc, "__device__ int f() { return x; }", "sm_80")
+    assert "release" in jit._build(nvrtc, 12)

@@ -1,0 +1,175 @@
+"""Launching on CuPy arrays, with a stand-in for CuPy: what kernels are given, checks, and work per call."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+
+import cuconv
+from cuconv.cuda import jit, launch
+from cuconv.cuda.kernel import PARAMS
+from cuconv.cuda.places import places
+from cuconv.plan import make_plan
+
+
+class Memory:
+    def __init__(self, ptr, device_id=0):
+        self.ptr, self.device_id = ptr, device_id
+
+
+class Array:
+    """As much of cupy.ndarray as a call uses: shape, strides and an address."""
+
+    addresses = iter(range(1 << 20, 1 << 40, 1 << 20))
+
+    def __init__(self, shape, dtype=np.float32, strides=None, device_id=0):
+        like = np.lib.stride_tricks.as_strided(np.empty(1, dtype), shape, strides)
+        self.shape, self.dtype, self.ndim, self.itemsize = like.shape, like.dtype, like.ndim, like.itemsize
+        self.strides = strides or np.empty(shape, dtype).strides
+        self.data = Memory(next(self.addresses), device_id)
+
+    def __setitem__(self, index, value):
+        pass
+
+
+Array.__module__ = "cupy"
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    """A stand-in with one device of architecture 90, which notes what is launched."""
+    module = types.SimpleNamespace(launched=[], allocated=[], device=0, empty=Array)
+    module.may_share_memory = lambda a, b: a is b
+
+    def alloc(size):
+        module.allocated.append(size)
+        return Memory(12345 * 256)
+
+    def function(kernel, device, shared_bytes=0):
+        def run(grid, block, arguments, shared_mem=0):
+            module.launched.append((kernel, device, grid, block, arguments, shared_mem))
+
+        return run
+
+    stream = types.SimpleNamespace(synchronize=lambda: None)
+    module.cuda = types.SimpleNamespace(
+        alloc=alloc,
+        runtime=types.SimpleNamespace(getDevice=lambda: module.device),
+        get_current_stream=lambda: stream,
+    )
+    monkeypatch.setattr(jit, "require_cupy", lambda: module)
+    monkeypatch.setattr(jit, "current_arch", lambda: "sm_90")
+    monkeypatch.setattr(jit, "function", function)
+    monkeypatch.setattr(launch, "_prepared", {})
+    return module
+
+
+def test_what_a_kernel_is_given(cupy):
+    x, w, bias = Array((2, 4, 9, 8)), Array((6, 4, 3, 3)), Array((6,))
+    y = cuconv.conv(x, w, bias, padding=1, algorithm="direct")
+    assert y.shape == (2, 6, 9, 8)
+    ((kernel, device, grid, block, arguments, shared),) = cupy.launched
+    assert (kernel.name, device, shared) == ("conv_fprop_direct_float", 0, 0)
+    assert (grid, block) == ((7,), (128,))
+    assert all(given is array for given, array in zip(arguments[:4], (x, w, bias, y), strict=True))
+    (params,) = arguments[4]
+    assert params.dtype == PARAMS
+    assert params["a"].tolist() == [288, 72, 0, 8, 1]
+    assert params["items"] == 2 * 6 * 9 * 8
+    assert cupy.allocated == []
+
+
+def test_strides_are_looked_at_in_every_call(cupy):
+    """The same shapes with other strides, one after the other, and turned filters."""
+    w = Array((6, 4, 3))
+    for strides in (None, (40, 4, 20), (-160, 40, 4)):
+        cuconv.conv(Array((2, 4, 10), strides=strides), w, flip=True)
+    first, second, third = (call[4][4][0] for call in cupy.launched)
+    assert first["a"].tolist() == [40, 10, 0, 0, 1]
+    assert second["a"].tolist() == [10, 1, 0, 0, 5]
+    assert third["a"].tolist() == [-40, 10, 0, 0, 1]
+    assert first["b"].tolist()[4] == -1
+    assert first["b_start"] == 2
+
+
+def test_workspace_comes_from_the_pool_and_null_pointers_where_nothing_is(cupy):
+    x, w = Array((2, 4, 9)), Array((6, 4, 3))
+    cuconv.conv(x, w, padding=2, padding_mode="reflect")
+    pad, main = cupy.launched
+    assert cupy.allocated == [2 * 4 * 13 * 4]
+    assert pad[4][0] is x
+    assert [int(pointer) for pointer in pad[4][1:4]] == [0, 0, 12345 * 256]
+    assert int(main[4][0]) == 12345 * 256
+    assert main[4][1] is w
+    assert int(main[4][2]) == 0
+
+
+def test_nothing_is_launched_for_empty_results(cupy):
+    assert cuconv.conv(Array((0, 4, 9)), Array((6, 4, 3))).shape == (0, 6, 7)
+    assert cupy.launched == []
+
+
+def test_tune_times_the_floor(cupy):
+    for _ in range(2):
+        cuconv.conv(Array((2, 4, 9)), Array((6, 4, 3)), algorithm="tune")
+    names = [call[0].template for call in cupy.launched]
+    assert names[:4] == ["conv_fprop_simt"] * 2 + ["conv_fprop_direct"] * 2
+    assert len(names) == 6
+
+
+def test_arrays_elsewhere(cupy):
+    x, w = Array((2, 4, 9)), Array((6, 4, 3), device_id=1)
+    with pytest.raises(
+        ValueError, match=r"w is on GPU 1, but the current one is 0: call within cupy\.cuda\.Dev"
+    ):
+        cuconv.conv(x, w)
+    assert cupy.launched == []
+    cupy.device = 1
+    with pytest.raises(ValueError, match="x is on GPU 0"):
+        cuconv.conv(x, w)
+
+
+def test_unaligned_arrays(cupy):
+    x, w = Array((2, 4, 9)), Array((6, 4, 3))
+    x.data.ptr += 2
+    with pytest.raises(ValueError, match="x must be aligned to its elements of 4 bytes"):
+        cuconv.conv(x, w)
+    with pytest.raises(ValueError, match="w must have strides in whole elements of 4 bytes"):
+        cuconv.conv(Array((2, 4, 9)), Array((6, 4, 3), strides=(52, 13, 4)))
+    assert cupy.launched == []
+
+
+def test_plan_is_for_the_gpu_at_hand(cupy):
+    plan = cuconv.plan("fprop", (2, 4, 9), (6, 4, 3), backend="cuda")
+    assert plan is make_plan(plan.request, "auto", "cuda", "sm_90")
+    assert plan(Array((2, 4, 9)), Array((6, 4, 3))).shape == (2, 6, 7)
+    assert len(cupy.launched) == 1
+
+
+def test_places_are_those_of_the_canonical_views():
+    """Reversed, sliced, channels last and turned filters; the address is that of the turned first element."""
+    w = np.zeros((6, 3, 10, 4))[::-1, :, ::2].transpose(0, 1, 3, 2)
+    request = cuconv.plan("fprop", (2, 9, 9, 5), w.shape, layout="channels_last", flip=True).request
+    start, strides = places(request, {"w": w})["w"]
+    view = cuconv.arrays.canonical(request, "w", w)
+    assert start * 8 == view.__array_interface__["data"][0] - w.__array_interface__["data"][0] != 0
+    assert tuple(step * 8 for step in strides) == view.strides
+
+
+def test_a_repeated_call_does_little(cupy):
+    """Python functions entered per call, which unlike time do not depend on the machine."""
+    x, w, bias = Array((8, 64, 56, 56)), Array((64, 64, 3, 3)), Array((64,))
+    out = cuconv.conv(x, w, bias, stride=(1, 1), padding=(1, 1))
+    entered = []
+
+    def count(frame, event, argument):
+        if event == "call":
+            entered.append(frame.f_code.co_qualname if sys.version_info >= (3, 11) else frame.f_code.co_name)
+
+    sys.setprofile(count)
+    try:
+        cuconv.conv(x, w, bias, stride=(1, 1), padding=(1, 1), out=out)
+    finally:
+        sys.setprofile(None)
+    assert len(entered) < 100, entered

@@ -138,7 +138,7 @@ __device__ inline void gather_strip(const void* a, const void* b, const void* bi
     if (h >= axis[1].outputs) break;
     const Index offset = place + (axis[1].out_first + h * Index(axis[1].out_step)) * p.out[3];
 #pragma unroll
-    for (int v = 0; v < WIDE; ++v) store<T>(p, out, offset + v * p.out[1], sum[o][v], bias, channel + v);
+    for (int v = 0; v < WIDE; ++v) finish<T>(p, out, offset + v * p.out[1], sum[o][v], bias, channel + v);
   }
 }
 
@@ -178,7 +178,7 @@ template <typename T, int THREADS, int OUT, int STEP, int TAPS, int ACROSS>
 __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, void* out, const Params& p) {
   using Acc = Accumulator<T>;
   constexpr int CELLS = (OUT - 1) * STEP + TAPS;
-  __shared__ Acc shared[THREADS];
+  __shared__ Acc total[TAPS * ACROSS][THREADS];
   const GatherAxis axis[3] = {forward_axis(p.axis[0]), forward_axis(p.axis[1]), forward_axis(p.axis[2])};
   const int lanes = int(p.lanes), filters = int(p.groups * p.filters), apart = int(p.axis[1].shift);
   const Index extents[5] = {0, (filters + lanes - 1) / lanes, axis[0].taps, (axis[1].taps + TAPS - 1) / TAPS,
@@ -227,13 +227,17 @@ __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, 
     }
   }
 
-  const Index copy = p.out_start + digit[0] * filters * axis[0].taps * axis[1].taps * axis[2].taps;
 #pragma unroll
   for (int i = 0; i < TAPS; ++i)
 #pragma unroll
-    for (int j = 0; j < ACROSS; ++j) {
-      const Acc total = block_sum(shared, sum[i][j], lanes);
-      if (int(threadIdx.x) < lanes && k < filters && r + i < axis[1].taps && s + j < axis[2].taps)
-        store<T>(p, out, copy + k * p.out[0] + t * p.out[2] + (r + i) * p.out[3] + (s + j) * p.out[4], total, nullptr, 0);
-    }
+    for (int j = 0; j < ACROSS; ++j) total[i * ACROSS + j][threadIdx.x] = sum[i][j];
+  block_sum(total, lanes);
+  const Index copy = p.out_start + digit[0] * filters * axis[0].taps * axis[1].taps * axis[2].taps;
+#pragma unroll 1
+  for (int cell = threadIdx.x / lanes; cell < TAPS * ACROSS; cell += THREADS / lanes) {
+    const int i = r + cell / ACROSS, j = s + cell % ACROSS;
+    if (k < filters && i < axis[1].taps && j < axis[2].taps)
+      store<T>(p, out, copy + k * p.out[0] + t * p.out[2] + i * p.out[3] + j * p.out[4],
+               total[cell][threadIdx.x % lanes]);
+  }
 }

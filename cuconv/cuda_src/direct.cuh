@@ -75,7 +75,7 @@ __device__ void conv_fprop_direct(const void* a, const void* b, const void* bias
       }
     }
   }
-  store<T>(p, out, offset_of(p.out_start, p.out, y), sum, bias, y[1]);
+  finish<T>(p, out, offset_of(p.out_start, p.out, y), sum, bias, y[1]);
 }
 
 template <typename T>
@@ -103,7 +103,7 @@ __device__ void conv_dgrad_direct(const void* a, const void* b, const void* bias
       }
     }
   }
-  store<T>(p, out, offset_of(p.out_start, p.out, dx), sum, bias, dx[1]);
+  finish<T>(p, out, offset_of(p.out_start, p.out, dx), sum, bias, dx[1]);
 }
 
 template <typename T>
@@ -132,5 +132,5 @@ __device__ void conv_wgrad_direct(const void* a, const void* b, const void*, voi
       }
     }
   }
-  store<T>(p, out, offset_of(p.out_start, p.out, dw), sum, nullptr, 0);
+  store<T>(p, out, offset_of(p.out_start, p.out, dw), sum);
 }

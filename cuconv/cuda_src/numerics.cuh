@@ -128,18 +128,26 @@ __device__ inline complex<Real> activate(Index, complex<Real> x) {
   return x;
 }
 
-// Put a sum in its place: bias, activation, addition to what is there, one rounding. Where the launch makes
-// parts of sums, they are stored as they are. `channel` counts the result's channels.
+// Put a sum in its place: add it to what is there if so wanted, and round it once. Where the launch makes parts
+// of sums, they are stored as they are.
 template <typename T>
-__device__ inline void store(const Params& p, void* out, Index offset, Accumulator<T> sum, const void* bias,
-                             Index channel) {
+__device__ inline void store(const Params& p, void* out, Index offset, Accumulator<T> sum) {
   if (p.partial) {
     static_cast<Accumulator<T>*>(out)[offset] = sum;
     return;
   }
-  if (bias) sum = sum + widen(static_cast<const T*>(bias)[p.bias_start + channel * p.bias]);
-  sum = activate(p.activation, sum);
   T& cell = static_cast<T*>(out)[offset];
   if (p.accumulate) sum = sum + widen(cell);
   cell = Narrow<T>::from(sum);
+}
+
+// The same after bias and activation; `channel` counts the result's channels.
+template <typename T>
+__device__ inline void finish(const Params& p, void* out, Index offset, Accumulator<T> sum, const void* bias,
+                              Index channel) {
+  if (!p.partial) {
+    if (bias) sum = sum + widen(static_cast<const T*>(bias)[p.bias_start + channel * p.bias]);
+    sum = activate(p.activation, sum);
+  }
+  store<T>(p, out, offset, sum);
 }

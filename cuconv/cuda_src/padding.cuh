@@ -70,5 +70,5 @@ __device__ void conv_fold(const void* a, const void*, const void* bias, void* ou
       });
     });
   });
-  store<T>(p, out, offset_of(p.out_start, p.out, dx), sum, bias, dx[1]);
+  finish<T>(p, out, offset_of(p.out_start, p.out, dx), sum, bias, dx[1]);
 }

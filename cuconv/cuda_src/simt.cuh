@@ -387,10 +387,10 @@ constexpr Index NONE = Index(1) << 63;
 
 // Store a tile, patch by patch through shared memory: a thread's sums are spread over the tile, but neighbouring
 // threads should write neighbouring elements, those of one column if ROWS_FASTEST, otherwise those of one row. An
-// element is at row_place(i) + column_place(j); column j is channel `channel` + j of the bias.
-template <typename T, bool ROWS_FASTEST, typename Tile, typename Acc, typename RowPlace, typename ColumnPlace>
-__device__ inline void store_tile(const Params& p, void* out, const void* bias, Index channel, const Tile& tile,
-                                  const Acc (&sum)[Tile::TM][Tile::TN], RowPlace row_place, ColumnPlace column_place) {
+// element is at row_place(i) + column_place(j), and put(place, sum, j) puts it there.
+template <bool ROWS_FASTEST, typename Tile, typename Acc, typename RowPlace, typename ColumnPlace, typename Put>
+__device__ inline void store_tile(const Tile& tile, const Acc (&sum)[Tile::TM][Tile::TN], RowPlace row_place,
+                                  ColumnPlace column_place, Put put) {
   constexpr int V = Tile::VECTOR, ROWS = Tile::BM / Tile::TM * V, COLUMNS = Tile::BN / Tile::TN * V;
   __shared__ Index rows[Tile::BM], columns[Tile::BN];
   __shared__ Acc patch[ROWS][COLUMNS + 1];
@@ -407,9 +407,9 @@ __device__ inline void store_tile(const Params& p, void* out, const void* bias, 
       for (int cell = threadIdx.x; cell < ROWS * COLUMNS; cell += Tile::THREADS) {
         const int row = ROWS_FASTEST ? cell % ROWS : cell / COLUMNS;
         const int column = ROWS_FASTEST ? cell / ROWS : cell % COLUMNS;
-        const Index m = rows[i / V * ROWS + row], n = columns[j / V * COLUMNS + column];
-        if (m != NONE && n != NONE)
-          store<T>(p, out, m + n, patch[row][column], bias, channel + j / V * COLUMNS + column);
+        const int tile_column = j / V * COLUMNS + column;
+        const Index m = rows[i / V * ROWS + row], n = columns[tile_column];
+        if (m != NONE && n != NONE) put(m + n, patch[row][column], tile_column);
       }
       __syncthreads();  // the patch may be overwritten
     }
@@ -455,7 +455,9 @@ __device__ inline void gather(const void* a, const void* b, const void* bias, vo
   };
   const Index channel = group * result_channels + begin;
   const auto column_place = [&](int j) { return begin + j < result_channels ? (channel + j) * p.out[1] : NONE; };
-  store_tile<T, LANES == PIXEL_LANES>(p, out, bias, channel, tile, sum, row_place, column_place);
+  store_tile<LANES == PIXEL_LANES>(tile, sum, row_place, column_place, [&](Index place, Acc value, int j) {
+    finish<T>(p, out, place, value, bias, channel + j);
+  });
 }
 
 // Blocks run over gemm_n first, so that those that share pixels run together; then gemm_m, then groups.
@@ -521,5 +523,6 @@ __device__ void conv_wgrad_simt(const void* a, const void* b, const void*, void*
     const Tap at = tap_at<LANES>(begin_n + j, channels, taps);
     return at.c * p.out[1] + at.t * p.out[2] + at.r * p.out[3] + at.s * p.out[4];
   };
-  store_tile<T, false>(p, out, nullptr, 0, tile, sum, row_place, column_place);
+  store_tile<false>(tile, sum, row_place, column_place,
+                    [&](Index place, Acc value, int) { store<T>(p, out, place, value); });
 }

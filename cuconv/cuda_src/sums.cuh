@@ -16,28 +16,27 @@ __device__ void conv_reduce(const void* a, const void*, const void*, void* out, 
   const auto* part = static_cast<const Accumulator<T>*>(a) + offset_of(0, p.a, dw);
   Accumulator<T> sum{};
   for (Index i = 0; i < p.splits; ++i) sum = sum + part[i * p.items];
-  store<T>(p, out, offset_of(p.out_start, p.out, dw), sum, nullptr, 0);
+  store<T>(p, out, offset_of(p.out_start, p.out, dw), sum);
 }
 
-// The sum of `value` over the threads whose number is the same modulo `lanes`, a power of two, for the
-// threads below `lanes`. `shared` has one cell per thread.
-template <int THREADS, typename Acc>
-__device__ inline Acc block_sum(Acc (&shared)[THREADS], Acc value, int lanes) {
-  shared[threadIdx.x] = value;
-  __syncthreads();
+// Add up what the threads of a block have left in `cell`, COUNT sums each: afterwards cell[.][i], i < lanes, has the
+// sums over the threads whose number is i modulo `lanes`, a power of two.
+template <int COUNT, int THREADS, typename Acc>
+__device__ inline void block_sum(Acc (&cell)[COUNT][THREADS], int lanes) {
+  const int thread = threadIdx.x;
+  __syncthreads();  // all have left theirs
+#pragma unroll 1
   for (int half = THREADS / 2; half >= lanes; half /= 2) {
-    if (int(threadIdx.x) < half) shared[threadIdx.x] = shared[threadIdx.x] + shared[threadIdx.x + half];
-    __syncthreads();
+    for (int i = 0; i < COUNT; ++i)
+      if (thread < half) cell[i][thread] = cell[i][thread] + cell[i][thread + half];
+    __syncthreads();  // the next round reads what this one has written
   }
-  const Acc sum = shared[threadIdx.x];
-  __syncthreads();  // the cells may be taken for the next value
-  return sum;
 }
 
 // A block owns `lanes` channels (1, or 32 for channels-last arrays) of one of `splits` runs of `chunk` cells.
 template <typename T, int THREADS>
 __device__ void conv_bgrad_sum(const void* a, const void*, const void*, void* out, const Params& p) {
-  __shared__ Accumulator<T> shared[THREADS];
+  __shared__ Accumulator<T> cell[1][THREADS];
   const int lanes = int(p.lanes);
   const Index filters = p.groups * p.filters;
   const unsigned tiles = unsigned((filters + lanes - 1) / lanes);
@@ -47,12 +46,13 @@ __device__ void conv_bgrad_sum(const void* a, const void*, const void*, void* ou
   if (k < filters) {
     const Index end = min_index((part + 1) * p.chunk, p.items);
     for (Index i = part * p.chunk + threadIdx.x / lanes; i < end; i += THREADS / lanes) {
-      Index cell[3];
-      const Index n = take_digits(p, i, cell);
-      sum = sum + widen(dy[n * p.a[0] + cell[2] * p.a[2] + cell[1] * p.a[3] + cell[0] * p.a[4]]);
+      Index digit[3];
+      const Index n = take_digits(p, i, digit);
+      sum = sum + widen(dy[n * p.a[0] + digit[2] * p.a[2] + digit[1] * p.a[3] + digit[0] * p.a[4]]);
     }
   }
-  sum = block_sum(shared, sum, lanes);
+  cell[0][threadIdx.x] = sum;
+  block_sum(cell, lanes);
   if (int(threadIdx.x) < lanes && k < filters)
-    store<T>(p, out, p.out_start + part * filters + k * p.out[0], sum, nullptr, 0);
+    store<T>(p, out, p.out_start + part * filters + k * p.out[0], cell[0][threadIdx.x]);
 }

@@ -1,4 +1,4 @@
-"""The command line: python -m cuconv info | check | demo"""
+"""The command line: python -m cuconv info | check | explain | demo"""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import __version__
+from .dtypes import DTYPES
+from .problem import LAYOUTS, OPS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,6 +20,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("info", help="what was found on this machine, and what is missing")
     check = commands.add_parser("check", help="a self-test: every op against plain sums in double precision")
     check.add_argument("--seed", type=int, default=0, help="of the random operands")
+    explain = commands.add_parser("explain", help="which algorithm would do a problem, and why")
+    explain.add_argument("problem", help="in the one-line notation: 'n32c64h56w56 k64r3s3 p1'")
+    explain.add_argument("--op", choices=OPS, action="append", help="by default all of them")
+    explain.add_argument("--dtype", choices=DTYPES, default="float32")
+    explain.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0])
+    explain.add_argument("--algorithm", default="auto", help="a name, or auto")
+    explain.add_argument(
+        "--device", help="cpu, or an architecture, sm_80 and the like; by default what is here"
+    )
     demo = commands.add_parser("demo", help="learn a filter and train a network, with a picture at the end")
     demo.add_argument("--out", type=Path, default=Path("cuconv-demo.png"), help="the picture's file (PNG)")
     demo.add_argument("--quick", action="store_true", help="a few steps only, without a goal")
@@ -31,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from . import check as self_test
 
         return self_test.main(options.seed)
+    if options.command == "explain":
+        return _explain(parser, options)
     from . import demo as demonstration
     from . import info
 
@@ -40,6 +53,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.out.suffix.lower() != ".png" or not options.out.absolute().parent.is_dir():
         parser.error(f"--out must be a .png file in an existing folder, got {options.out}")
     return demonstration.main(options.out, options.quick)
+
+
+def _explain(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    from . import explain
+    from .plan import current_arch
+
+    arch = options.device or current_arch("cuda") or "cpu"
+    try:
+        ops = tuple(options.op or OPS)
+        arch = None if arch == "cpu" else arch
+        return explain.main(options.problem, ops, options.dtype, options.layout, arch, options.algorithm)
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -28,12 +28,14 @@ class Plan(Schedule):
     """A chosen algorithm, as plain data: print it, compare it, keep it.
 
     `workspace_bytes` is scratch memory beyond the operands and the result; `why` says how the choice
-    was made; `launches` are run in order by the backend. Called with arrays of the shapes and the dtype it
-    was made for, in the order of its op (x, w or dy, w or x, dy), a plan runs.
+    was made; `launches` are run in order by the backend, on a GPU of the architecture `arch`. Called with
+    arrays of the shapes and the dtype it was made for, in the order of its op (x, w or dy, w or x, dy), a
+    plan runs.
     """
 
     request: Request
     backend: str
+    arch: str | None
     algorithm: str
     why: str
 
@@ -191,7 +193,7 @@ def _make_plan(request: Request, algorithm: str, backend: str, arch: str | None)
         if reason is not None:
             raise ValueError(f"algorithm={algorithm!r} cannot do {request}: {reason}")
     schedule = chosen.plan(request)
-    return Plan(schedule.workspace_bytes, schedule.launches, request, backend, chosen.name, why)
+    return Plan(schedule.workspace_bytes, schedule.launches, request, backend, arch, chosen.name, why)
 
 
 def exact_candidates(request: Request, backend: str, arch: str | None = None) -> list[Algorithm]:
@@ -211,9 +213,4 @@ def device_of(backend: str, arch: str | None) -> Device | None:
 
 def current_arch(backend: str) -> str | None:
     """The architecture of the GPU at hand, if there is one that the backend can use."""
-    if backend == "cpu":
-        return None
-    try:
-        return jit.current_arch()
-    except (ImportError, RuntimeError):
-        return None
+    return jit.current_arch() if backend == "cuda" and jit.usable_cupy() else None

@@ -57,7 +57,7 @@ def applies(request: Request, device: Device | None) -> str | None:
     items = _items(request, problem)
     if items >= LIMIT:
         return f"it would take {items} work items, 2^30 or more"
-    if _images(problem, request.op) * per(items, THREADS) >= 2 * LIMIT:
+    if request.op != "wgrad" and _images(problem, request.op) * per(items, THREADS) >= 2 * LIMIT:
         return "it would take 2^31 blocks or more"
     return None
 

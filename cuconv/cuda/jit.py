@@ -85,6 +85,14 @@ def require_cupy() -> Any:
     return cupy
 
 
+def usable_cupy() -> Any:
+    """The module cupy if there is a GPU that it can use, otherwise None."""
+    try:
+        return require_cupy()
+    except (ImportError, RuntimeError):
+        return None
+
+
 def current_arch() -> str:
     """The architecture of the current device: sm_90 and the like."""
     cupy = require_cupy()

@@ -57,15 +57,16 @@ def build(work: Work) -> list[Launch]:
     blocks = _blocks(work.problem, op, tile)
     if op != "wgrad":
         return [work.launch(kernel, blocks, work.fields())]
-    depth = work.problem.gemm(op)[2]
-    return shared.split_sum(work, kernel, blocks, {}, parts(depth, blocks, shared.PART, tile.bk))
+    return shared.split_sum(work, kernel, blocks, {}, _parts(work.problem, tile))
 
 
 def applies(request: Request, device: Device | None) -> str | None:
     problem, op = zero_padded(request), request.op
     if reason := beyond_32_bits(request):
         return reason
-    if _blocks(problem, op, _tile(problem, op, request.dtype)) * BLOCKS >= 2**31:
+    tile = _tile(problem, op, request.dtype)
+    blocks = _blocks(problem, op, tile)
+    if blocks * (_parts(problem, tile)[0] if op == "wgrad" else 1) >= 2**31:
         return "it would take 2^31 blocks or more"
     return None
 
@@ -107,6 +108,11 @@ def _products(problem: ConvProblem, op: str) -> tuple[int, int, int, int]:
 def _blocks(problem: ConvProblem, op: str, tile: Tile) -> int:
     count, m, n, _ = _products(problem, op)
     return count * per(m, tile.bm) * per(n, tile.bn)
+
+
+def _parts(problem: ConvProblem, tile: Tile) -> tuple[int, int]:
+    """How the sums of a weight gradient are cut."""
+    return parts(problem.gemm("wgrad")[2], _blocks(problem, "wgrad", tile), shared.PART, tile.bk)
 
 
 def _tile(problem: ConvProblem, op: str, dtype: str) -> Tile:

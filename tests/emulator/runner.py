@@ -123,6 +123,25 @@ def execute(
     run_plan([launch], arrays, places, **options)  # type: ignore[arg-type]
 
 
+def run_window(
+    launch: Launch,
+    arrays: Mapping[str | Scratch, np.ndarray],
+    places: Mapping[str, Place],
+    blocks: range,
+) -> None:
+    """Run some blocks of a launch on the arrays themselves, which may be too large to copy: once, unguarded.
+
+    `arrays` has the launch's operands as it names them, those in the workspace too.
+    """
+    pointers = [
+        arrays[operand].ctypes.data if operand in arrays else None
+        for operand in (launch.a, launch.b, "bias", launch.out)
+    ]
+    report = _blocks(launch, pointers, places, Pass(), blocks)
+    if report is not None:
+        raise EmulatorError(f"{launch.kernel.name}: {_explain(report, [])}")
+
+
 class _Buffer:
     """A copy of an array between two guards: `pointer` is the address of its first element.
 
@@ -228,11 +247,28 @@ def _run(
         buffer.protect(writable=buffer is result)
     before = result.bytes.copy()
 
+    pointers = [buffer.pointer if buffer else None for buffer in operands]
+    report = _blocks(launch, pointers, places, how, window)
+    if report is not None:
+        raise EmulatorError(f"{launch.kernel.name}, {how.order}, {_explain(report, operands)}")
+    stray = result.stray(before)
+    if stray is not None:
+        where = "before the start" if stray < 0 else "from the start"
+        raise EmulatorError(
+            f"{launch.kernel.name}, {how.order}: writes {abs(stray)} bytes {where} of {result.name}, "
+            "where there is no element of it"
+        )
+
+
+def _blocks(
+    launch: Launch, pointers: list[int | None], places: Mapping[str, Place], how: Pass, window: range
+) -> _Report | None:
+    """Run some blocks; the report of what went wrong, or None."""
     entry, statics = _instance(launch.kernel)
     params = np.ascontiguousarray(launch.params(places))
     job = _Job(
         entry=entry,
-        pointers=tuple(buffer.pointer if buffer else None for buffer in operands),
+        pointers=tuple(pointers),
         params=params.ctypes.data,
         statics=statics,
         shared_bytes=launch.shared_bytes,
@@ -246,15 +282,7 @@ def _run(
         low=how.low,
     )
     report = _Report()
-    if _runtime().emulator_run(ctypes.byref(job), ctypes.byref(report)):
-        raise EmulatorError(f"{launch.kernel.name}, {how.order}, {_explain(report, operands)}")
-    stray = result.stray(before)
-    if stray is not None:
-        where = "before the start" if stray < 0 else "from the start"
-        raise EmulatorError(
-            f"{launch.kernel.name}, {how.order}: writes {abs(stray)} bytes {where} of {result.name}, "
-            "where there is no element of it"
-        )
+    return report if _runtime().emulator_run(ctypes.byref(job), ctypes.byref(report)) else None
 
 
 def _explain(report: _Report, operands: list[_Buffer | None]) -> str:

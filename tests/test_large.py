@@ -1,0 +1,174 @@
+"""Problems of more than 2^31 elements: windows of them in the emulator, and plans across the boundary.
+
+The arrays are reserved, not allocated: only the pages that a window touches take memory.
+"""
+
+import math
+import mmap
+import sys
+from unittest import mock
+
+import numpy as np
+import pytest
+
+import cuconv
+from cuconv.cuda import work
+from cuconv.cuda.algorithms import TABLE
+from cuconv.cuda.device import DEFAULT, DEVICES
+from cuconv.cuda.places import places
+from cuconv.plan import INPUTS, RESULT, _make_plan, make_plan
+from cuconv.problem import Request
+
+from .emulator import run_window
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is reserved by Linux's flags")
+
+FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+
+
+def reserved(shape, dtype):
+    """An array of zeros, as large as you like."""
+    memory = mmap.mmap(-1, math.prod(shape) * np.dtype(dtype).itemsize, flags=FLAGS)
+    return np.frombuffer(memory, dtype).reshape(shape)
+
+
+def integers(shape, dtype="float16"):
+    return np.random.default_rng(0).integers(-3, 4, shape).astype(dtype)
+
+
+def planned(op, line, algorithm, layout="channels_first", dtype="float16"):
+    problem = cuconv.ConvProblem.parse(line)
+    return make_plan(Request(op, problem, dtype, layout), algorithm, "cuda", DEFAULT)
+
+
+def arrays_of(plan, **changes):
+    """Reserved arrays by role, some of them replaced."""
+    request = plan.request
+    roles = (*INPUTS[request.op], RESULT[request.op])
+    return {
+        role: reserved(request.shape(role), request.dtype) for role in roles if role not in changes
+    } | changes
+
+
+def run_last_blocks(plan, arrays, count=1):
+    (launch,) = plan.launches
+    run_window(launch, arrays, places(plan.request, arrays), range(launch.blocks - count, launch.blocks))
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("algorithm", ["simt", "direct"])
+@pytest.mark.parametrize("op", ["fprop", "dgrad"])
+def test_the_last_images_of_many(op, algorithm, layout):
+    """2^32 pixels: numbers of pixels and offsets beyond 32 bits."""
+    plan = planned(op, "n1048576c2w4096 k2s3 sw2 p1", algorithm, layout)
+    source, result = INPUTS[op][0], RESULT[op]
+    arrays = arrays_of(plan, w=integers(plan.request.shape("w")))
+    arrays[source][-3:] = integers(arrays[source][-3:].shape)
+    run_last_blocks(plan, arrays, plan.launches[0].blocks * 3 // 1048576)
+    small = {"x": arrays[source][-3:], "dy": arrays[source][-3:], "w": arrays["w"]}
+    options = dict(stride=2, padding=1, layout=layout)
+    if op == "fprop":
+        expected = cuconv.conv(small["x"], small["w"], **options)
+    else:
+        expected = cuconv.conv_input_grad(small["dy"], small["w"], arrays[result][-3:].shape, **options)
+    # The last image is whole; dgrad ends with the last residue of every image, so that only that one is.
+    got = arrays[result][-1]
+    pixels = [slice(None)] * got.ndim
+    if op == "dgrad" and algorithm == "simt":
+        pixels[1 if layout == "channels_first" else 0] = slice(1, None, 2)
+    np.testing.assert_array_equal(got[tuple(pixels)], expected[-1][tuple(pixels)])
+    assert np.any(got)
+
+
+def test_a_depthwise_problem_of_many_images():
+    plan = planned("fprop", "n1048576c4h32w32 k4r3s3 g4 p1", "depthwise")
+    arrays = arrays_of(plan, w=integers((4, 1, 3, 3)))
+    arrays["x"][-1] = integers((4, 32, 32))
+    run_last_blocks(plan, arrays, plan.launches[0].blocks // 1048576)
+    expected = cuconv.conv(arrays["x"][-1:], arrays["w"], groups=4, padding=1)
+    np.testing.assert_array_equal(arrays["y"][-1:], expected)
+
+
+@pytest.mark.parametrize("algorithm", ["simt", "depthwise"])
+def test_the_last_part_of_a_long_sum(algorithm):
+    """2^32 products per element, cut so that a part is short."""
+    line = "n4194304c1h32w32 k1r3s3 p1" if algorithm == "simt" else "n2097152c2h32w32 k2r3s3 g2 p1"
+    with mock.patch.object(work, "BLOCKS", 1 << 23):
+        _make_plan.cache_clear()
+        plan = planned("wgrad", line, algorithm)
+    _make_plan.cache_clear()
+    launch = plan.launches[0]
+    arrays = arrays_of(plan)
+    n = plan.request.problem.n
+    arrays["x"][n - 2 :], arrays["dy"][n - 2 :] = integers(arrays["x"][n - 2 :].shape), 1
+    parts = reserved(launch.out.shape, launch.out.dtype)
+    where = places(plan.request, {role: arrays[role] for role in ("x", "dy", "dw")})
+    # The blocks that sum the last two images, whatever tile or tap they are for.
+    chunk, splits = launch.params(where)["chunk"][0], launch.params(where)["splits"][0]
+    pixels = launch.params(where)["items"][0] or n * 1024
+    last = -(-2 * (pixels // n) // chunk)
+    assert splits * chunk >= pixels > (splits - 1) * chunk
+    blocks = launch.blocks // splits
+    window = range(launch.blocks - last * blocks, launch.blocks)
+    run_window(launch, {**arrays, launch.out: parts}, where, window)
+    expected = cuconv.conv_weight_grad(
+        arrays["x"][n - 2 :], arrays["dy"][n - 2 :], arrays["dw"].shape, 1, 1, 1, plan.request.problem.groups
+    )
+    np.testing.assert_array_equal(parts[splits - last :].sum(axis=0).reshape(expected.shape), expected)
+    assert np.any(expected)
+
+
+@pytest.mark.parametrize("role", ["x", "w", "y"])
+@pytest.mark.parametrize("algorithm", ["direct", "simt", "depthwise"])
+@pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
+def test_strides_beyond_32_bits(op, algorithm, role):
+    """A small problem whose images, filters or results lie 2^32 elements apart."""
+    plan = planned(op, "n2c2w6 k2s3 g2 p1", algorithm)
+    request = plan.request
+    spread = {
+        "fprop": dict(x="x", w="w", y="y"),
+        "dgrad": dict(x="dx", w="w", y="dy"),
+        "wgrad": dict(x="x", w="dw", y="dy"),
+    }
+    wide = spread[op][role]
+    arrays = {name: integers(request.shape(name)) for name in (*INPUTS[op], RESULT[op])}
+    values = arrays[wide]
+    memory = reserved((2, 1 << 32), "float16")
+    arrays[wide] = np.lib.stride_tricks.as_strided(memory, values.shape, (1 << 33, *values.strides[1:]))
+    arrays[wide][...] = values
+    inputs = [arrays[name] for name in INPUTS[op]]
+    options = dict(padding=1, groups=2)
+    if op == "fprop":
+        expected = cuconv.conv(*inputs, **options)
+    elif op == "dgrad":
+        expected = cuconv.conv_input_grad(*inputs, request.shape("dx"), **options)
+    else:
+        expected = cuconv.conv_weight_grad(*inputs, request.shape("dw"), **options)
+    (launch,) = plan.launches
+    run_window(launch, arrays, places(request, arrays), range(launch.blocks))
+    np.testing.assert_array_equal(arrays[RESULT[op]], expected)
+
+
+def reasons(op, line, dtype="float32"):
+    request = Request(op, cuconv.ConvProblem.parse(line), dtype)
+    return {entry.name: entry.applies(request, DEVICES[DEFAULT]) for entry in TABLE[op]}
+
+
+@pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
+def test_coordinates_of_30_bits_are_the_last_that_fit(op):
+    below, above = 2**30 - 1, 2**30
+    assert set(reasons(op, f"c2w{below // 16} k2s3 g2").values()) == {None}
+    for line in (f"c1w{above} k1s3", f"c1w{below} k1s3 p1", f"c1w9 k1s3 pw-9:{above}", f"c{above} w1 k1s1"):
+        found = reasons(op, line)
+        assert found.pop("direct") is None
+        assert "2^30" in found["simt"]
+        assert "2^30" in found["depthwise"] or "groups == C" in found["depthwise"]
+    assert reasons(op, f"c1w{below} k1s3")["simt"] is None
+
+
+def test_large_problems_have_plans():
+    """Every op of problems across the boundary, by auto; direct is there for what nothing else takes."""
+    for line in ("n3c1024h1024w1024 k8r3s3 p1", "n1c1w4294967296 k1s5 p2", "n65536c70000w1 k70000s1 g70000"):
+        for op in ("fprop", "dgrad", "wgrad", "bgrad"):
+            plan = planned(op, line, "auto", dtype="float32")
+            assert all(0 < launch.blocks < 2**31 for launch in plan.launches), str(plan)

@@ -8,7 +8,7 @@ comma := ,
 DRIVER := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p')
 CUDA := $(if $(DRIVER),$(if $(filter 12,$(DRIVER)),$(comma)cuda12,$(if $(shell [ $(DRIVER) -ge 13 ] && echo yes),$(comma)cuda13)))
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint sanitize clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m cuconv demo
@@ -21,8 +21,16 @@ lint: $(VENV)/linters
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# On a machine with a GPU and the CUDA toolkit: its four checkers over the small GPU tests.
+SANITIZER ?= compute-sanitizer
+sanitize: $(VENV)/installed
+	for tool in memcheck racecheck initcheck synccheck; do \
+		CUPY_CACHE_IN_MEMORY=1 $(SANITIZER) --tool $$tool --error-exitcode 1 --target-processes all \
+			$(BIN)/python -m pytest -n 0 -m sanitize || exit 1; \
+	done
+
 clean:
-	rm -rf $(VENV) build dist cuconv.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis cuconv-demo.png
+	rm -rf $(VENV) .emulator build dist cuconv.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis cuconv-demo.png
 
 $(VENV)/installed: pyproject.toml Makefile
 	@echo "installing cuconv and what its demo and tests need into $(VENV) (once)"

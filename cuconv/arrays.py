@@ -208,6 +208,12 @@ def _hand_over(result: Array, owner: Owner) -> Array:
     return from_dlpack(result)
 
 
+def on_host(array: Array) -> np.ndarray:
+    """A NumPy or CuPy array as a NumPy array."""
+    host: np.ndarray = array if isinstance(array, np.ndarray) else array.get()
+    return host
+
+
 def _overlaps_itself(array: Array) -> bool:
     """Whether two elements may share a cell: no axis may step within the span of the finer ones."""
     span = array.dtype.itemsize

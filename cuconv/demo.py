@@ -1,6 +1,7 @@
 """The demonstration: recover a filter from a photograph, then train a network on handwritten digits.
 
-Both learn through cuconv's own forward, weight-gradient and input-gradient. Needs the extra `demo`.
+Both learn through cuconv's own forward, weight-gradient and input-gradient, on the GPU where there is one
+that CuPy can use. Needs the extra `demo`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ from typing import Any
 import numpy as np
 
 from . import conv, conv_weight_grad, nn
+from .arrays import on_host
+from .check import place
+from .cuda import jit
 
 FILTER_GOAL = 1e-2
 """The relative error below which the recovered filter counts as found."""
@@ -53,24 +57,27 @@ def learn_filter(steps: int = 400, seed: int = 0, quiet: bool = False) -> Filter
     """
     from sklearn.datasets import load_sample_image
 
+    xp = jit.usable_cupy() or np
     grey = load_sample_image("china.jpg")[80:336, 200:456].mean(axis=2)
     photo = ((grey - grey.mean()) / grey.std()).astype(np.float32)
     truth = _gabor()
-    x, true_w = photo[None, None], truth[None, None]
+    x, true_w = xp.asarray(photo[None, None]), xp.asarray(truth[None, None])
     target = conv(x, true_w, activation="sigmoid")
 
-    w = (np.random.default_rng(seed).standard_normal(true_w.shape) / 5).astype(np.float32)
-    velocity = np.zeros_like(w)
-    run = FilterRun(photo, target[0, 0], truth, w[0, 0].copy(), w[0, 0])
+    start = (np.random.default_rng(seed).standard_normal(true_w.shape) / 5).astype(np.float32)
+    w = xp.array(start)
+    velocity = xp.zeros_like(w)
+    run = FilterRun(photo, on_host(target)[0, 0], truth, start[0, 0], start[0, 0])
     for _ in (progress := _bar(steps, "learning a filter", quiet)):
         output = conv(x, w, activation="sigmoid")
         difference = output - target
         dz = 2 * difference * output * (1 - output) / difference.size
         velocity = 0.95 * velocity + conv_weight_grad(x, dz, w.shape)
         w -= 0.5 * velocity
-        run.losses.append(float(np.mean(difference**2)))
-        run.errors.append(float(np.linalg.norm(w - true_w) / np.linalg.norm(true_w)))
+        run.losses.append(float((difference**2).mean()))
+        run.errors.append(float(((w - true_w) ** 2).sum() / (true_w**2).sum()) ** 0.5)
         progress.set_postfix_str(f"relative error {run.errors[-1]:.1e}", refresh=False)
+    run.learned = on_host(w)[0, 0]
     return run
 
 
@@ -84,7 +91,8 @@ def train_digits(epochs: int = 40, seed: int = 0, quiet: bool = False) -> Digits
     images = (digits.images[order, None] / 16).astype(np.float32)
     labels = digits.target[order]
     held_out = len(labels) // 4
-    x, y = images[held_out:], labels[held_out:]
+    xp = jit.usable_cupy() or np
+    x, y, unseen = (xp.asarray(part) for part in (images[held_out:], labels[held_out:], images[:held_out]))
 
     network = nn.Sequential(
         nn.Conv(1, 16, 3, padding="same", rng=rng),
@@ -96,16 +104,17 @@ def train_digits(epochs: int = 40, seed: int = 0, quiet: bool = False) -> Digits
         nn.Flatten(),
         nn.Dense(128, 10, rng=rng),
     )
+    network.convert(xp.asarray)
     loss, optimizer = nn.SoftmaxCrossEntropy(), nn.Adam(network)
     run = DigitsRun(images[:held_out], labels[:held_out], labels[:held_out])
     for epoch in (progress := _bar(epochs, "training a network", quiet)):
         optimizer.rate = 0.01 * (1 - epoch / epochs)
         losses = []
-        for batch in np.array_split(rng.permutation(len(y)), len(y) // 64):
+        for batch in map(xp.asarray, np.array_split(rng.permutation(len(y)), len(y) // 64)):
             losses.append(loss.forward(network(x[batch]), y[batch]))
             network.backward(loss.backward())
             optimizer.step()
-        run.answers = network(run.images).argmax(axis=1)
+        run.answers = on_host(network(unseen).argmax(axis=1))
         run.losses.append(float(np.mean(losses)))
         run.accuracies.append(float(np.mean(run.answers == run.labels)))
         progress.set_postfix_str(
@@ -169,6 +178,7 @@ def main(path: Path, quick: bool = False) -> int:
     from threadpoolctl import threadpool_limits
 
     start = time.perf_counter()
+    print(f"on {place()}")
     # The matrices are small: a second BLAS thread gains little, and on a busy machine both wait.
     with threadpool_limits(1, "blas"):
         learnt = learn_filter(60 if quick else 400)

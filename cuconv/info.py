@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from . import __version__
-from .cuda import algorithms as cuda_algorithms
+from .cuda import jit
 
 
 def main() -> int:
@@ -42,16 +42,25 @@ def findings() -> tuple[list[tuple[str, str]], list[str]]:
     rows.append(("CuPy", cupy.__version__ if cupy else "not installed"))
     if cupy and driver:
         rows.extend(_devices(cupy))
-    kernels = sum(map(len, cuda_algorithms.TABLE.values()))
-    rows.append(("CUDA algorithms", str(kernels or "none in this version: it computes on NumPy arrays only")))
+        if not jit.usable_cupy():
+            missing.append(_why_not())
     cache = os.environ.get("CUPY_CACHE_DIR", os.path.expanduser("~/.cupy/kernel_cache"))
     rows.append(("kernel cache", cache))
-    if kernels and driver and not cupy:
+    if driver and not cupy:
         extra = "cuda13" if driver[0] >= 13 else "cuda12"
         missing.append(f"CuPy, to use the GPU: pip install 'cuconv[{extra}]'")
     if lacks := demo_lacks():
         missing.append(f"{lacks}, for python -m cuconv demo: pip install 'cuconv[demo]'")
     return rows, missing
+
+
+def _why_not() -> str:
+    """Why CuPy is of no use here, in the words of the error that a call would raise."""
+    try:
+        jit.require_cupy()
+    except (ImportError, RuntimeError) as error:
+        return str(error)
+    return ""
 
 
 def demo_lacks() -> str:
@@ -74,10 +83,11 @@ def driver_version() -> tuple[int, int] | None:
 
 
 def _cupy() -> Any:
-    if importlib.util.find_spec("cupy") is None:
+    """CuPy, if it is installed and can be imported."""
+    try:
+        import cupy
+    except (ImportError, OSError):
         return None
-    import cupy
-
     return cupy
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from cuconv import __version__, check, demo, info
 from cuconv.__main__ import main
+from cuconv.cuda import jit
 from cuconv.dtypes import DTYPES
 
 from .reference import Reference, wrapped
@@ -56,7 +57,6 @@ def test_info(capsys):
 
 def test_info_names_the_command_that_installs_what_is_missing(monkeypatch):
     monkeypatch.setattr(info, "_cupy", lambda: None)
-    monkeypatch.setattr(info.cuda_algorithms, "TABLE", {"fprop": ("one",)})
     for driver, extra in (((12, 4), "cuda12"), ((13, 0), "cuda13")):
         monkeypatch.setattr(info, "driver_version", lambda driver=driver: driver)
         assert f"pip install 'cuconv[{extra}]'" in "".join(info.findings()[1])
@@ -100,7 +100,7 @@ def test_check_prints_the_worst(monkeypatch, capsys):
 
 def test_check_passes_its_seed_on(monkeypatch):
     seeds = set()
-    monkeypatch.setattr(check, "errors", lambda problem, dtype, seed=0: seeds.add(seed) or {})
+    monkeypatch.setattr(check, "errors", lambda problem, dtype, seed, xp: seeds.add(seed) or {})
     assert main(["check", "--seed", "7"]) == 0
     assert seeds == {7}
 
@@ -124,12 +124,69 @@ def test_info_lists_devices_and_cache(monkeypatch):
     cupy = types.SimpleNamespace(__version__="14.0", cuda=types.SimpleNamespace(runtime=runtime))
     monkeypatch.setattr(info, "_cupy", lambda: cupy)
     monkeypatch.setattr(info, "driver_version", lambda: (13, 0))
-    monkeypatch.setattr(info.cuda_algorithms, "TABLE", {"fprop": ("one",)})
+    monkeypatch.setattr(jit, "usable_cupy", lambda: cupy)
     monkeypatch.setenv("CUPY_CACHE_DIR", "some-folder")
     rows, missing = info.findings()
     assert ("GPU 0", "GPU X, sm_90, 141 GiB") in rows
     assert ("kernel cache", "some-folder") in rows
     assert not any("CuPy" in line for line in missing)
+
+
+def test_info_says_why_a_gpu_is_of_no_use(monkeypatch):
+    """A driver and CuPy are there, but do not fit."""
+
+    def refuse():
+        raise RuntimeError("the NVIDIA driver is too old: update the driver")
+
+    monkeypatch.setattr(info, "_cupy", lambda: types.SimpleNamespace(__version__="14.0"))
+    monkeypatch.setattr(info, "_devices", lambda cupy: [])
+    monkeypatch.setattr(info, "driver_version", lambda: (12, 0))
+    monkeypatch.setattr(jit, "require_cupy", refuse)
+    assert "the NVIDIA driver is too old: update the driver" in info.findings()[1]
+
+
+def explained(capsys, *arguments):
+    assert main(["explain", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_explain_prints_the_plan_and_the_candidates(capsys):
+    text = explained(capsys, "n32c64h56w56 k64r3s3 p1 reflect", "--device", "sm_80", "--op", "wgrad")
+    for part in (
+        "n32c64h56w56 k64r3s3 p1 reflect in float32, channels_first, on sm_80 (A100)",
+        "wgrad: simt, least estimated time, before direct",
+        "1 x (64 x 576 x 100,352)",
+        "7,398,752,256 FLOP, at least 51,527,680 bytes",
+        "depthwise: no, it needs groups == C, and groups is 1, C 64",
+        "launch       conv_pad_int32, ",
+        "launch       conv_reduce_float, ",
+    ):
+        assert part in text
+    assert "fprop" not in text
+
+
+def test_explain_says_what_auto_leaves_alone(capsys):
+    text = explained(capsys, "n2c8h9w9 k8r3s3 g8", "--device", "sm_90", "--dtype", "complex64")
+    assert text.count("by name only: no benchmark on a device covers it yet") == 3
+    assert "\nbgrad: sum" in text
+    text = explained(capsys, "n2c8h9w9 k8r3s3 g8", "--device", "cpu", "--algorithm", "fft", "--op", "fprop")
+    assert "fprop: fft, asked for by name" in text
+    assert "fft: about" in text
+    assert "it rounds where a plain sum is exact" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["n2c8h9 k8r3s3"], "'w' is missing in the problem"),
+        (["n2c8h9w9 k8r3s3", "--device", "sm_70"], "device must be one of 'sm_75'"),
+        (["n2c8h9w9 k8r3s3", "--algorithm", "depthwise"], "algorithm='depthwise' cannot do fprop"),
+    ],
+)
+def test_explain_refuses(capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        main(["explain", *arguments])
+    assert message in capsys.readouterr().err
 
 
 def test_info_says_what_the_demo_lacks(monkeypatch):

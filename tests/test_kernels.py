@@ -1,11 +1,20 @@
 """Every CUDA kernel, run thread by thread, against the oracle: bit for bit on exactly summable data."""
 
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
 import pytest
 
 import cuconv
+from cuconv.cpu import blocking
+from cuconv.cuda import algorithms, depthwise, direct, simt, sums, work
+from cuconv.cuda.geometry import divisor
 
 from . import emulator
-from .cases import DTYPES, KERNELS, Case, applies, check
+from .cases import DTYPES, KERNELS, PUBLIC, Case, applies, check, seeded_case
 from .test_exact import PROBLEMS
 
 # Depthwise kernels by stride, dilation, and how many channels a vector has.
@@ -16,17 +25,159 @@ DEPTHWISE = (
     "n2c8w37 k8s4 g8 pw3:0",
     "n1c4h11w9 k4r3s3 g4 sh2sw2 dh2dw2 p2",
 )
+FAMILIES = {"direct": direct, "simt": simt, "depthwise": depthwise}
 
 
-@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
 @pytest.mark.parametrize("algorithm", KERNELS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_entry_of_the_table(dtype, algorithm, layout):
-    for rank, lines in PROBLEMS.items():
-        checked = 0
-        for line in lines + DEPTHWISE:
-            case = Case(cuconv.ConvProblem.parse(line), dtype, layout, bias=True)
-            if case.problem.rank == rank and applies(case, algorithm, "fprop", "cuda"):
-                check(case, algorithm, emulator.run)
-                checked += 1
-        assert checked
+def test_every_entry_of_the_table(dtype, algorithm):
+    """Every rank and layout, in one part and in many, and so every instance of the algorithm's kernels."""
+    executed, run_plan = set(), emulator.ops.run_plan
+
+    def recorded(launches, *arguments, **options):
+        executed.update(launch.kernel for launch in launches)
+        run_plan(launches, *arguments, **options)
+
+    with mock.patch.object(emulator.ops, "run_plan", recorded):
+        for rank, lines in PROBLEMS.items():
+            checked = 0
+            for line in (*lines, *DEPTHWISE):
+                case = Case(cuconv.ConvProblem.parse(line), dtype)
+                if case.problem.rank == rank and applies(case, algorithm, "fprop", "cuda"):
+                    check_in_all_ways(case.problem, dtype, algorithm)
+                    checked += 1
+            assert checked
+    expected = set(FAMILIES[algorithm].kernels(dtype))
+    if algorithm == "direct":
+        expected |= set(sums.kernels(dtype))
+        shared = (*work.padding_kernels(), *work.reduce_kernels())
+        expected |= {kernel for kernel in shared if kernel.arguments == (work.C_TYPES[dtype],)}
+    assert expected <= executed <= set(algorithms.kernels())
+
+
+def check_in_all_ways(problem, dtype, algorithm):
+    for layout in ("channels_first", "channels_last"):
+        for workspace in (1, blocking.WORKSPACE):
+            case = Case(problem, dtype, layout, bias=True, workspace=workspace)
+            check(case, algorithm, emulator.run)
+
+
+@pytest.mark.parametrize("part", range(6))
+def test_seeded_cases(part):
+    for seed in range(part * 50, part * 50 + 50):
+        check(seeded_case(seed), "auto", emulator.run)
+
+
+@pytest.mark.parametrize("algorithm", KERNELS)
+def test_seeded_cases_by_name(algorithm):
+    for seed in range(10_000, 10_150):
+        case = seeded_case(seed)
+        if applies(case, algorithm, "fprop", "cuda"):
+            check(case, algorithm, emulator.run)
+
+
+def test_shuffled_threads():
+    """The second pass with the threads of each block in a random order instead of the reverse one."""
+
+    def run(op, *operands, **options):
+        with emulator.emulated(seed=7):
+            return PUBLIC[op](*operands, **options)
+
+    for line in (*PROBLEMS[2], DEPTHWISE[0]):
+        for algorithm in KERNELS:
+            case = Case(cuconv.ConvProblem.parse(line), "float32", workspace=1)
+            if applies(case, algorithm, "fprop", "cuda"):
+                check(case, algorithm, run)
+
+
+def test_the_emulator_takes_what_the_public_functions_take():
+    """The entry point by itself: plain arrays, keywords, out and accumulate, errors; and a transposed one."""
+    x, w = np.arange(24.0).reshape(1, 2, 12), np.ones((3, 2, 4))
+    y = emulator.run("fprop", x, w, None, 2, "same", algorithm="simt")
+    np.testing.assert_array_equal(y, cuconv.conv(x, w, None, 2, "same"))
+    out = np.ones_like(y)
+    assert emulator.run("fprop", x, w, stride=2, padding="same", out=out, accumulate=True) is out
+    np.testing.assert_array_equal(out, y + 1)
+    np.testing.assert_array_equal(emulator.run("bgrad", y), y.sum(axis=(0, 2)))
+    with pytest.raises(
+        ValueError, match="algorithm must be one of 'auto', 'tune', 'depthwise', 'simt', 'direct'"
+    ):
+        emulator.run("fprop", x, w, algorithm="gemm")
+    upward = dict(bias=np.ones(2), stride=2, padding=1, activation="relu")
+    with emulator.emulated():
+        up = cuconv.conv_transpose(y, w, **upward)
+    np.testing.assert_array_equal(up, cuconv.conv_transpose(y, w, **upward))
+
+
+def test_a_wrong_kernel_is_found():
+    """The comparison can fail: one digit too few in the division that spreads elements over threads."""
+
+    def wrong(number):
+        return divisor(number + 1) if number == 7 else divisor(number)
+
+    case = Case(cuconv.ConvProblem.parse("n1c1h5w7 k1r1s1"))
+    check(case, "direct", emulator.run, ops=("fprop",))
+    with (
+        mock.patch("cuconv.cuda.geometry.divisor", wrong),
+        pytest.raises((AssertionError, emulator.EmulatorError)),
+    ):
+        check(Case(case.problem, workspace=2), "direct", emulator.run, ops=("fprop",))
+
+
+def test_infinities_stay_where_they_are():
+    """An infinite cell makes infinite exactly the results that see it; it meets no factor beyond the end."""
+    for line in ("n2c2h9w8 k2r3s3 g2 p1", "n1c2h9w9 k2r2s3 g2 sh2sw2", "n2c4h7w6 k4r3s2 g4 sh3sw1 p1"):
+        problem, rng = cuconv.ConvProblem.parse(line), np.random.default_rng(0)
+        shapes = (problem.x_shape(), problem.w_shape(), problem.y_shape())
+        x, w, dy = (rng.integers(1, 4, shape).astype(float) for shape in shapes)
+        infinite_x, infinite_dy = x.copy(), dy.copy()
+        infinite_x[0, 0, 4, 5] = infinite_x[-1, 1, -1, -1] = infinite_dy[0, 1, 2, 1] = np.inf
+        calls = {
+            "fprop": (infinite_x, w),
+            "dgrad": (infinite_dy, w, x.shape),
+            "wgrad": (infinite_x, dy, w.shape),
+        }
+        for op, arguments in calls.items():
+            expected = PUBLIC[op](*arguments, **problem.options())
+            assert 0 < np.isinf(expected).sum() < expected.size
+            for algorithm in KERNELS:
+                got = emulator.run(op, *arguments, **problem.options(), algorithm=algorithm)
+                np.testing.assert_array_equal(got, expected)
+
+
+def test_division_by_multiplication():
+    """What a kernel computes from a divisor, for numbers at and around every multiple that could go wrong."""
+    for number in (
+        *range(2, 70),
+        641,
+        2**20 - 1,
+        2**31 - 1,
+        2**31,
+        2**31 + 1,
+        2**40 + 3,
+        2**62 + 1,
+        2**63 - 1,
+    ):
+        by, multiplier, shift = divisor(number)
+        assert by == number
+        assert 0 < multiplier < 2**64
+        largest = 2**63 - 1
+        for multiple in (0, 1, 2, 12345, largest // number - 1, largest // number):
+            for n in (multiple * number - 1, multiple * number, multiple * number + number - 1):
+                if 0 <= n <= largest:
+                    assert (n * multiplier >> 64) >> shift == n // number
+    assert divisor(1)[0] == divisor(0)[0] == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the sanitizer's library is loaded as Linux does it")
+def test_sanitized():
+    """A subset of the cases with the kernels compiled for AddressSanitizer and UndefinedBehaviorSanitizer."""
+    command = [sys.executable, "-m", "tests.fuzz", "--emulator"]
+    for algorithm, count in (("auto", 12), ("simt", 8), ("depthwise", 40)):
+        done = subprocess.run(
+            [*command, "--count", str(count), "--seed", "3000", "--algorithm", algorithm],
+            env=emulator.sanitized_environment(), cwd=Path(__file__).parents[1],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert " 0 failed" in done.stdout

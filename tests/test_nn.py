@@ -5,6 +5,8 @@ import pytest
 
 from cuconv import nn
 
+from . import emulator
+
 
 def rng():
     return np.random.default_rng(0)
@@ -288,3 +290,35 @@ def test_convert_replaces_every_parameter():
     network = nn.Sequential(nn.Conv(1, 2, 3), nn.Flatten(), nn.Dense(8, 3))
     network.convert(lambda array: array.astype(np.float64))
     assert network(np.ones((1, 1, 4, 4))).dtype == np.float64
+
+
+def test_a_network_trains_on_kernels():
+    """Two steps on the CUDA path, emulated, and on the NumPy path."""
+
+    def trained():
+        generator = np.random.default_rng(3)
+        network = nn.Sequential(
+            nn.Conv(1, 4, 3, padding="same", dtype=np.float64, rng=generator),
+            nn.ReLU(),
+            nn.MaxPool(2),
+            nn.Conv(4, 4, 3, padding="same", groups=4, dtype=np.float64, rng=generator),
+            nn.Sigmoid(),
+            nn.Flatten(),
+            nn.Dense(16, 3, dtype=np.float64, rng=generator),
+        )
+        loss, optimizer = nn.SoftmaxCrossEntropy(), nn.Adam(network, 0.1)
+        x, labels = generator.integers(-3, 4, (5, 1, 4, 4)).astype(float), np.arange(5) % 3
+        losses = []
+        for _ in range(2):
+            losses.append(loss.forward(network(x), labels))
+            network.backward(loss.backward())
+            optimizer.step()
+        return losses, [layer.parameters["w"] for layer in network.layers() if layer.parameters]
+
+    losses, filters = trained()
+    with emulator.emulated():
+        emulated_losses, emulated_filters = trained()
+    assert losses[1] < losses[0]
+    np.testing.assert_allclose(emulated_losses, losses, rtol=1e-12)
+    for one, other in zip(emulated_filters, filters, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9)

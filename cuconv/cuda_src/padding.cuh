@@ -30,20 +30,28 @@ __device__ inline Index source(Index mode, Index i, const Axis& a) {
   return mode == CIRCULAR ? rest : min_index(rest, a.stride - rest);
 }
 
-// Call visit(i) for the padded coordinates that show cell h of one axis: those in one or two residue classes,
-// or, where the outermost cell is replicated, all beyond it.
-template <typename Visit>
-__device__ inline void for_each_image(Index mode, const Axis& a, Index h, Visit visit) {
+// The padded coordinates that show one cell of an axis: those in one or two residue classes of the period or, where
+// the outermost cell is replicated, all beyond it.
+struct Images {
+  Index first[2], count[2], step;
+
+  __device__ Index total() const { return count[0] + count[1]; }
+  __device__ Index at(Index i) const {
+    return i < count[0] ? first[0] + i * step : first[1] + (i - count[0]) * step;
+  }
+};
+
+__device__ inline Images images_of(Index mode, const Axis& a, Index h) {
   const Index begin = -a.padding, end = a.output - a.padding, last = a.input - 1;
   if (mode == REPLICATE) {
-    const Index from = h == 0 ? begin : h < begin ? begin : h;
-    const Index to = h == last ? end : min_index(h + 1, end);
-    for (Index i = from; i < to; ++i) visit(i);
-    return;
+    const Index from = h == 0 || h < begin ? begin : h, to = h == last ? end : min_index(h + 1, end);
+    return {{from, 0}, {to > from ? to - from : 0, 0}, 1};
   }
-  for (Index i = begin + modulo_period(h - begin, a); i < end; i += a.stride) visit(i);
-  if (mode == REFLECT && h != 0 && h != last)
-    for (Index i = begin + modulo_period(-h - begin, a); i < end; i += a.stride) visit(i);
+  Images images{{begin + modulo_period(h - begin, a), begin + modulo_period(-h - begin, a)}, {0, 0}, a.stride};
+  const int classes = mode == REFLECT && h != 0 && h != last ? 2 : 1;
+  for (int i = 0; i < classes; ++i)
+    if (images.first[i] < end) images.count[i] = divide(end - 1 - images.first[i], a.by_stride) + 1;
+  return images;
 }
 
 template <typename T>
@@ -61,14 +69,14 @@ __device__ void conv_fold(const void* a, const void*, const void* bias, void* ou
   Index dx[5];
   if (!own_element(p, dx)) return;
   const auto* padded = static_cast<const Accumulator<T>*>(a) + p.a_start + dx[0] * p.a[0] + dx[1] * p.a[1];
+  const Images d = images_of(p.mode, p.axis[0], dx[2]), h = images_of(p.mode, p.axis[1], dx[3]);
+  const Images w = images_of(p.mode, p.axis[2], dx[4]);
   Accumulator<T> sum{};
-  for_each_image(p.mode, p.axis[0], dx[2], [&](Index d) {
-    for_each_image(p.mode, p.axis[1], dx[3], [&](Index h) {
-      for_each_image(p.mode, p.axis[2], dx[4], [&](Index w) {
-        sum = sum + padded[(d + p.axis[0].padding) * p.a[2] + (h + p.axis[1].padding) * p.a[3] +
-                           (w + p.axis[2].padding) * p.a[4]];
-      });
-    });
-  });
+  for (Index i = 0; i < d.total(); ++i)
+    for (Index j = 0; j < h.total(); ++j)
+#pragma unroll 1
+      for (Index k = 0; k < w.total(); ++k)
+        sum = sum + padded[(d.at(i) + p.axis[0].padding) * p.a[2] + (h.at(j) + p.axis[1].padding) * p.a[3] +
+                           (w.at(k) + p.axis[2].padding) * p.a[4]];
   finish<T>(p, out, offset_of(p.out_start, p.out, dx), sum, bias, dx[1]);
 }

@@ -8,18 +8,11 @@ from unittest import mock
 
 import numpy as np
 
-import cuconv
 from cuconv import arrays
 from cuconv.cuda.places import places
 from cuconv.plan import RUNNERS
+from tests.cases import PUBLIC
 from tests.emulator.runner import run_plan
-
-FUNCTIONS = {
-    "fprop": cuconv.conv,
-    "dgrad": cuconv.conv_input_grad,
-    "wgrad": cuconv.conv_weight_grad,
-    "bgrad": cuconv.conv_bias_grad,
-}
 
 
 class _EmulatedOwner(arrays.Owner):
@@ -36,7 +29,7 @@ def run(op: str, *operands: Any, **options: Any) -> np.ndarray:
     and `conv_bias_grad` for "bgrad"; `algorithm` names an entry of the CUDA table.
     """
     with emulated():
-        return FUNCTIONS[op](*operands, **options)
+        return PUBLIC[op](*operands, **options)
 
 
 @contextmanager

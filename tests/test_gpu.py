@@ -1,0 +1,167 @@
+"""The same cases on a GPU: `pytest -m gpu`, where there is one that CuPy can use. Skipped elsewhere."""
+
+import numpy as np
+import pytest
+
+import cuconv
+from cuconv.cuda import jit
+from cuconv.cuda.algorithms import TABLE
+
+from . import device, emulator
+from .cases import DTYPES, KERNELS, PUBLIC, Case, applies, check, seeded_case, values
+from .test_exact import PROBLEMS
+from .test_kernels import DEPTHWISE
+
+cupy = jit.usable_cupy()
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(cupy is None, reason="there is no GPU that CuPy can use"),
+]
+
+SMALL = "n2c4h9w8 k4r3s2 g4 sh2sw1 dh1dw2 ph1:0pw-1:2 reflect"
+"""A problem that takes every kind of kernel, for tools that slow each of them down."""
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("algorithm", KERNELS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_entry_of_the_table(dtype, algorithm, layout):
+    for lines in (*PROBLEMS.values(), DEPTHWISE):
+        for line in lines:
+            for workspace in (1, 1 << 23):
+                case = Case(cuconv.ConvProblem.parse(line), dtype, layout, bias=True, workspace=workspace)
+                if applies(case, algorithm, "fprop", "cuda"):
+                    check(case, algorithm, device.run)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("algorithm", KERNELS)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "complex128"])
+def test_small_problems(dtype, algorithm, layout):
+    for workspace in (1, 1 << 23):
+        case = Case(cuconv.ConvProblem.parse(SMALL), dtype, layout, accumulate=True, workspace=workspace)
+        check(case, algorithm, device.run)
+
+
+@pytest.mark.parametrize("part", range(8))
+def test_seeded_cases(part):
+    for seed in range(part * 100, part * 100 + 100):
+        check(seeded_case(seed), "auto", device.run)
+
+
+@pytest.mark.parametrize("algorithm", KERNELS)
+def test_seeded_cases_by_name(algorithm):
+    for seed in range(10_000, 10_400):
+        case = seeded_case(seed)
+        if applies(case, algorithm, "fprop", "cuda"):
+            check(case, algorithm, device.run)
+
+
+LARGER = (
+    "n4c32h28w28 k48r3s3 p1",
+    "n4c24h30w30 k24r5s5 g24 sh2sw2 p2",
+    "n2c8d9h20w20 k12t3r3s3 g4 p1 circular",
+)
+
+
+def operands(line, dtype, layout, exact=False):
+    rng = np.random.default_rng(0)
+    problem = cuconv.ConvProblem.parse(line)
+    shapes = (problem.x_shape(layout), problem.w_shape(layout), problem.y_shape(layout))
+    x, w, dy = (device.on_device(values(rng, shape, dtype, exact)) for shape in shapes)
+    calls = {"fprop": (x, w), "dgrad": (dy, w, x.shape), "wgrad": (x, dy, w.shape)}
+    return calls, problem.options() | dict(layout=layout)
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("line", LARGER)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_algorithms_agree_on_larger_problems(dtype, line, layout):
+    """Bit for bit on exactly summable data: every algorithm, and the NumPy path."""
+    calls, options = operands(line, dtype, layout, exact=True)
+    for op, arguments in calls.items():
+        on_host = [
+            argument.get() if isinstance(argument, cupy.ndarray) else argument for argument in arguments
+        ]
+        expected = PUBLIC[op](*on_host, **options)
+        for entry in TABLE[op]:
+            case = Case(cuconv.ConvProblem.parse(line), dtype, layout)
+            if applies(case, entry.name, op, "cuda"):
+                got = PUBLIC[op](*arguments, **options, algorithm=entry.name)
+                np.testing.assert_array_equal(got.get(), expected)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "complex64"])
+def test_results_are_bitwise_repeatable(dtype):
+    for line in LARGER:
+        calls, options = operands(line, dtype, "channels_first")
+        for op, arguments in calls.items():
+            for entry in TABLE[op]:
+                case = Case(cuconv.ConvProblem.parse(line), dtype)
+                if not applies(case, entry.name, op, "cuda"):
+                    continue
+                first = PUBLIC[op](*arguments, **options, algorithm=entry.name).tobytes()
+                for _ in range(100):
+                    again = PUBLIC[op](*arguments, **options, algorithm=entry.name)
+                    assert again.tobytes() == first
+
+
+def test_the_emulator_computes_the_same_bits_on_integers():
+    rng = np.random.default_rng(0)
+    x, w = rng.integers(-9, 9, (2, 6, 9, 8)), rng.integers(-9, 9, (4, 3, 3, 2))
+    options = dict(groups=2, padding="same_lower", flip=True, algorithm="simt")
+    np.testing.assert_array_equal(
+        device.run("fprop", x, w, **options), emulator.run("fprop", x, w, **options)
+    )
+
+
+def test_subnormals_survive():
+    tiny = np.full((1, 1, 4), 2.0**-149, np.float32)
+    one = np.ones((1, 1, 1), np.float32)
+    for algorithm in KERNELS:
+        np.testing.assert_array_equal(device.run("fprop", tiny, one, algorithm=algorithm), tiny)
+
+
+def test_the_current_stream_and_a_graph():
+    """A call on another stream, captured and replayed with new data in the same arrays."""
+    x, w = cupy.zeros((2, 3, 16, 16)), cupy.ones((4, 3, 3, 3))
+    out = cuconv.conv(x, w)  # compiles
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture()
+        cuconv.conv(x, w, out=out)
+        dw = cuconv.conv_weight_grad(x, out, w.shape)
+        graph = stream.end_capture()
+        x[...] = 1
+        graph.launch(stream)
+    stream.synchronize()
+    assert cupy.all(out == 27)
+    assert cupy.all(dw == 2 * 14 * 14 * 27)
+
+
+def test_more_than_2_31_elements():
+    if cupy.cuda.runtime.memGetInfo()[0] < 30 << 30:
+        pytest.skip("this takes 30 GB of GPU memory")
+    x = cupy.zeros((3, 1, 1 << 30), np.float16)
+    x[-1, 0, -5:] = 1
+    w = cupy.ones((1, 1, 3), np.float16)
+    for algorithm in ("direct", "simt", "depthwise"):
+        try:
+            y = cuconv.conv(x, w, algorithm=algorithm)
+        except ValueError:
+            continue  # it says that it is too long
+        assert y[-1, 0, -8:].tolist() == [0, 0, 0, 1, 2, 3, 3, 3]
+        assert int(cupy.count_nonzero(y)) == 5
+
+
+@pytest.mark.peer
+def test_torch_arrays_come_back_as_torch_arrays():
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("this torch has no CUDA")
+    x, w = torch.randn(2, 3, 8, 8, device="cuda"), torch.randn(4, 3, 3, 3, device="cuda")
+    y = cuconv.conv(x, w, padding=1)
+    assert y.device.type == "cuda"
+    with torch.backends.cudnn.flags(enabled=False):
+        torch.testing.assert_close(y, torch.nn.functional.conv2d(x, w, padding=1), rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Convolution and its gradients on arrays, from Python. This version computes on NumPy arrays."""
+"""Convolution and its gradients on NumPy and CuPy arrays, without a deep-learning framework."""
 
 from .api import (
     conv,

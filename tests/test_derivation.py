@@ -7,6 +7,7 @@ is linear in each operand, so what it gains by a step of 1 is its derivative, ex
 
 import functools
 import itertools
+import math
 import re
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from scipy import signal
 
 import cuconv
 import cuconv.nn
+
+from . import emulator
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "derivation.md").read_text(encoding="utf-8")
 
@@ -715,6 +718,30 @@ def test_gradient_descent_recovers_the_filter():
 
 
 # -- the document -----------------------------------------------------------------------------------
+
+
+@geometries
+def test_residues_of_the_stride_are_dense_correlations(geometry):
+    extent, taps, s, d, (before, _), groups = geometry
+    c, k = 2, 3
+    w, x_shape = integers(0, k * groups, c, taps), (2, c * groups, extent)
+    dy = integers(1, 2, k * groups, places(geometry))
+    dx = np.zeros(x_shape, int)
+    common = math.gcd(s, d)
+    for residue in range(s):
+        meeting = [r for r in range(taps) if (residue + before - r * d) % s == 0]
+        for i, r in enumerate(meeting):
+            assert r == meeting[0] + i * (s // common)
+            for j, h in enumerate(range(residue, extent, s)):
+                p = (residue + before - meeting[0] * d) // s + j - i * (d // common)
+                if 0 <= p < dy.shape[2]:
+                    for group in range(groups):
+                        own = slice(group * k, group * k + k)
+                        dx[:, group * c : group * c + c, h] += dy[:, own, p] @ w[own, :, r]
+    equal(cuconv.conv_input_grad(dy, w, x_shape, **options(geometry)), dx)
+    with emulator.emulated():
+        for algorithm in ("simt", "direct"):
+            equal(cuconv.conv_input_grad(dy, w, x_shape, **options(geometry), algorithm=algorithm), dx)
 
 
 def test_document_and_tests_agree():

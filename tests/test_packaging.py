@@ -124,7 +124,8 @@ def test_wheel_in_an_empty_environment(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "cuconv/py.typed" in names
-    assert "cuconv/cuda_src/README.md" in names
+    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cuconv/cuda_src").rglob("*.cuh")}
+    assert "cuconv/cuda_src/ptx/base.cuh" in sources <= set(names)
     assert {name.split("/")[0] for name in names} == {"cuconv", f"{wheel.name.rsplit('-', 3)[0]}.dist-info"}
     environment = fresh_environment(tmp_path / "venv")
     sh("pip", "install", "--quiet", str(wheel), cwd=tmp_path, **environment)
@@ -133,3 +134,22 @@ def test_wheel_in_an_empty_environment(tmp_path):
     assert packages <= {"cuconv", "numpy", "ml_dtypes", "pip", "setuptools"}
     assert "all within their bounds" in sh("cuconv", "check", cwd=tmp_path, **environment)
     assert "pip install 'cuconv[demo]'" in sh("cuconv", "info", cwd=tmp_path, **environment)
+    if sys.platform == "linux":
+        compile_from_the_installed_sources(tmp_path, environment)
+
+
+def compile_from_the_installed_sources(folder, environment):
+    """A kernel is found and compiled where the wheel put it, by NVRTC and nothing else."""
+    sh("pip", "install", "--quiet", "nvidia-cuda-nvrtc-cu12>=12.8,<13", cwd=folder, **environment)
+    program = f"""
+import sys
+sys.path.append({str(ROOT)!r})  # behind the installed package, for the tests' compiler only
+from cuconv.cuda import algorithms, jit
+from tests import compiler
+assert jit.SOURCES.is_relative_to({str(folder)!r}), jit.SOURCES
+made = compiler.report_kernel(algorithms.kernels()[-1], 80)
+print(made.registers, made.problems)
+"""
+    registers, problems = sh("python", "-c", program, cwd=folder, **environment).split(maxsplit=1)
+    assert int(registers) > 0
+    assert problems.strip() == "[]"

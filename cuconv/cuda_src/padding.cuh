@@ -33,25 +33,26 @@ __device__ inline Index source(Index mode, Index i, const Axis& a) {
 // The padded coordinates that show one cell of an axis: those in one or two residue classes of the period or, where
 // the outermost cell is replicated, all beyond it.
 struct Images {
-  Index first[2], count[2], step;
+  Index first, count, second, more, step;
 
-  __device__ Index total() const { return count[0] + count[1]; }
-  __device__ Index at(Index i) const {
-    return i < count[0] ? first[0] + i * step : first[1] + (i - count[0]) * step;
-  }
+  __device__ Index total() const { return count + more; }
+  __device__ Index at(Index i) const { return i < count ? first + i * step : second + (i - count) * step; }
 };
+
+// How many of first, first + step, ... are below end, the step being the axis's period.
+__device__ inline Index count_to(Index first, Index end, const Axis& a) {
+  return first < end ? divide(end - 1 - first, a.by_stride) + 1 : 0;
+}
 
 __device__ inline Images images_of(Index mode, const Axis& a, Index h) {
   const Index begin = -a.padding, end = a.output - a.padding, last = a.input - 1;
   if (mode == REPLICATE) {
     const Index from = h == 0 || h < begin ? begin : h, to = h == last ? end : min_index(h + 1, end);
-    return {{from, 0}, {to > from ? to - from : 0, 0}, 1};
+    return {from, to > from ? to - from : 0, 0, 0, 1};
   }
-  Images images{{begin + modulo_period(h - begin, a), begin + modulo_period(-h - begin, a)}, {0, 0}, a.stride};
-  const int classes = mode == REFLECT && h != 0 && h != last ? 2 : 1;
-  for (int i = 0; i < classes; ++i)
-    if (images.first[i] < end) images.count[i] = divide(end - 1 - images.first[i], a.by_stride) + 1;
-  return images;
+  const Index first = begin + modulo_period(h - begin, a), second = begin + modulo_period(-h - begin, a);
+  const bool two = mode == REFLECT && h != 0 && h != last;
+  return {first, count_to(first, end, a), second, two ? count_to(second, end, a) : 0, a.stride};
 }
 
 template <typename T>

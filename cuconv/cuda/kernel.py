@@ -56,12 +56,17 @@ Place = tuple[int, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Kernel:
-    """An instance of a template in `cuda_src`: its file, its name, its arguments, its threads per block."""
+    """An instance of a template in `cuda_src`: its file, its name, its arguments, its threads per block.
+
+    Registers are given out so that so many `residents`, blocks on one multiprocessor, have enough. Where the
+    number is left out ptxas spills some of them for the sake of more blocks.
+    """
 
     file: str
     template: str
     arguments: tuple[str | int, ...]
     threads: int
+    residents: int = 1
 
     @property
     def name(self) -> str:
@@ -75,7 +80,7 @@ class Kernel:
         return (
             f"// headers {stamp}\n"
             f'#include "{self.file}"\n'
-            f'extern "C" __global__ void __launch_bounds__({self.threads}, 1)\n'
+            f'extern "C" __global__ void __launch_bounds__({self.threads}, {self.residents})\n'
             f"{self.name}(const void* a, const void* b, const void* bias, void* out,\n"
             f"    const __grid_constant__ Params params) {{\n"
             f"  {self.template}<{arguments}>(a, b, bias, out, params);\n"

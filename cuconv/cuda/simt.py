@@ -28,13 +28,16 @@ from .work import (
 
 @dataclass(frozen=True)
 class Tile:
-    """A block's tile of the product, the depth of a slice, and a thread's part of the tile."""
+    """A block's tile of the product, the depth of a slice, a thread's part of the tile, and the number of
+    blocks that a multiprocessor shall have registers for.
+    """
 
     bm: int
     bn: int
     bk: int
     tm: int
     tn: int
+    residents: int
 
     @property
     def threads(self) -> int:
@@ -42,11 +45,13 @@ class Tile:
 
 
 # By the size of an accumulator in bytes.
-_LARGE = {4: Tile(128, 128, 8, 8, 8), 8: Tile(64, 64, 8, 4, 4), 16: Tile(64, 64, 8, 4, 4)}
-_NARROW = {4: Tile(128, 32, 8, 8, 4), 8: Tile(64, 16, 8, 4, 2), 16: Tile(64, 16, 8, 4, 2)}
-_SQUARE = {4: Tile(64, 64, 8, 8, 4), 8: Tile(32, 32, 8, 4, 2), 16: Tile(32, 32, 8, 4, 2)}
+_LARGE = {4: Tile(128, 128, 8, 8, 8, 1), 8: Tile(64, 64, 8, 4, 4, 2), 16: Tile(64, 64, 8, 4, 4, 1)}
+_NARROW = {4: Tile(128, 32, 8, 8, 4, 3), 8: Tile(64, 16, 8, 4, 2, 4), 16: Tile(64, 16, 8, 4, 2, 3)}
+_SQUARE = {4: Tile(64, 64, 8, 8, 4, 3), 8: Tile(32, 32, 8, 4, 2, 4), 16: Tile(32, 32, 8, 4, 2, 3)}
 
-TILES = {"fprop": (_LARGE, _NARROW), "dgrad": (_LARGE, _NARROW), "wgrad": (_LARGE, _SQUARE)}
+_LONG = _LARGE | {8: Tile(64, 64, 8, 4, 4, 1)}
+
+TILES = {"fprop": (_LARGE, _NARROW), "dgrad": (_LARGE, _NARROW), "wgrad": (_LONG, _SQUARE)}
 """Per op, the tiles to choose from. gemm_n is often short."""
 
 
@@ -92,7 +97,9 @@ def kernels(dtype: str) -> Iterator[Kernel]:
 
 def _kernel(op: str, dtype: str, tile: Tile, lanes: int) -> Kernel:
     order = "CHANNEL_LANES" if lanes > 1 else "PIXEL_LANES"
-    return Kernel("simt.cuh", f"conv_{op}_simt", (C_TYPES[dtype], *astuple(tile), order), tile.threads)
+    arguments = (C_TYPES[dtype], *astuple(tile)[:-1], order)
+    residents = 1 if DTYPES[dtype].kind == "i" else tile.residents
+    return Kernel("simt.cuh", f"conv_{op}_simt", arguments, tile.threads, residents)
 
 
 def _products(problem: ConvProblem, op: str) -> tuple[int, int, int, int]:

@@ -11,6 +11,12 @@ from . import __version__
 from .dtypes import DTYPES
 from .problem import LAYOUTS, OPS
 
+_NOTATION = (
+    "n32c64h56w56 k64r3s3 p1: batch, input channels and extents (w, h w or d h w); output channels and "
+    "filter extents (s, r s or t r s); then, where they are not 1 or 0, g groups, sh sw strides, dh dw "
+    "dilations, ph pw (or p for all) padding, before:after where they differ; last a padding mode"
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
@@ -20,9 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("info", help="what was found on this machine, and what is missing")
     check = commands.add_parser("check", help="a self-test: every op against plain sums in double precision")
     check.add_argument("--seed", type=int, default=0, help="of the random operands")
-    explain = commands.add_parser("explain", help="which algorithm would do a problem, and why")
-    explain.add_argument("problem", help="in the one-line notation: 'n32c64h56w56 k64r3s3 p1'")
-    explain.add_argument("--op", choices=OPS, action="append", help="by default all of them")
+    explain = commands.add_parser(
+        "explain", help="which algorithm would do a problem, and why",
+        description="Which algorithm would do a problem, and why. Times are estimates that rank candidates.",
+    )  # fmt: skip
+    explain.add_argument("problem", nargs="+", help=_NOTATION)
+    explain.add_argument("--op", choices=OPS, action="append", help="by default fprop, dgrad and wgrad")
     explain.add_argument("--dtype", choices=DTYPES, default="float32")
     explain.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0])
     explain.add_argument("--algorithm", default="auto", help="a name, or auto")
@@ -43,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return self_test.main(options.seed)
     if options.command == "explain":
-        return _explain(parser, options)
+        return _explain(explain, options)
     from . import demo as demonstration
     from . import info
 
@@ -61,9 +70,10 @@ def _explain(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
 
     arch = options.device or current_arch("cuda") or "cpu"
     try:
-        ops = tuple(options.op or OPS)
+        ops = tuple(options.op or OPS[:3])
         arch = None if arch == "cpu" else arch
-        return explain.main(options.problem, ops, options.dtype, options.layout, arch, options.algorithm)
+        line = " ".join(options.problem)
+        return explain.main(line, ops, options.dtype, options.layout, arch, options.algorithm)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
 

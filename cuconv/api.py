@@ -362,7 +362,10 @@ def plan(
     """
     name = arrays.dtype_name(dtype)
     one_of("op", op, OPS)
-    one_of("backend", backend, ("cpu", "cuda"))
+    if backend not in ("cpu", "cuda"):
+        raise ValueError(
+            f"backend must be 'cpu', for NumPy arrays, or 'cuda', for CuPy arrays, got {backend!r}"
+        )
     if device is not None and (backend != "cuda" or device_of(backend, device) is None):
         raise ValueError(f"device={device!r} is for backend='cuda', got backend={backend!r}")
     if op != "fprop" and (bias or activation):
@@ -372,7 +375,7 @@ def plan(
         stride, padding, dilation, groups, padding_mode, layout,
         flip, flag("bias", bias), activation, accumulate, precision,
     )  # fmt: skip
-    return make_plan(request, algorithm, backend, device or current_arch(backend))
+    return make_plan(request, algorithm, backend, current_arch(backend) if device is None else device)
 
 
 def _request(*arguments: Any) -> Request:

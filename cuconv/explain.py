@@ -18,14 +18,16 @@ def main(
     problem = ConvProblem.parse(line)
     backend = "cpu" if arch is None else "cuda"
     device = device_of(backend, arch)
-    print(
-        f"{problem} in {dtype}, {layout}, on {f'{device.arch} ({device.example})' if device else 'the CPU'}"
-    )
+    plans = []
     for op in ops:
         request = Request(op, problem, dtype, layout)
         if op in ("dgrad", "wgrad"):
             request = replace(request, conjugate=is_complex(dtype))
-        print("\n" + explained(make_plan(request, algorithm if op != "bgrad" else "auto", backend, arch)))
+        plans.append(make_plan(request, algorithm, backend, arch))
+    where = f"{arch}, estimated by the data sheet of {device.example}" if device else "the CPU"
+    print(f"{problem} in {dtype}, {layout}, on {where}")
+    for plan in plans:
+        print("\n" + explained(plan))
     return 0
 
 

@@ -39,14 +39,19 @@ def findings() -> tuple[list[tuple[str, str]], list[str]]:
     driver = driver_version()
     rows.append(("NVIDIA driver", f"CUDA {driver[0]}.{driver[1]}" if driver else "none: NumPy does it all"))
     cupy = _cupy()
-    rows.append(("CuPy", cupy.__version__ if cupy else "not installed"))
+    installed = importlib.util.find_spec("cupy") is not None
+    rows.append(
+        ("CuPy", cupy.__version__ if cupy else "cannot be imported" if installed else "not installed")
+    )
+    if cupy:
+        rows.append(("NVRTC", _nvrtc_version(cupy)))
     if cupy and driver:
         rows.extend(_devices(cupy))
-        if not jit.usable_cupy():
-            missing.append(_why_not())
-    cache = os.environ.get("CUPY_CACHE_DIR", os.path.expanduser("~/.cupy/kernel_cache"))
-    rows.append(("kernel cache", cache))
-    if driver and not cupy:
+    if installed and driver and not jit.usable_cupy():
+        missing.append(_why_not())
+    in_memory = os.environ.get("CUPY_CACHE_IN_MEMORY") == "1"
+    rows.append(("kernel cache", "none: CUPY_CACHE_IN_MEMORY is 1" if in_memory else str(jit.cache_folder())))
+    if driver and not installed:
         extra = "cuda13" if driver[0] >= 13 else "cuda12"
         missing.append(f"CuPy, to use the GPU: pip install 'cuconv[{extra}]'")
     if lacks := demo_lacks():
@@ -89,6 +94,14 @@ def _cupy() -> Any:
     except (ImportError, OSError):
         return None
     return cupy
+
+
+def _nvrtc_version(cupy: Any) -> str:
+    """The version of the kernels' compiler."""
+    try:
+        return ".".join(map(str, cupy.cuda.nvrtc.getVersion()))
+    except (AttributeError, OSError, RuntimeError):
+        return "missing: pip install 'cuconv[cuda12]' or 'cuconv[cuda13]', as CuPy is"
 
 
 def _devices(cupy: Any) -> list[tuple[str, str]]:

@@ -20,6 +20,8 @@ from .table import Algorithm, Schedule, Table
 INPUTS = {"fprop": ("x", "w"), "dgrad": ("dy", "w"), "wgrad": ("x", "dy"), "bgrad": ("dy",)}
 RESULT = {"fprop": "y", "dgrad": "dx", "wgrad": "dw", "bgrad": "db"}
 
+_ARRAYS = {"cpu": "arrays on the CPU", "cuda": "arrays on a GPU"}
+
 TABLES: dict[str, Table] = {"cpu": cpu.TABLE, "cuda": cuda_algorithms.TABLE}
 
 
@@ -46,8 +48,8 @@ class Plan(Schedule):
         operands = arrays.adopt(**dict(zip(names, inputs, strict=True)), bias=bias, out=out)
         if (operands.owner.backend, operands.dtype) != (self.backend, self.request.dtype):
             raise TypeError(
-                f"{names[0]} must be of dtype {self.request.dtype} on backend {self.backend}, as the plan "
-                f"was made, got {operands.dtype} on {operands.owner.backend}"
+                f"the plan was made for {_ARRAYS[self.backend]} of dtype {self.request.dtype}, got "
+                f"{_ARRAYS[operands.owner.backend]} of dtype {operands.dtype}"
             )
         if (bias is not None) != self.request.bias:
             raise ValueError(f"bias was {'' if self.request.bias else 'not '}announced to plan()")
@@ -57,7 +59,7 @@ class Plan(Schedule):
         problem, op, dtype = self.request.problem, self.request.op, self.request.dtype
         lines = [
             str(self.request),
-            f"  algorithm  {self.algorithm} on {self.backend}: {self.why}",
+            f"  algorithm  {self.algorithm} on {self.arch or self.backend}: {self.why}",
             f"  work       {problem.flops(op, dtype):,} FLOP, at least {problem.bytes(op, dtype):,} bytes",
             f"  workspace  {self.workspace_bytes:,} bytes",
         ]
@@ -174,6 +176,12 @@ def make_plan(request: Request, algorithm: str, backend: str, arch: str | None =
 def _make_plan(request: Request, algorithm: str, backend: str, arch: str | None) -> Plan:
     table = TABLES[backend][request.op]
     names = [entry.name for entry in table]
+    for other in TABLES.keys() - {backend}:
+        if algorithm not in names and algorithm in [entry.name for entry in TABLES[other][request.op]]:
+            raise ValueError(
+                f"algorithm={algorithm!r} is for {_ARRAYS[other]}, and these are {_ARRAYS[backend]}: "
+                f"choose from 'auto', 'tune', {', '.join(map(repr, names))}"
+            )
     if one_of("algorithm", algorithm, ("auto", "tune", *names)) == "tune":
         raise ValueError("algorithm='tune' times a call's arrays; a plan is made without any")
     device = device_of(backend, arch)
@@ -208,7 +216,7 @@ def exact_candidates(request: Request, backend: str, arch: str | None = None) ->
 
 def device_of(backend: str, arch: str | None) -> Device | None:
     """The device that a plan is made for; None on the CPU."""
-    return devices.device(arch or devices.DEFAULT) if backend == "cuda" else None
+    return devices.device(devices.DEFAULT if arch is None else arch) if backend == "cuda" else None
 
 
 def current_arch(backend: str) -> str | None:

@@ -201,7 +201,7 @@ def workspace(size):
     if size == blocking.WORKSPACE:
         yield
         return
-    largest = {op: families[:1] for op, families in simt.TILES.items()}
+    largest = {op: (narrow | large,) for op, (large, narrow) in simt.TILES.items()}
     with (
         mock.patch.object(blocking, "WORKSPACE", size),
         mock.patch.object(work, "PART", 1 if size == 1 else 8),

@@ -189,6 +189,8 @@ def main(words=None):
         for capability in capabilities(kernel)
         if arguments.match in kernel.name and capability in arguments.arch
     ]
+    if not jobs:
+        parser.error(f"no instance has {arguments.match!r} in its name")
     row = "{:>4} {:>9} {:>7} {:>6} {:>6} {:>6} {:>8}  {}"
     print(row.format("arch", "registers", "shared", "stack", "spills", "blocks", "warps", "name"))
     bad = 0

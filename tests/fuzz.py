@@ -14,6 +14,9 @@ def main():
     parser.add_argument("--algorithm", default="auto", choices=["auto", *dict.fromkeys(ALGORITHMS + KERNELS)])
     parser.add_argument("--emulator", action="store_true", help="run the CUDA kernels, emulated")
     arguments = parser.parse_args()
+    names = KERNELS if arguments.emulator else ALGORITHMS
+    if arguments.algorithm not in ("auto", *names):
+        parser.error(f"argument --algorithm: choose from auto, {', '.join(names)}")
     count = failed = 0
     for seed in range(arguments.seed, arguments.seed + arguments.count):
         case, algorithm = seeded_case(seed), arguments.algorithm

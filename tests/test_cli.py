@@ -57,6 +57,7 @@ def test_info(capsys):
 
 def test_info_names_the_command_that_installs_what_is_missing(monkeypatch):
     monkeypatch.setattr(info, "_cupy", lambda: None)
+    monkeypatch.setattr(info.importlib.util, "find_spec", lambda name: None if name == "cupy" else name)
     for driver, extra in (((12, 4), "cuda12"), ((13, 0), "cuda13")):
         monkeypatch.setattr(info, "driver_version", lambda driver=driver: driver)
         assert f"pip install 'cuconv[{extra}]'" in "".join(info.findings()[1])
@@ -121,15 +122,18 @@ def test_info_lists_devices_and_cache(monkeypatch):
         getDeviceProperties=lambda index: properties,
         CUDARuntimeError=OSError,
     )
-    cupy = types.SimpleNamespace(__version__="14.0", cuda=types.SimpleNamespace(runtime=runtime))
+    nvrtc = types.SimpleNamespace(getVersion=lambda: (12, 9))
+    cupy = types.SimpleNamespace(__version__="14.0", cuda=types.SimpleNamespace(runtime=runtime, nvrtc=nvrtc))
     monkeypatch.setattr(info, "_cupy", lambda: cupy)
+    monkeypatch.setattr(info.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(info, "driver_version", lambda: (13, 0))
     monkeypatch.setattr(jit, "usable_cupy", lambda: cupy)
     monkeypatch.setenv("CUPY_CACHE_DIR", "some-folder")
     rows, missing = info.findings()
     assert ("GPU 0", "GPU X, sm_90, 141 GiB") in rows
     assert ("kernel cache", "some-folder") in rows
-    assert not any("CuPy" in line for line in missing)
+    assert ("NVRTC", "12.9") in rows
+    assert missing == []
 
 
 def test_info_says_why_a_gpu_is_of_no_use(monkeypatch):
@@ -139,10 +143,13 @@ def test_info_says_why_a_gpu_is_of_no_use(monkeypatch):
         raise RuntimeError("the NVIDIA driver is too old: update the driver")
 
     monkeypatch.setattr(info, "_cupy", lambda: types.SimpleNamespace(__version__="14.0"))
+    monkeypatch.setattr(info.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(info, "_devices", lambda cupy: [])
     monkeypatch.setattr(info, "driver_version", lambda: (12, 0))
     monkeypatch.setattr(jit, "require_cupy", refuse)
-    assert "the NVIDIA driver is too old: update the driver" in info.findings()[1]
+    rows, missing = info.findings()
+    assert "the NVIDIA driver is too old: update the driver" in missing
+    assert dict(rows)["NVRTC"].startswith("missing: pip install")
 
 
 def explained(capsys, *arguments):
@@ -151,15 +158,17 @@ def explained(capsys, *arguments):
 
 
 def test_explain_prints_the_plan_and_the_candidates(capsys):
-    text = explained(capsys, "n32c64h56w56 k64r3s3 p1 reflect", "--device", "sm_80", "--op", "wgrad")
+    line = "n32c64h56w56 k64r3s3 p1 reflect"
+    text = explained(capsys, line, "--device", "sm_80", "--op", "wgrad")
+    assert explained(capsys, *line.split(), "--device", "sm_80", "--op", "wgrad") == text
     for part in (
-        "n32c64h56w56 k64r3s3 p1 reflect in float32, channels_first, on sm_80 (A100)",
+        "n32c64h56w56 k64r3s3 p1 reflect in float32, channels_first, on sm_80, estimated by",
         "wgrad: simt, least estimated time, before direct",
         "1 x (64 x 576 x 100,352)",
         "7,398,752,256 FLOP, at least 51,527,680 bytes",
         "depthwise: no, it needs groups == C, and groups is 1, C 64",
-        "launch       conv_pad_int32, ",
-        "launch       conv_reduce_float, ",
+        "launch       conv_pad_4, ",
+        "launch       conv_reduce_float_float, ",
     ):
         assert part in text
     assert "fprop" not in text
@@ -168,7 +177,7 @@ def test_explain_prints_the_plan_and_the_candidates(capsys):
 def test_explain_says_what_auto_leaves_alone(capsys):
     text = explained(capsys, "n2c8h9w9 k8r3s3 g8", "--device", "sm_90", "--dtype", "complex64")
     assert text.count("by name only: no benchmark on a device covers it yet") == 3
-    assert "\nbgrad: sum" in text
+    assert "\nbgrad: sum" in explained(capsys, "n2c8h9w9 k8r3s3", "--device", "sm_90", "--op", "bgrad")
     text = explained(capsys, "n2c8h9w9 k8r3s3 g8", "--device", "cpu", "--algorithm", "fft", "--op", "fprop")
     assert "fprop: fft, asked for by name" in text
     assert "fft: about" in text
@@ -179,8 +188,9 @@ def test_explain_says_what_auto_leaves_alone(capsys):
     ("arguments", "message"),
     [
         (["n2c8h9 k8r3s3"], "'w' is missing in the problem"),
-        (["n2c8h9w9 k8r3s3", "--device", "sm_70"], "device must be one of 'sm_75'"),
+        (["n2c8h9w9 k8r3s3", "--device", "sm_70"], "device must be an architecture from sm_75 on"),
         (["n2c8h9w9 k8r3s3", "--algorithm", "depthwise"], "algorithm='depthwise' cannot do fprop"),
+        (["n2c8h9w9 k8r3s3", "--op", "bgrad", "--algorithm", "simt"], "algorithm must be one of"),
     ],
 )
 def test_explain_refuses(capsys, arguments, message):

@@ -128,7 +128,10 @@ VALUES = {
         lambda: cuconv.plan("fprop", X.shape, W.shape, float, bias=True)(X, W),
         "bias was announced",
     ),
-    "backend": (lambda: cuconv.plan("fprop", X.shape, W.shape, backend="gpu"), "backend must be one of"),
+    "backend": (
+        lambda: cuconv.plan("fprop", X.shape, W.shape, backend="gpu"),
+        "backend must be 'cpu', for NumPy arrays, or 'cuda'",
+    ),
     "precision of dgrad": (dgrad(precision="tf31"), "did you mean 'tf32'"),
     "precision of wgrad": (wgrad(precision="tf31"), "did you mean 'tf32'"),
     "precision of backward": (
@@ -322,7 +325,9 @@ def test_one_library_on_two_devices(monkeypatch):
 def test_a_plan_for_the_cpu_refuses_arrays_on_a_gpu(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace())
     plan = cuconv.plan("fprop", X.shape, W.shape, "float64")
-    with pytest.raises(TypeError, match="on backend cpu, as the plan was made, got float64 on cuda"):
+    with pytest.raises(
+        TypeError, match="made for arrays on the CPU of dtype float64, got arrays on a GPU of dtype float64"
+    ):
         plan(fake("cupy"), fake("cupy", shape=W.shape))
 
 

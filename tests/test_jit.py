@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cuconv.cuda import jit
+from cuconv.cuda import algorithms, jit
 from cuconv.cuda.kernel import Kernel
 
 from . import compiler
@@ -98,7 +98,7 @@ class CuPy(Module):
             compileProgram=self.compile_program,
             getProgramLog=lambda program: program.log,
             getPTX=lambda program: program.code[1].encode(),
-            getCUBIN=lambda program: program.code[2],
+            getCUBIN=lambda program: program.code[2][:-1],  # as CuPy does
             destroyProgram=lambda program: self.programs.remove(program),
         )
         self.cuda = Module(
@@ -420,12 +420,21 @@ def test_cupy_is_asked_once(cupy):
     assert jit.require_cupy() is cupy
 
 
+def test_a_cubin_gets_its_last_byte_back():
+    """CuPy leaves it out. Nothing is added to a cubin that is whole, nor is more than that byte needed."""
+    for kernel in (KERNELS := algorithms.kernels())[:: len(KERNELS) // 6]:
+        cubin = compiler.build(kernel.stub(jit.stamp()), jit.options("sm_80"))[2]
+        assert jit._whole(cubin[:-1]) == jit._whole(cubin) == cubin
+
+
 def test_cupys_own_binding_of_nvrtc():
     """The same machine code by CuPy's functions as by the tests' own; needs no GPU."""
     real = pytest.importorskip("cupy", exc_type=ImportError)
     nvrtc = real.cuda.nvrtc
     source = 'extern "C" __global__ void f(float* x) { x[0] = x[1] * x[2] + x[3]; }'
-    assert jit.compiled(nvrtc, source, "sm_90a").startswith(b"\x7fELF")
+    whole = compiler.build(source, jit.options("sm_90a"))[2]
+    assert len(jit.compiled(nvrtc, source, "sm_90a")) == len(whole)
+    assert whole.startswith(b"\x7fELF")
     assert b"fma.rn.f32" in jit.compiled(nvrtc, source, "compute_75")
     assert {75, 80, 90} <= set(nvrtc.getSupportedArchs())
     with pytest.raises(RuntimeError, match=r'(?s)NVRTC_ERROR_COMPILATION.*identifier "x" is undefined'):

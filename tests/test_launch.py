@@ -21,7 +21,7 @@ class Memory:
 class Array:
     """As much of cupy.ndarray as a call uses: shape, strides and an address."""
 
-    addresses = iter(range(1 << 20, 1 << 40, 1 << 20))
+    addresses = iter(range(1 << 30, 1 << 50, 1 << 30))
 
     def __init__(self, shape, dtype=np.float32, strides=None, device_id=0):
         like = np.lib.stride_tricks.as_strided(np.empty(1, dtype), shape, strides)
@@ -39,8 +39,7 @@ Array.__module__ = "cupy"
 @pytest.fixture
 def cupy(monkeypatch):
     """A stand-in with one device of architecture 90, which notes what is launched."""
-    module = types.SimpleNamespace(launched=[], allocated=[], device=0, empty=Array)
-    module.may_share_memory = lambda a, b: a is b
+    module = types.SimpleNamespace(launched=[], allocated=[], device=0, empty=Array, capturing=False)
 
     def alloc(size):
         module.allocated.append(size)
@@ -52,7 +51,7 @@ def cupy(monkeypatch):
 
         return run
 
-    stream = types.SimpleNamespace(synchronize=lambda: None)
+    stream = types.SimpleNamespace(synchronize=lambda: None, is_capturing=lambda: module.capturing)
     module.cuda = types.SimpleNamespace(
         alloc=alloc,
         runtime=types.SimpleNamespace(getDevice=lambda: module.device),
@@ -103,6 +102,30 @@ def test_workspace_comes_from_the_pool_and_null_pointers_where_nothing_is(cupy):
     assert int(main[4][0]) == 12345 * 256
     assert main[4][1] is w
     assert int(main[4][2]) == 0
+
+
+def test_the_workspace_of_a_captured_call_is_kept(cupy, monkeypatch):
+    """A graph may be replayed when the pool has long given the memory to something else."""
+    kept = []
+    monkeypatch.setattr(launch, "_captured", kept)
+    arguments = Array((2, 4, 9)), Array((6, 4, 3)), None, 1, 2
+    cuconv.conv(*arguments, padding_mode="reflect")
+    assert kept == []
+    cupy.capturing = True
+    cuconv.conv(*arguments, padding_mode="reflect")
+    cuconv.conv(*arguments)
+    assert [memory.ptr for memory in kept] == [12345 * 256]
+
+
+def test_out_may_lie_between_the_elements_of_x(cupy):
+    """As on the CPU, what counts is whether elements share memory, not whether their ranges overlap."""
+    w, memory = Array((1, 1, 1)), 1 << 40
+    x, out = Array((1, 1, 8), strides=(64, 64, 8)), Array((1, 1, 8), strides=(64, 64, 8))
+    x.data.ptr, out.data.ptr = memory, memory + 4
+    assert cuconv.conv(x, w, out=out) is out
+    out.data.ptr = memory + 8
+    with pytest.raises(ValueError, match="out must not overlap x"):
+        cuconv.conv(x, w, out=out)
 
 
 def test_nothing_is_launched_for_empty_results(cupy):

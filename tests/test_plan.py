@@ -126,7 +126,9 @@ def test_plan_refuses_other_arrays():
     x, w = np.ones((2, 4, 9), np.float32), np.ones((6, 4, 3), np.float32)
     with pytest.raises(ValueError, match=r"x must have shape \(2, 4, 9\)"):
         plan(x[..., :8], w)
-    with pytest.raises(TypeError, match="x must be of dtype float32 on backend cpu"):
+    with pytest.raises(
+        TypeError, match="made for arrays on the CPU of dtype float32, got arrays on the CPU of dtype float64"
+    ):
         plan(x.astype(float), w.astype(float))
     with pytest.raises(TypeError, match="takes x, w, got 1"):
         plan(x)
@@ -138,8 +140,19 @@ def test_plan_refuses_other_arrays():
         cuconv.plan("fprop", (2, 4, 9), (6, 4, 3), algorithm="tune")
     with pytest.raises(ValueError, match="device='sm_80' is for backend='cuda', got backend='cpu'"):
         cuconv.plan("fprop", (2, 4, 9), (6, 4, 3), device="sm_80")
-    with pytest.raises(ValueError, match=r"device must be one of 'sm_75'.* got 'sm80'; did you mean 'sm_80'"):
-        cuconv.plan("fprop", (2, 4, 9), (6, 4, 3), backend="cuda", device="sm80")
+    for device in ("sm80", "H100", "sm_70", ""):
+        with pytest.raises(ValueError, match=rf"from sm_75 on, such as sm_75 \(T4\), .*; got '{device}'"):
+            cuconv.plan("fprop", (2, 4, 9), (6, 4, 3), backend="cuda", device=device)
+    with pytest.raises(TypeError, match="device must be an architecture such as 'sm_90', got 0"):
+        cuconv.plan("fprop", (2, 4, 9), (6, 4, 3), backend="cuda", device=0)
+    with pytest.raises(ValueError, match=r"backend must be 'cpu', for NumPy arrays, or 'cuda', .* got 'gpu'"):
+        cuconv.plan("fprop", (2, 4, 9), (6, 4, 3), backend="gpu")
+    with pytest.raises(ValueError, match=r"algorithm='simt' is for arrays on a GPU, and these are .* 'gemm'"):
+        cuconv.plan("fprop", (2, 4, 9), (6, 4, 3), algorithm="simt")
+    with pytest.raises(
+        ValueError, match=r"algorithm='fft' is for arrays on the CPU, and these are .* 'direct'"
+    ):
+        cuconv.plan("fprop", (2, 4, 9), (6, 4, 3), algorithm="fft", backend="cuda")
 
 
 def test_auto_takes_the_depthwise_path_and_never_an_inexact_one():

@@ -28,7 +28,7 @@ class Launch:
     def __str__(self) -> str:
         place = f"{self.kernel.__module__.rpartition('.')[2]}.{self.kernel.__name__}"
         sizes = " ".join(f"{axis}{extent}" for axis, extent in zip(self.axes.split(), self.tile, strict=True))
-        return f"{place} in blocks of {sizes}"
+        return f"{place} in blocks of {sizes}" if sizes else place
 
 
 def fit(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..options import one_of
-
 
 @dataclass(frozen=True)
 class Device:
@@ -40,8 +38,11 @@ DEFAULT = "sm_90"
 
 def device(arch: str) -> Device:
     """The device of an architecture written sm_XX; one that is not listed counts as the nearest below it."""
-    if isinstance(arch, str) and arch not in DEVICES and arch.startswith("sm_") and arch[3:].isdecimal():
+    if not isinstance(arch, str):
+        raise TypeError(f"device must be an architecture such as {DEFAULT!r}, got {arch!r}")
+    if arch.startswith("sm_") and arch[3:].isdecimal():
         below = [known for known in DEVICES if int(known[3:]) <= int(arch[3:])]
         if below:
             return DEVICES[max(below, key=lambda known: int(known[3:]))]
-    return DEVICES[one_of("device", arch, DEVICES)]
+    known = ", ".join(f"{entry.arch} ({entry.example})" for entry in DEVICES.values())
+    raise ValueError(f"device must be an architecture from sm_75 on, such as {known}; got {arch!r}")

@@ -12,6 +12,7 @@ import atexit
 import functools
 import hashlib
 import os
+import struct
 import tempfile
 import warnings
 from collections.abc import Iterable
@@ -145,11 +146,22 @@ def compiled(nvrtc: Any, source: str, target: str) -> bytes:
     try:
         nvrtc.compileProgram(program, options(target))
         code: bytes = (nvrtc.getCUBIN if target.startswith("sm_") else nvrtc.getPTX)(program)
+        if target.startswith("sm_"):
+            code = _whole(code)
     except nvrtc.NVRTCError as error:
         raise RuntimeError(f"{error}\n{nvrtc.getProgramLog(program)}") from error
     finally:
         nvrtc.destroyProgram(program)
     return code
+
+
+def _whole(cubin: bytes) -> bytes:
+    """A cubin with its last byte, the zero at the end of a table that CuPy drops as if it ended a string."""
+    tables, sizes = struct.unpack_from("<QQ", cubin, 32), struct.unpack_from("<HHHH", cubin, 54)
+    ends = [
+        offset + size * count for offset, size, count in zip(tables, sizes[::2], sizes[1::2], strict=True)
+    ]
+    return cubin.ljust(max(ends), b"\0")
 
 
 def _load(kernel: Kernel, device: int) -> Any:
@@ -196,11 +208,16 @@ def _build(nvrtc: Any, cuda: int) -> str:
         ) from error
 
 
+def cache_folder() -> Path:
+    """CuPy's folder for compiled kernels."""
+    return Path(os.environ.get("CUPY_CACHE_DIR") or os.path.expanduser("~/.cupy/kernel_cache"))
+
+
 @functools.cache
 def _folder() -> Path:
     """Where compiled code is kept: CuPy's folder for it, or one that ends with this process."""
     if os.environ.get("CUPY_CACHE_IN_MEMORY") != "1":
-        folder = Path(os.environ.get("CUPY_CACHE_DIR") or os.path.expanduser("~/.cupy/kernel_cache"))
+        folder = cache_folder()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):

@@ -143,7 +143,8 @@ class Launch:
             return operand if isinstance(operand, str) else "workspace" if operand else ""
 
         inputs = ", ".join(filter(None, (named(self.a), named(self.b))))
-        size = f"{self.blocks:,} blocks of {self.kernel.threads} threads"
+        blocks = "1 block" if self.blocks == 1 else f"{self.blocks:,} blocks"
+        size = f"{blocks} of {self.kernel.threads} threads"
         return f"{self.kernel.name}, {size}: {inputs} -> {named(self.out)}"
 
 

@@ -18,6 +18,9 @@ _MOST = 4096
 _prepared: dict[tuple[Any, ...], tuple[Schedule, list[tuple[Any, ...]]]] = {}
 """Ready launches by schedule, device and the arrays' strides. Kept with its schedule, whose id is the key."""
 
+_captured: list[Any] = []
+"""The workspaces of calls that were captured in a CUDA graph, which may be replayed at any time."""
+
 
 def run(request: Request, schedule: Schedule, operands: Mapping[str, Array], bias: Array | None) -> None:
     """Run a schedule on arrays by role, writing into that of the result. Nothing is copied or waited for."""
@@ -31,7 +34,11 @@ def run(request: Request, schedule: Schedule, operands: Mapping[str, Array], bia
             _prepared.clear()
         found = _prepared[key] = (schedule, _prepare(request, schedule, arrays, device))
     _check(arrays, device)
-    workspace: Any = cupy.cuda.alloc(schedule.workspace_bytes) if schedule.workspace_bytes else None
+    workspace: Any = None
+    if schedule.workspace_bytes:
+        workspace = cupy.cuda.alloc(schedule.workspace_bytes)
+        if cupy.cuda.get_current_stream().is_capturing():
+            _captured.append(workspace)
     for function, grid, block, operands_of_launch, params, shared_bytes in found[1]:
         pointers = [
             _NULL if operand is None

@@ -16,7 +16,6 @@ from .work import (
     C_TYPES,
     LAUNCH,
     Work,
-    accumulator_size,
     beyond_32_bits,
     memory_seconds,
     parts,
@@ -44,12 +43,25 @@ class Tile:
         return self.bm // self.tm * (self.bn // self.tn)
 
 
-# By the size of an accumulator in bytes.
-_LARGE = {4: Tile(128, 128, 8, 8, 8, 1), 8: Tile(64, 64, 8, 4, 4, 2), 16: Tile(64, 64, 8, 4, 4, 1)}
-_NARROW = {4: Tile(128, 32, 8, 8, 4, 3), 8: Tile(64, 16, 8, 4, 2, 4), 16: Tile(64, 16, 8, 4, 2, 3)}
-_SQUARE = {4: Tile(64, 64, 8, 8, 4, 3), 8: Tile(32, 32, 8, 4, 2, 4), 16: Tile(32, 32, 8, 4, 2, 3)}
-
-_LONG = _LARGE | {8: Tile(64, 64, 8, 4, 4, 1)}
+# By the dtype of the sums. Complex numbers and integers have one tile each.
+_LARGE = {"float32": Tile(128, 128, 8, 8, 8, 1), "float64": Tile(64, 64, 8, 4, 4, 2)}
+_LONG = {"float32": Tile(128, 128, 8, 8, 8, 1), "float64": Tile(64, 64, 8, 4, 4, 1)}
+_NARROW = {
+    "float32": Tile(128, 32, 8, 8, 4, 3),
+    "float64": Tile(64, 16, 8, 4, 2, 4),
+    "complex64": Tile(64, 16, 8, 4, 2, 4),
+    "complex128": Tile(64, 16, 8, 4, 2, 3),
+    "int32": Tile(128, 32, 8, 8, 4, 1),
+    "int64": Tile(64, 16, 8, 4, 2, 1),
+}
+_SQUARE = {
+    "float32": Tile(64, 64, 8, 8, 4, 3),
+    "float64": Tile(32, 32, 8, 4, 2, 4),
+    "complex64": Tile(32, 32, 8, 4, 2, 4),
+    "complex128": Tile(32, 32, 8, 4, 2, 3),
+    "int32": Tile(64, 64, 8, 8, 4, 1),
+    "int64": Tile(32, 32, 8, 4, 2, 1),
+}
 
 TILES = {"fprop": (_LARGE, _NARROW), "dgrad": (_LARGE, _NARROW), "wgrad": (_LONG, _SQUARE)}
 """Per op, the tiles to choose from. gemm_n is often short."""
@@ -90,16 +102,20 @@ def estimate(request: Request, device: Device | None) -> float:
 
 def kernels(dtype: str) -> Iterator[Kernel]:
     """Every instance for a dtype."""
-    for op, families in TILES.items():
-        for tiles in families:
-            yield from (_kernel(op, dtype, tiles[accumulator_size(dtype)], lanes) for lanes in (1, 32))
+    for op in TILES:
+        for tile in _tiles(op, dtype):
+            yield from (_kernel(op, dtype, tile, lanes) for lanes in (1, 32))
+
+
+def _tiles(op: str, dtype: str) -> list[Tile]:
+    accumulator = DTYPES[dtype].accumulator
+    return [tiles[accumulator] for tiles in TILES[op] if accumulator in tiles]
 
 
 def _kernel(op: str, dtype: str, tile: Tile, lanes: int) -> Kernel:
     order = "CHANNEL_LANES" if lanes > 1 else "PIXEL_LANES"
     arguments = (C_TYPES[dtype], *astuple(tile)[:-1], order)
-    residents = 1 if DTYPES[dtype].kind == "i" else tile.residents
-    return Kernel("simt.cuh", f"conv_{op}_simt", arguments, tile.threads, residents)
+    return Kernel("simt.cuh", f"conv_{op}_simt", arguments, tile.threads, tile.residents)
 
 
 def _products(problem: ConvProblem, op: str) -> tuple[int, int, int, int]:
@@ -131,4 +147,4 @@ def _tile(problem: ConvProblem, op: str, dtype: str) -> Tile:
             blocks = per(blocks, BLOCKS) * BLOCKS
         return blocks * tile.bm * tile.bn * (1 if tile.tm == tile.tn else 1.3)
 
-    return min((tiles[accumulator_size(dtype)] for tiles in TILES[op]), key=cost)
+    return min(_tiles(op, dtype), key=cost)

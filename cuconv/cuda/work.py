@@ -1,7 +1,7 @@
 """What all families of CUDA algorithms share: a request on its way to launches.
 
-Padding modes other than zeros, and sums in parts, are launches around those of a family. A schedule depends
-on the request alone, not on the GPU, so that sums run in the same order everywhere.
+Padding modes other than zeros, and sums in parts, are launches around those of a family. The schedule of an
+algorithm depends on the request alone, not on the GPU, so that it sums in the same order everywhere.
 """
 
 from __future__ import annotations
@@ -35,9 +35,6 @@ PART = 512
 LIMIT = 2**30
 """What kernels that count in 32 bits keep below."""
 
-_COPIED = {2: "bfloat16", 4: "int32", 8: "int64", 16: "complex128"}
-"""The dtype by which elements of a size are copied."""
-
 _OPERANDS: dict[str, tuple[str, str | None, str]] = {
     "fprop": ("x", "w", "y"),
     "dgrad": ("dy", "w", "dx"),
@@ -49,11 +46,6 @@ _OPERANDS: dict[str, tuple[str, str | None, str]] = {
 def per(extent: int, tile: int) -> int:
     """How many tiles cover an extent."""
     return -(-extent // tile)
-
-
-def accumulator_size(dtype: str) -> int:
-    """Bytes of one sum."""
-    return DTYPES[DTYPES[dtype].accumulator].itemsize
 
 
 @dataclass
@@ -169,7 +161,7 @@ def _padded(build: Callable[[Work], list[Launch]], work: Work) -> list[Launch]:
     """x is padded in the workspace first."""
     problem = work.problem
     extents = (problem.n, problem.c, problem.padded)
-    kernel = per_element_kernel("padding.cuh", "conv_pad", _COPIED[DTYPES[work.request.dtype].itemsize])
+    kernel = _pad_kernel(DTYPES[work.request.dtype].itemsize)
     padded = work.room(problem.x_shape()[:2] + problem.padded, work.request.dtype)
     pad = work.per_element(kernel, extents, _repeating(work), b=None, out=padded)
     work.a, work.problem = padded, _without_padding(problem)
@@ -196,9 +188,13 @@ def _without_padding(problem: ConvProblem) -> ConvProblem:
     return replace(problem, input=problem.padded, padding=((0, 0),) * 3, padding_mode="zeros")
 
 
+def _pad_kernel(itemsize: int) -> Kernel:
+    return Kernel("padding.cuh", "conv_pad", (itemsize,), THREADS)
+
+
 def padding_kernels() -> Iterator[Kernel]:
     """Every instance that a padding mode takes."""
-    yield from (per_element_kernel("padding.cuh", "conv_pad", dtype) for dtype in _COPIED.values())
+    yield from map(_pad_kernel, sorted({dtype.itemsize for dtype in DTYPES.values()}))
     yield from (per_element_kernel("padding.cuh", "conv_fold", dtype) for dtype in DTYPES)
 
 
@@ -223,21 +219,36 @@ def split_sum(
     fields = work.fields() | fields | {"splits": splits, "chunk": chunk}
     if splits == 1:
         return [work.launch(kernel, tiles, fields, **changes)]
-    problem, dtype = work.problem, work.request.dtype
-    shape = problem.w_shape() if work.request.op == "wgrad" else (problem.k, 1, 1, 1, 1)
-    summands = work.room((splits, *shape), DTYPES[dtype].accumulator)
+    dtype, op = work.request.dtype, work.request.op
+    shape = work.problem.w_shape() if op == "wgrad" else (work.problem.k, 1, 1, 1, 1)
+    summands = work.room((splits, *shape), sum_dtype(op, dtype))
     extents = (shape[0], shape[1], shape[2:])
-    add = work.per_element(_reduce_kernel(dtype), extents, work.fields(splits=splits), a=summands, b=None)
+    kernel_of_parts = _reduce_kernel(dtype, summands.dtype)
+    add = work.per_element(kernel_of_parts, extents, work.fields(splits=splits), a=summands, b=None)
     return [work.launch(kernel, splits * tiles, fields | {"partial": 1}, out=summands, **changes), add]
 
 
-def _reduce_kernel(dtype: str) -> Kernel:
-    return per_element_kernel("sums.cuh", "conv_reduce", dtype)
+def sum_dtype(op: str, dtype: str) -> str:
+    """The dtype of the parts of a sum: the bias gradient is summed in double precision."""
+    accumulator = DTYPES[dtype].accumulator
+    return (
+        {"float32": "float64", "complex64": "complex128"}.get(accumulator, accumulator)
+        if op == "bgrad"
+        else accumulator
+    )
+
+
+def _reduce_kernel(dtype: str, summands: str) -> Kernel:
+    return Kernel("sums.cuh", "conv_reduce", (C_TYPES[dtype], C_TYPES[summands]), THREADS)
 
 
 def reduce_kernels() -> Iterator[Kernel]:
     """Every instance that a sum in parts takes."""
-    yield from map(_reduce_kernel, DTYPES)
+    for dtype in DTYPES:
+        yield from (
+            _reduce_kernel(dtype, of)
+            for of in dict.fromkeys(sum_dtype(op, dtype) for op in ("wgrad", "bgrad"))
+        )
 
 
 # -- what families ask of a request -------------------------------------------------------------------

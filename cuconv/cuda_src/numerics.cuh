@@ -42,6 +42,22 @@ struct AccumulatorOf<bfloat16> {
 template <typename T>
 using Accumulator = typename AccumulatorOf<T>::Type;
 
+// The type of sums that are bound by memory anyway, and so cost nothing in double precision.
+template <typename T>
+struct DoubleOf {
+  using Type = T;
+};
+template <>
+struct DoubleOf<float> {
+  using Type = double;
+};
+template <>
+struct DoubleOf<complex64> {
+  using Type = complex128;
+};
+template <typename T>
+using Double = typename DoubleOf<Accumulator<T>>::Type;
+
 template <typename T>
 __device__ inline T widen(T value) {
   return value;
@@ -50,6 +66,16 @@ __device__ inline float widen(float16 value) { return half_to_float(value.bits);
 __device__ inline float widen(bfloat16 value) {
   return __uint_as_float(static_cast<unsigned>(value.bits) << 16);
 }
+
+// Between the accumulator's type and its Double.
+template <typename To, typename From>
+struct Convert {
+  static __device__ To from(From value) { return To(value); }
+};
+template <typename To, typename From>
+struct Convert<complex<To>, complex<From>> {
+  static __device__ complex<To> from(complex<From> value) { return {To(value.re), To(value.im)}; }
+};
 
 template <typename T>
 struct Narrow {

@@ -55,14 +55,18 @@ __device__ inline Images images_of(Index mode, const Axis& a, Index h) {
   return {first, count_to(first, end, a), second, two ? count_to(second, end, a) : 0, a.stride};
 }
 
-template <typename T>
+// Elements are copied whatever they mean; SIZE is theirs in bytes.
+template <int SIZE>
 __device__ void conv_pad(const void* a, const void*, const void*, void* out, const Params& p) {
   Index cell[5];
   if (!own_element(p, cell)) return;
   const Index to = offset_of(p.out_start, p.out, cell);
   for (int i = 0; i < 3; ++i)
     cell[2 + i] = source(p.mode, cell[2 + i] - p.axis[i].padding, p.axis[i]);
-  static_cast<T*>(out)[to] = static_cast<const T*>(a)[offset_of(p.a_start, p.a, cell)];
+  struct alignas(SIZE) Element {
+    unsigned char byte[SIZE];
+  };
+  static_cast<Element*>(out)[to] = static_cast<const Element*>(a)[offset_of(p.a_start, p.a, cell)];
 }
 
 template <typename T>

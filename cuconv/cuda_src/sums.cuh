@@ -7,16 +7,16 @@
 #pragma once
 #include "direct.cuh"
 
-// A thread owns one element. a is (splits, K, C/groups, T, R, S) in C order and of the accumulator's type,
-// out a filter gradient of any strides.
-template <typename T>
+// A thread owns one element. a is (splits, K, C/groups, T, R, S) in C order, of the parts' type Sum, and out a filter
+// gradient of any strides.
+template <typename T, typename Sum>
 __device__ void conv_reduce(const void* a, const void*, const void*, void* out, const Params& p) {
   Index dw[5];
   if (!own_element(p, dw)) return;
-  const auto* part = static_cast<const Accumulator<T>*>(a) + offset_of(0, p.a, dw);
-  Accumulator<T> sum{};
+  const auto* part = static_cast<const Sum*>(a) + offset_of(0, p.a, dw);
+  Sum sum{};
   for (Index i = 0; i < p.splits; ++i) sum = sum + part[i * p.items];
-  store<T>(p, out, offset_of(p.out_start, p.out, dw), sum);
+  store<T>(p, out, offset_of(p.out_start, p.out, dw), Convert<Accumulator<T>, Sum>::from(sum));
 }
 
 // Add up what the threads of a block have left in `cell`, COUNT sums each: afterwards cell[.][i], i < lanes, has the
@@ -33,26 +33,33 @@ __device__ inline void block_sum(Acc (&cell)[COUNT][THREADS], int lanes) {
   }
 }
 
-// A block owns `lanes` channels (1, or 32 for channels-last arrays) of one of `splits` runs of `chunk` cells.
+// A block owns `lanes` channels (1, or 32 for channels-last arrays) of one of `splits` runs of `chunk` cells. It sums in
+// double precision, integers apart: reading dy takes as long.
 template <typename T, int THREADS>
 __device__ void conv_bgrad_sum(const void* a, const void*, const void*, void* out, const Params& p) {
-  __shared__ Accumulator<T> cell[1][THREADS];
+  using Sum = Double<T>;
+  __shared__ Sum cell[1][THREADS];
   const int lanes = int(p.lanes);
   const Index filters = p.groups * p.filters;
   const unsigned tiles = unsigned((filters + lanes - 1) / lanes);
   const Index part = blockIdx.x / tiles, k = Index(blockIdx.x % tiles) * lanes + threadIdx.x % lanes;
   const T* dy = static_cast<const T*>(a) + p.a_start + k * p.a[1];
-  Accumulator<T> sum{};
+  Sum sum{};
   if (k < filters) {
     const Index end = min_index((part + 1) * p.chunk, p.items);
     for (Index i = part * p.chunk + threadIdx.x / lanes; i < end; i += THREADS / lanes) {
       Index digit[3];
       const Index n = take_digits(p, i, digit);
-      sum = sum + widen(dy[n * p.a[0] + digit[2] * p.a[2] + digit[1] * p.a[3] + digit[0] * p.a[4]]);
+      const auto value = widen(dy[n * p.a[0] + digit[2] * p.a[2] + digit[1] * p.a[3] + digit[0] * p.a[4]]);
+      sum = sum + Convert<Sum, Accumulator<T>>::from(value);
     }
   }
   cell[0][threadIdx.x] = sum;
   block_sum(cell, lanes);
-  if (int(threadIdx.x) < lanes && k < filters)
-    store<T>(p, out, p.out_start + part * filters + k * p.out[0], cell[0][threadIdx.x]);
+  if (int(threadIdx.x) >= lanes || k >= filters) return;
+  const Sum total = cell[0][threadIdx.x];
+  if (p.partial)
+    static_cast<Sum*>(out)[part * filters + k] = total;
+  else
+    store<T>(p, out, p.out_start + k * p.out[0], Convert<Accumulator<T>, Sum>::from(total));
 }

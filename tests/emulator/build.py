@@ -103,7 +103,10 @@ def _compiler() -> str:
 
 
 def _run(name: str, arguments: list[str], text: str) -> str:
-    done = subprocess.run([*COMPILER, *arguments], input=text, capture_output=True, text=True)
+    try:
+        done = subprocess.run([*COMPILER, *arguments], input=text, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise EmulatorError(f"there is no C++ compiler {COMPILER[0]!r}: install g++, or set CXX") from error
     if done.returncode:
         raise EmulatorError(f"{name} does not compile:\n{done.stderr}")
     return done.stdout

@@ -16,7 +16,7 @@ from tests.emulator.runner import run_plan
 
 
 class _EmulatedOwner(arrays.Owner):
-    namespace, arch = np, None
+    namespace, arch, on_gpu = np, None, False
 
     def wait(self):
         pass

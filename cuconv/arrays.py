@@ -83,6 +83,8 @@ class Operands:
     def give_back(self, name: str, result: Array) -> Array:
         """A result in the caller's own library, not copied: the array given as `name`, or a new one."""
         if name in self.given:
+            if self.owner.on_gpu and self.owner.library != "cupy":
+                _hand_over(result, self.owner)  # which makes its stream wait for ours
             return self.given[name]
         return _hand_over(result, self.owner)
 

@@ -396,6 +396,10 @@ class Request:
     def __hash__(self) -> int:
         return self._hash
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is derived: hashes differ from process to process."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
     @cached_property
     def _hash(self) -> int:
         """Computed once: plans are looked up by request."""

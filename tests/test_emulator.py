@@ -162,7 +162,7 @@ def test_start_within_the_array():
     execute(
         launch("positive", "strided", fields=[("batch", 1)]),
         {"x": x, "y": y},
-        {"x": (31, (-1,)), "y": (0, (1,))},
+        {"x": (0, (1,)), "y": (31, (-1,))},
     )
     np.testing.assert_array_equal(y, x[::-1])
 

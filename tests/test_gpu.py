@@ -126,10 +126,12 @@ def test_subnormals_survive():
 def test_the_current_stream_and_a_graph():
     """A call on another stream, captured and replayed with new data in the same arrays."""
     x, w = cupy.zeros((2, 3, 64, 64)), cupy.ones((4, 3, 3, 3))
-    out = cuconv.conv(x, w)  # compiles, as the next one does
-    cuconv.conv_weight_grad(x, out, w.shape)
+    cupy.cuda.Device().synchronize()
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
+        # The first calls compile, and leave this stream's pool with what the captured ones take.
+        out = cuconv.conv(x, w)
+        cuconv.conv_weight_grad(x, out, w.shape)
         stream.begin_capture()
         cuconv.conv(x, w, out=out)
         dw = cuconv.conv_weight_grad(x, out, w.shape)

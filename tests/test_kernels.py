@@ -57,6 +57,85 @@ def test_every_entry_of_the_table(dtype, algorithm):
     assert expected <= executed <= set(algorithms.kernels())
 
 
+# More than one tile, or block of channels, in every direction; a long filter on the axis that does not slide.
+SEVERAL_TILES = (
+    ("n1c3w9 k150s3 p1", ("simt", "direct")),
+    ("n1c140w5 k140s2 g2", ("simt", "direct")),
+    ("n2c20w100 k40s5 p2", ("simt", "direct")),
+    ("n1c40h6w7 k40r3s6 g40 p3", KERNELS),
+)
+
+
+@pytest.mark.parametrize(("line", "names"), SEVERAL_TILES)
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_several_tiles(dtype, line, names):
+    for algorithm in names:
+        check_in_all_ways(cuconv.ConvProblem.parse(line), dtype, algorithm)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_vectors_only_where_they_are_aligned(dtype):
+    """Contiguous channels that start anywhere, and pixels that lie any number of elements apart."""
+    rng = np.random.default_rng(0)
+    wide, filters = (
+        rng.integers(-3, 4, (2, 6, 5, 12)).astype(dtype),
+        rng.integers(-3, 4, (8, 3, 2, 1)).astype(dtype),
+    )
+    options = dict(groups=8, padding=1, layout="channels_last")
+    for pitch in (8, 9, 10, 12):
+        for start in range(12 - 8 + 1 if pitch == 12 else 1):
+            x = np.ascontiguousarray(wide[..., :pitch])[..., start : start + 8]
+            y = emulator.run("fprop", x, filters, **options, algorithm="depthwise")
+            np.testing.assert_array_equal(y, cuconv.conv(x, filters, **options))
+            dy = np.zeros((*y.shape[:-1], pitch), dtype)[..., start : start + 8]
+            dy[...] = y
+            arguments = (dy, np.asfortranarray(filters), x.shape)
+            dx = emulator.run("dgrad", *arguments, **options, algorithm="depthwise")
+            np.testing.assert_array_equal(dx, cuconv.conv_input_grad(*arguments, **options))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh", "silu", "gelu"])
+def test_activations_of_special_values(activation, dtype):
+    """Not a number stays so; both infinities, zeros and large values give what the NumPy path gives."""
+    x = np.array([[[np.nan, np.inf, -np.inf, 0.0, -0.0, 1e4, -1e4, 3.0, -3.0]]], dtype)
+    w = np.ones((1, 1, 1), dtype)
+    expected = cuconv.conv(x, w, activation=activation)
+    for algorithm in KERNELS:
+        y = emulator.run("fprop", x, w, activation=activation, algorithm=algorithm)
+        np.testing.assert_allclose(y, expected, rtol=4 * np.finfo(dtype).eps, atol=1e-30)
+
+
+@pytest.mark.parametrize(
+    ("op", "line", "layout"),
+    [
+        ("dgrad", "c1w10 k1s2 sw4099 dw600000 pw599991:0", "channels_first"),
+        ("wgrad", "c1d1h1w1 k1t2r1s1 dd67108864dh1dw1 pd67108864:0ph0pw0", "channels_last"),
+        ("dgrad", "c1w3 k1s2 dw268435456 pw268435455:-1", "channels_first"),
+        ("fprop", "c1w3 k1s2 dw536870000 pw536869999:1", "channels_last"),
+    ],
+)
+def test_long_strides_and_dilations(op, line, layout):
+    """Products near 2^31 that an index needs not: signed overflow is an error in the emulator."""
+    problem = cuconv.ConvProblem.parse(line)
+    rng = np.random.default_rng(0)
+    shapes = dict(x=problem.x_shape(layout), w=problem.w_shape(layout), dy=problem.y_shape(layout))
+    arrays = {role: rng.integers(1, 4, shape).astype("float32") for role, shape in shapes.items()}
+    calls = {
+        "fprop": (arrays["x"], arrays["w"]),
+        "dgrad": (arrays["dy"], arrays["w"], shapes["x"]),
+        "wgrad": (arrays["x"], arrays["dy"], shapes["w"]),
+    }
+    results = []
+    for algorithm in KERNELS:
+        if applies(Case(problem, layout=layout), algorithm, op, "cuda"):
+            options = problem.options() | dict(layout=layout, algorithm=algorithm)
+            results.append(emulator.run(op, *calls[op], **options))
+            np.testing.assert_array_equal(results[-1], results[0])
+    assert len(results) >= 2
+    assert np.any(results[0])
+
+
 def check_in_all_ways(problem, dtype, algorithm):
     for layout in ("channels_first", "channels_last"):
         for workspace in (1, blocking.WORKSPACE):

@@ -118,6 +118,33 @@ def test_the_last_part_of_a_long_sum(algorithm):
     assert np.any(expected)
 
 
+def test_the_last_cells_of_a_padded_copy():
+    plan = planned("fprop", "n1048576c2w4096 k2s3 p2 circular", "direct")
+    pad = plan.launches[0]
+    x, padded = reserved(plan.request.shape("x"), "float16"), reserved(pad.out.shape, "float16")
+    x[-1] = integers(x[-1].shape)
+    where = places(plan.request, {"x": x})
+    run_window(pad, {"x": x, pad.out: padded}, where, range(pad.blocks - 2 * 4100 // 128, pad.blocks))
+    np.testing.assert_array_equal(padded[-1, 1, 0, 0], np.pad(x[-1, 1], 2, "wrap"))
+
+
+def test_the_last_part_of_a_long_bias_gradient():
+    with mock.patch.object(work, "BLOCKS", 1 << 23):
+        _make_plan.cache_clear()
+        plan = planned("bgrad", "n1048576c1w4096 k1s1", "auto")
+    _make_plan.cache_clear()
+    launch = plan.launches[0]
+    dy = reserved(plan.request.shape("dy"), "float16")
+    dy[-1] = integers(dy[-1].shape)
+    parts = reserved(launch.out.shape, launch.out.dtype)
+    where = places(plan.request, {"dy": dy, "db": np.zeros(1, "float16")})
+    chunk = int(launch.params(where)["chunk"][0])
+    run_window(
+        launch, {"dy": dy, launch.out: parts}, where, range(launch.blocks - 4096 // chunk, launch.blocks)
+    )
+    assert parts.reshape(-1)[-4096 // chunk :].sum() == dy[-1].astype(float).sum() != 0
+
+
 @pytest.mark.parametrize("role", ["x", "w", "y"])
 @pytest.mark.parametrize("algorithm", ["direct", "simt", "depthwise"])
 @pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])

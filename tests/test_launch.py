@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 import cuconv
-from cuconv.cuda import jit, launch
+from cuconv.cuda import jit, launch, work
 from cuconv.cuda.kernel import PARAMS
 from cuconv.cuda.places import places
-from cuconv.plan import make_plan
+from cuconv.plan import _make_plan, make_plan
 
 
 class Memory:
@@ -39,7 +39,8 @@ Array.__module__ = "cupy"
 @pytest.fixture
 def cupy(monkeypatch):
     """A stand-in with one device of architecture 90, which notes what is launched."""
-    module = types.SimpleNamespace(launched=[], allocated=[], device=0, empty=Array, capturing=False)
+    module = types.SimpleNamespace(launched=[], allocated=[], device=0, capturing=False)
+    module.empty = lambda shape, dtype: Array(shape, dtype, device_id=module.device)
 
     def alloc(size):
         module.allocated.append(size)
@@ -61,7 +62,9 @@ def cupy(monkeypatch):
     monkeypatch.setattr(jit, "current_arch", lambda: "sm_90")
     monkeypatch.setattr(jit, "function", function)
     monkeypatch.setattr(launch, "_prepared", {})
-    return module
+    _make_plan.cache_clear()
+    yield module
+    _make_plan.cache_clear()
 
 
 def test_what_a_kernel_is_given(cupy):
@@ -104,6 +107,28 @@ def test_workspace_comes_from_the_pool_and_null_pointers_where_nothing_is(cupy):
     assert int(main[4][2]) == 0
 
 
+def test_several_arrays_share_the_workspace(cupy, monkeypatch):
+    """A padded x and the parts of a sum, each at its own offset."""
+    monkeypatch.setattr(work, "PART", 1)
+    x, dy = Array((2, 4, 30)), Array((2, 6, 32))
+    cuconv.conv_weight_grad(x, dy, (6, 4, 3), padding=2, padding_mode="circular", algorithm="simt")
+    pad, main, reduce = cupy.launched
+    scratch = [int(pad[4][3]), int(main[4][0]), int(main[4][3]), int(reduce[4][0])]
+    start, padded = 12345 * 256, 2 * 4 * 34 * 4
+    parts = start + -(-padded // 256) * 256
+    assert scratch == [start, start, parts, parts]
+    splits = int(reduce[4][4][0]["splits"])
+    assert splits > 1
+    assert cupy.allocated == [parts - start + splits * 6 * 4 * 3 * 4]
+
+
+def test_every_device_has_its_own_kernels(cupy):
+    for device in (0, 1, 0):
+        cupy.device = device
+        cuconv.conv(Array((2, 4, 9), device_id=device), Array((6, 4, 3), device_id=device))
+    assert [call[1] for call in cupy.launched] == [0, 1, 0]
+
+
 def test_the_workspace_of_a_captured_call_is_kept(cupy, monkeypatch):
     """A graph may be replayed when the pool has long given the memory to something else."""
     kept = []
@@ -115,6 +140,35 @@ def test_the_workspace_of_a_captured_call_is_kept(cupy, monkeypatch):
     cuconv.conv(*arguments, padding_mode="reflect")
     cuconv.conv(*arguments)
     assert [memory.ptr for memory in kept] == [12345 * 256]
+
+
+def test_overlapping_arrays_of_different_origins(cupy):
+    """What overlaps is a matter of addresses, whatever the arrays were cut from."""
+    x, out = Array((1, 1, 8)), Array((1, 1, 8))
+    out.data.ptr = x.data.ptr + 28
+    with pytest.raises(ValueError, match="out must not overlap x"):
+        cuconv.conv(x, Array((1, 1, 1)), out=out)
+
+
+def test_another_librarys_out_waits_for_the_result(cupy, monkeypatch):
+    """Handing the result over is what makes the other library's stream wait, wherever it was written."""
+
+    class Tensor(Array):
+        __module__ = "other"
+
+        def __dlpack_device__(self):
+            return (2, 0)
+
+        def __dlpack__(self, **options):
+            raise AssertionError("not read here")
+
+    handed = []
+    cupy.from_dlpack = lambda array: array
+    other = types.SimpleNamespace(from_dlpack=lambda array: handed.append(array) or array)
+    monkeypatch.setitem(sys.modules, "other", other)
+    x, w, out = Tensor((1, 1, 8)), Tensor((1, 1, 1)), Tensor((1, 1, 8))
+    assert cuconv.conv(x, w, out=out) is out
+    assert handed == [out]
 
 
 def test_out_may_lie_between_the_elements_of_x(cupy):

@@ -29,7 +29,11 @@ def test_plan_is_frozen_printable_data():
         assert part in text
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.algorithm = "other"
-    assert pickle.loads(pickle.dumps(plan)) == plan
+    hash(plan.request)
+    again = pickle.loads(pickle.dumps(plan))
+    assert again == plan
+    assert hash(again) == hash(plan)
+    assert "_hash" not in plan.request.__getstate__()
 
 
 def test_plans_are_cached():

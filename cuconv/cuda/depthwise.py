@@ -54,6 +54,9 @@ def applies(request: Request, device: Device | None) -> str | None:
         return f"it needs groups == C, and groups is {problem.groups}, C {problem.c}"
     if reason := beyond_32_bits(request):
         return reason
+    _, sliding, _ = _order(problem, request.layout == "channels_last")
+    if problem.dilation[sliding] * (problem.filter[sliding] + 16) >= LIMIT:
+        return "its strips would reach over 2^30 cells or more"
     items = _items(request, problem)
     if items >= LIMIT:
         return f"it would take {items} work items, 2^30 or more"
@@ -125,7 +128,8 @@ def _strips(
         out = 4
     else:
         out, vector = (8 if step == 1 else 4), 1
-    strips = per(extents[sliding], apart * out) * apart
+    whole, rest = divmod(extents[sliding], apart * out)
+    strips = whole * apart + min(rest, apart)
     return order, (out, step, TAPS, vector), (extents[last], strips, extents[first])
 
 

@@ -30,11 +30,9 @@ PARAMS = np.dtype(
         ("a", np.int64, 5),
         ("b", np.int64, 5),
         ("out", np.int64, 5),
-        ("a_start", np.int64),
         ("b_start", np.int64),
         ("out_start", np.int64),
         ("bias", np.int64),
-        ("bias_start", np.int64),
         ("items", np.int64),
         ("digit", DIVISOR, 4),
         ("group", DIVISOR),
@@ -90,11 +88,24 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Scratch:
-    """An array of a plan's workspace, in C order: `offset` bytes from its start."""
+    """An array of a plan's workspace, `offset` bytes from its start, in C order or with its channels last."""
 
     offset: int
     shape: tuple[int, ...]
     dtype: str
+    channels_last: bool = False
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """In elements, of the axes as the shape has them."""
+        axes = [*range(len(self.shape))]
+        if self.channels_last:
+            axes = [0, *axes[2:], 1]
+        strides, step = [0] * len(axes), 1
+        for axis in reversed(axes):
+            strides[axis] = step
+            step *= self.shape[axis]
+        return tuple(strides)
 
     @property
     def end(self) -> int:
@@ -129,13 +140,14 @@ class Launch:
             operand = getattr(self, slot)
             if operand is None:
                 continue
-            start, strides = places[operand] if isinstance(operand, str) else _contiguous(operand.shape)
+            start, strides = places[operand] if isinstance(operand, str) else (0, operand.strides)
             if len(strides) >= 5:
                 strides = (*strides[-5:-3], *(strides[axis - 3] for axis in self.axes))
             record[slot][0, : len(strides)] = strides
-            record[slot + "_start"] = start
+            if start:
+                record[slot + "_start"] = start
         if "bias" in places:
-            record["bias_start"], (record["bias"],) = places["bias"]
+            _, (record["bias"],) = places["bias"]
         return record
 
     def __str__(self) -> str:
@@ -146,10 +158,3 @@ class Launch:
         blocks = "1 block" if self.blocks == 1 else f"{self.blocks:,} blocks"
         size = f"{blocks} of {self.kernel.threads} threads"
         return f"{self.kernel.name}, {size}: {inputs} -> {named(self.out)}"
-
-
-def _contiguous(shape: tuple[int, ...]) -> Place:
-    strides = [1]
-    for extent in shape[:0:-1]:
-        strides.append(strides[-1] * extent)
-    return 0, tuple(reversed(strides))

@@ -10,16 +10,17 @@ from . import work as shared
 from .device import Device
 from .geometry import digits
 from .kernel import Kernel, Launch
-from .work import C_TYPES, LAUNCH, THREADS, Work, memory_seconds, parts, per
+from .work import C_TYPES, LAUNCH, LIMIT, THREADS, Work, memory_seconds, parts, per
 
 
 def build(work: Work) -> list[Launch]:
     problem = work.problem
     z, p, q = problem.output
     cells = problem.n * math.prod(problem.output)
-    tiles = per(problem.k, work.lanes)
-    cut = parts(cells, tiles, shared.PART * work.lanes // 8)
-    fields = {"items": cells, "digit": digits((q, p, z))}
+    lanes = work.lanes if problem.k < LIMIT else 32
+    tiles = per(problem.k, lanes)
+    cut = parts(cells, tiles, shared.PART * lanes // 8)
+    fields = {"items": cells, "digit": digits((q, p, z)), "lanes": lanes}
     return shared.split_sum(work, _kernel(work.request.dtype), tiles, fields, cut)
 
 

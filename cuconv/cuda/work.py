@@ -76,10 +76,15 @@ class Work:
     def workspace_bytes(self) -> int:
         return max((scratch.end for scratch in self.scratch), default=0)
 
-    def room(self, shape: tuple[int, ...], dtype: str) -> Scratch:
+    def room(self, shape: tuple[int, ...], dtype: str, channels_last: bool = False) -> Scratch:
         """A new array in the workspace, aligned for any vector."""
-        self.scratch.append(Scratch(per(self.workspace_bytes, 256) * 256, shape, dtype))
+        self.scratch.append(Scratch(per(self.workspace_bytes, 256) * 256, shape, dtype, channels_last))
         return self.scratch[-1]
+
+    def padded_room(self, dtype: str) -> Scratch:
+        """A new array for the padded x, or its gradient, in the layout of x."""
+        shape = (self.problem.n, self.problem.c, *self.problem.padded)
+        return self.room(shape, dtype, self.request.layout == "channels_last")
 
     def fields(self, **more: Any) -> Fields:
         """What every kernel is told, and more."""
@@ -162,7 +167,7 @@ def _padded(build: Callable[[Work], list[Launch]], work: Work) -> list[Launch]:
     problem = work.problem
     extents = (problem.n, problem.c, problem.padded)
     kernel = _pad_kernel(DTYPES[work.request.dtype].itemsize)
-    padded = work.room(problem.x_shape()[:2] + problem.padded, work.request.dtype)
+    padded = work.padded_room(work.request.dtype)
     pad = work.per_element(kernel, extents, _repeating(work), b=None, out=padded)
     work.a, work.problem = padded, _without_padding(problem)
     return [pad, *build(work)]
@@ -173,7 +178,7 @@ def _folded(build: Callable[[Work], list[Launch]], work: Work) -> list[Launch]:
     problem, out = work.problem, work.out
     extents = (problem.n, problem.c, problem.input)
     kernel = per_element_kernel("padding.cuh", "conv_fold", work.request.dtype)
-    padded = work.room(problem.x_shape()[:2] + problem.padded, DTYPES[work.request.dtype].accumulator)
+    padded = work.padded_room(DTYPES[work.request.dtype].accumulator)
     fold = work.per_element(kernel, extents, _repeating(work), a=padded, b=None, out=out)
     work.out, work.partial, work.problem = padded, True, _without_padding(problem)
     return [*build(work), fold]

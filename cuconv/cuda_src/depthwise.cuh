@@ -86,7 +86,7 @@ __device__ inline void gather_strip(const void* a, const void* b, const void* bi
 #pragma unroll
     for (int v = 0; v < WIDE; ++v) sum[o][v] = Acc{};
 
-  const T* const source = static_cast<const T*>(a) + p.a_start;
+  const T* const source = static_cast<const T*>(a);
   const T* const filters = static_cast<const T*>(b) + p.b_start;
   const bool whole_cells = whole_packs<T, WIDE>(source, p.a, 1), whole_taps = whole_packs<T, WIDE>(filters, p.b, 0);
   for (int j = 0; j < sources; ++j) {
@@ -193,7 +193,7 @@ __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, 
 #pragma unroll
     for (int j = 0; j < ACROSS; ++j) sum[i][j] = Acc{};
 
-  const T* cells = static_cast<const T*>(a) + p.a_start + k / int(p.filters) * p.a[1];
+  const T* cells = static_cast<const T*>(a) + k / int(p.filters) * p.a[1];
   const T* grads = static_cast<const T*>(b) + p.b_start + k * p.b[1];
   const Index end = k < filters ? min_index((digit[0] + 1) * p.chunk, p.items) : 0;
   for (Index index = digit[0] * p.chunk + threadIdx.x / lanes; index < end; index += THREADS / lanes) {

@@ -55,7 +55,7 @@ __device__ void conv_fprop_direct(const void* a, const void* b, const void* bias
   Index y[5];
   if (!own_element(p, y)) return;
   const Index channel = divide(y[1], p.group) * p.channels;
-  const T* x = static_cast<const T*>(a) + p.a_start + y[0] * p.a[0] + channel * p.a[1];
+  const T* x = static_cast<const T*>(a) + y[0] * p.a[0] + channel * p.a[1];
   const T* w = static_cast<const T*>(b) + p.b_start + y[1] * p.b[0];
   Accumulator<T> sum{};
   for (Index t = 0; t < p.axis[0].filter; ++t) {
@@ -83,7 +83,7 @@ __device__ void conv_dgrad_direct(const void* a, const void* b, const void* bias
   Index dx[5];
   if (!own_element(p, dx)) return;
   const Index group = divide(dx[1], p.group), filter = group * p.filters;
-  const T* dy = static_cast<const T*>(a) + p.a_start + dx[0] * p.a[0] + filter * p.a[1];
+  const T* dy = static_cast<const T*>(a) + dx[0] * p.a[0] + filter * p.a[1];
   const T* w = static_cast<const T*>(b) + p.b_start + filter * p.b[0] + (dx[1] - group * p.channels) * p.b[1];
   Accumulator<T> sum{};
   for (Index t = 0; t < p.axis[0].filter; ++t) {
@@ -111,7 +111,7 @@ __device__ void conv_wgrad_direct(const void* a, const void* b, const void*, voi
   Index dw[5];
   if (!own_element(p, dw)) return;
   const Index channel = divide(dw[0], p.group) * p.channels + dw[1];
-  const T* x = static_cast<const T*>(a) + p.a_start + channel * p.a[1];
+  const T* x = static_cast<const T*>(a) + channel * p.a[1];
   const T* dy = static_cast<const T*>(b) + p.b_start + dw[0] * p.b[1];
   Accumulator<T> sum{};
   for (Index n = 0; n < p.batch; ++n) {

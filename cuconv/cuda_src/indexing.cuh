@@ -23,7 +23,7 @@ __device__ inline GatherAxis residue_axis(const Axis& a, int residue) {
   const int stride = int(a.stride), dilation = int(a.dilation), period = int(a.period), filter = int(a.filter);
   const int shift = int(a.shift), reach = residue + int(a.padding);
   int first = 0;
-  while (first < period && (reach - first * dilation) % stride != 0) ++first;
+  while (first < period && first < filter && (reach - first * dilation) % stride != 0) ++first;
   const int taps = first < period && first < filter ? (filter - first - 1) / period + 1 : 0;
   const int last = first + (taps - 1) * period;
   return {(int(a.input) - residue + stride - 1) / stride,

@@ -172,7 +172,7 @@ template <typename T>
 __device__ inline void finish(const Params& p, void* out, Index offset, Accumulator<T> sum, const void* bias,
                               Index channel) {
   if (!p.partial) {
-    if (bias) sum = sum + widen(static_cast<const T*>(bias)[p.bias_start + channel * p.bias]);
+    if (bias) sum = sum + widen(static_cast<const T*>(bias)[channel * p.bias]);
     sum = activate(p.activation, sum);
   }
   store<T>(p, out, offset, sum);

@@ -66,14 +66,14 @@ __device__ void conv_pad(const void* a, const void*, const void*, void* out, con
   struct alignas(SIZE) Element {
     unsigned char byte[SIZE];
   };
-  static_cast<Element*>(out)[to] = static_cast<const Element*>(a)[offset_of(p.a_start, p.a, cell)];
+  static_cast<Element*>(out)[to] = static_cast<const Element*>(a)[offset_of(0, p.a, cell)];
 }
 
 template <typename T>
 __device__ void conv_fold(const void* a, const void*, const void* bias, void* out, const Params& p) {
   Index dx[5];
   if (!own_element(p, dx)) return;
-  const auto* padded = static_cast<const Accumulator<T>*>(a) + p.a_start + dx[0] * p.a[0] + dx[1] * p.a[1];
+  const auto* padded = static_cast<const Accumulator<T>*>(a) + dx[0] * p.a[0] + dx[1] * p.a[1];
   const Images d = images_of(p.mode, p.axis[0], dx[2]), h = images_of(p.mode, p.axis[1], dx[3]);
   const Images w = images_of(p.mode, p.axis[2], dx[4]);
   Accumulator<T> sum{};

@@ -30,8 +30,8 @@ struct Params {
   Index channels, filters;  // C and K of one group
   Axis axis[3];
   Index a[5], b[5], out[5];  // strides of the two inputs and of the result
-  Index a_start, b_start, out_start;
-  Index bias, bias_start;  // its stride and start
+  Index b_start, out_start;  // of turned filters; all else starts where it points
+  Index bias;                // its stride
   Index items;          // how many elements, cells or work items there are to be spread over the threads,
   Divisor digit[4];     // and how to take their numbers apart, the fastest digit first
   Divisor group;        // the result's channels in a group

@@ -154,9 +154,8 @@ struct PixelRows {
     int index;
   };
   __device__ Row row(int local) const {
-    Site site = source.pixel_site(pixel_after(first, local, outputs));
-    if (local >= rows) site.d = NOWHERE;
-    return site;
+    if (local >= rows) return {NOWHERE, 0, 0, 0};
+    return source.pixel_site(pixel_after(first, local, outputs));
   }
   __device__ Column column(int index) const { return {tap_at<LANES>(index, channels, taps), index}; }
   __device__ void step(Column& column, int by) const {
@@ -182,10 +181,8 @@ struct TapRows {
     int index;
   };
   __device__ Row row(int local) const {
-    const int index = begin + local;
-    Site site = source.tap_site(tap_at<LANES>(index, channels, taps));
-    if (index >= rows) site.d = NOWHERE;
-    return site;
+    if (begin + local >= rows) return {NOWHERE, 0, 0, 0};
+    return source.tap_site(tap_at<LANES>(begin + local, channels, taps));
   }
   __device__ Column column(int index) const { return {pixel_after(first, index, outputs), index}; }
   __device__ void step(Column& column, int by) const {
@@ -433,7 +430,7 @@ __device__ inline void gather(const void* a, const void* b, const void* bias, vo
   const Pixel first = pixel_at(tile_m * BM, outputs);
   const int rows = int(min_index(pixels - tile_m * BM, BM)), begin = int(tile_n) * BN;
 
-  const T* source = static_cast<const T*>(a) + p.a_start + group * source_channels * p.a[1];
+  const T* source = static_cast<const T*>(a) + group * source_channels * p.a[1];
   const T* filter = static_cast<const T*>(b) + p.b_start + group * p.filters * p.b[0] + begin * row_stride;
   const PixelRows<T, LANES> pixel_rows{
       {source, {axis[0], axis[1], axis[2]}, p.a, false}, first, {outputs[0], outputs[1], outputs[2]},
@@ -503,7 +500,7 @@ __device__ void conv_wgrad_simt(const void* a, const void* b, const void*, void*
   const int depth = int(min_index(pixels - part * p.chunk, p.chunk));
   const Pixel first = depth > 0 ? pixel_at(part * p.chunk, outputs) : Pixel{};
 
-  const T* x = static_cast<const T*>(a) + p.a_start + group * channels * p.a[1];
+  const T* x = static_cast<const T*>(a) + group * channels * p.a[1];
   const T* dy = static_cast<const T*>(b) + p.b_start + (group * filters + begin_m) * p.b[1];
   const GradRows<T> grad_rows{dy, p.b, first, {outputs[0], outputs[1], outputs[2]}, filters - begin_m, depth};
   const TapRows<T, LANES> tap_rows{

@@ -34,7 +34,7 @@ __device__ inline void block_sum(Acc (&cell)[COUNT][THREADS], int lanes) {
 }
 
 // A block owns `lanes` channels (1, or 32 for channels-last arrays) of one of `splits` runs of `chunk` cells. It sums in
-// double precision, integers apart: reading dy takes as long.
+// double precision, integers apart, which costs little beside reading dy.
 template <typename T, int THREADS>
 __device__ void conv_bgrad_sum(const void* a, const void*, const void*, void* out, const Params& p) {
   using Sum = Double<T>;
@@ -43,7 +43,7 @@ __device__ void conv_bgrad_sum(const void* a, const void*, const void*, void* ou
   const Index filters = p.groups * p.filters;
   const unsigned tiles = unsigned((filters + lanes - 1) / lanes);
   const Index part = blockIdx.x / tiles, k = Index(blockIdx.x % tiles) * lanes + threadIdx.x % lanes;
-  const T* dy = static_cast<const T*>(a) + p.a_start + k * p.a[1];
+  const T* dy = static_cast<const T*>(a) + k * p.a[1];
   Sum sum{};
   if (k < filters) {
     const Index end = min_index((part + 1) * p.chunk, p.items);

@@ -111,7 +111,7 @@ __device__ void to_half(const void* a, const void*, const void*, void* out, cons
 template <int = 0>
 __device__ void strided(const void* a, const void*, const void* bias, void* out, const Params& params) {
   const Index i = threadIdx.x;
-  const float value = static_cast<const float*>(a)[params.a_start + i * params.a[0]];
+  const float value = static_cast<const float*>(a)[i * params.a[0]];
   float& result = static_cast<float*>(out)[params.out_start + i * params.out[0]];
   const float before = params.accumulate ? result : 0.f;
   result = before + value * params.batch + (bias ? static_cast<const float*>(bias)[0] : 0.f);

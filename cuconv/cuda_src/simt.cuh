@@ -13,7 +13,7 @@
 // PIXEL_LANES and CHANNEL_LANES say what neighbouring threads read: neighbouring pixels (channels-first arrays),
 // or neighbouring channels (channels-last ones). Both are right for all strides.
 //
-// Preconditions (`applies` in cuda/algorithms.py): coordinates on every axis, padding included, and gemm_k fit
+// Preconditions (`applies` in cuda/simt.py): coordinates on every axis, padding included, and gemm_k fit
 // 32 bits. Offsets of elements have 64. Every element is summed in one order, set by the plan: the bits are the
 // same from run to run. It exists as the floor for all that tensor cores do not take.
 #pragma once

@@ -45,7 +45,7 @@ class Tile:
 
 # By the dtype of the sums. Complex numbers and integers have one tile each.
 _LARGE = {"float32": Tile(128, 128, 8, 8, 8, 1), "float64": Tile(64, 64, 8, 4, 4, 2)}
-_LONG = {"float32": Tile(128, 128, 8, 8, 8, 1), "float64": Tile(64, 64, 8, 4, 4, 1)}
+_ROOMY = {"float32": Tile(128, 128, 8, 8, 8, 1), "float64": Tile(64, 64, 8, 4, 4, 1)}
 _NARROW = {
     "float32": Tile(128, 32, 8, 8, 4, 3),
     "float64": Tile(64, 16, 8, 4, 2, 4),
@@ -63,7 +63,7 @@ _SQUARE = {
     "int64": Tile(32, 32, 8, 4, 2, 1),
 }
 
-TILES = {"fprop": (_LARGE, _NARROW), "dgrad": (_LARGE, _NARROW), "wgrad": (_LONG, _SQUARE)}
+TILES = {"fprop": (_LARGE, _NARROW), "dgrad": (_ROOMY, _NARROW), "wgrad": (_ROOMY, _SQUARE)}
 """Per op, the tiles to choose from. gemm_n is often short."""
 
 

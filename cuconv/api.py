@@ -366,8 +366,9 @@ def plan(
         raise ValueError(
             f"backend must be 'cpu', for NumPy arrays, or 'cuda', for CuPy arrays, got {backend!r}"
         )
-    if device is not None and (backend != "cuda" or device_of(backend, device) is None):
+    if device is not None and backend != "cuda":
         raise ValueError(f"device={device!r} is for backend='cuda', got backend={backend!r}")
+    device_of(backend, device)  # raises if it is none
     if op != "fprop" and (bias or activation):
         raise ValueError(f"bias and activation are fused into fprop, not into {op}")
     request = _new_request(

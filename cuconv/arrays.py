@@ -37,21 +37,21 @@ class Owner:
     @property
     def namespace(self) -> Any:
         """The module that makes the arrays the backend computes with: numpy or cupy."""
-        return jit.require_cupy() if self.backend == "cuda" else np
+        return jit.require_cupy() if self.on_gpu else np
 
     @property
     def on_gpu(self) -> bool:
-        """Whether NumPy must not touch the arrays' memory."""
+        """Whether the arrays are CuPy's to compute with, and NumPy must not touch their memory."""
         return self.backend == "cuda"
 
     @property
     def arch(self) -> str | None:
         """The architecture of the current GPU, sm_90 and the like; None on the CPU."""
-        return jit.current_arch() if self.backend == "cuda" else None
+        return jit.current_arch() if self.on_gpu else None
 
     def wait(self) -> None:
         """Wait for what was launched."""
-        if self.backend == "cuda":
+        if self.on_gpu:
             self.namespace.cuda.get_current_stream().synchronize()
 
 

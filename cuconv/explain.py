@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+from .api import plan
 from .cuda.device import Device
-from .dtypes import is_complex
-from .plan import TABLES, Plan, device_of, make_plan
+from .plan import TABLES, Plan, device_of
 from .problem import ConvProblem, Request
 from .table import Algorithm
 
@@ -18,34 +16,33 @@ def main(
     problem = ConvProblem.parse(line)
     backend = "cpu" if arch is None else "cuda"
     device = device_of(backend, arch)
-    plans = []
-    for op in ops:
-        request = Request(op, problem, dtype, layout)
-        if op in ("dgrad", "wgrad"):
-            request = replace(request, conjugate=is_complex(dtype))
-        plans.append(make_plan(request, algorithm, backend, arch))
+    shapes, options = (problem.x_shape(layout), problem.w_shape(layout)), problem.options()
+    plans = [
+        plan(op, *shapes, dtype, **options, layout=layout, algorithm=algorithm, backend=backend, device=arch)
+        for op in ops
+    ]
     where = f"{arch}, estimated by the data sheet of {device.example}" if device else "the CPU"
     print(f"{problem} in {dtype}, {layout}, on {where}")
-    for plan in plans:
-        print("\n" + explained(plan))
+    for each in plans:
+        print("\n" + explained(each))
     return 0
 
 
-def explained(plan: Plan) -> str:
+def explained(chosen: Plan) -> str:
     """A plan in words, with the algorithms that were not chosen."""
-    request, problem = plan.request, plan.request.problem
-    device = device_of(plan.backend, plan.arch)
+    request, problem = chosen.request, chosen.request.problem
+    device = device_of(chosen.backend, chosen.arch)
     flops, size = problem.flops(request.op, request.dtype), problem.bytes(request.op, request.dtype)
-    lines = [f"{request.op}: {plan.algorithm}, {plan.why}"]
+    lines = [f"{request.op}: {chosen.algorithm}, {chosen.why}"]
     if request.op != "bgrad":
         m, n, k = problem.gemm(request.op)
         lines.append(f"  as matrices  {problem.groups:,} x ({m:,} x {n:,} x {k:,})")
     lines.append(
         f"  work         {flops:,} FLOP, at least {size:,} bytes: {flops / max(size, 1):.1f} FLOP/byte"
     )
-    lines += [_candidate(entry, request, device) for entry in TABLES[plan.backend][request.op]]
-    lines.append(f"  workspace    {plan.workspace_bytes:,} bytes")
-    lines += [f"  launch       {launch}" for launch in plan.launches]
+    lines += [_candidate(entry, request, device) for entry in TABLES[chosen.backend][request.op]]
+    lines.append(f"  workspace    {chosen.workspace_bytes:,} bytes")
+    lines += [f"  launch       {launch}" for launch in chosen.launches]
     return "\n".join(lines)
 
 

@@ -152,7 +152,7 @@ class Conv(Layer):
 class Dense(Layer):
     """A fully connected layer: y = x w^T + bias, with x (N, in), w (out, in), bias (out,).
 
-    Done as a convolution of a single pixel: CuPy's own matrix products need cuBLAS, half a gigabyte more.
+    Done as a convolution of a single pixel: CuPy's matrix products need cuBLAS, which the extras lack.
     """
 
     def __init__(

@@ -317,6 +317,14 @@ def _numbers(array):
     return wide.astype(object)
 
 
+def check_seeds(seeds, algorithm="auto", run=None, backend="cpu"):
+    """`check` the seeded cases, those that an algorithm by name says it can do."""
+    for seed in seeds:
+        case = seeded_case(seed)
+        if algorithm == "auto" or applies(case, algorithm, "fprop", backend):
+            check(case, algorithm, run)
+
+
 def applies(case, algorithm, op, backend="cpu"):
     """Whether an algorithm of a backend's table says that it can do a case's op."""
     request = cuconv.problem.Request(op, case.problem, case.dtype)

@@ -5,7 +5,7 @@ import pytest
 
 import cuconv
 
-from .cases import ALGORITHMS, DTYPES, Case, applies, check, seeded_case
+from .cases import ALGORITHMS, DTYPES, Case, applies, check, check_seeds, seeded_case
 
 PROBLEMS = {
     1: ("n2c4w17 k6s4 g2 sw2 dw2 pw3:1", "n3c3w9 k3s3 g3 p1", "n1c2w8 k3s8 pw7:0 circular"),
@@ -38,16 +38,12 @@ def test_last_entry_of_each_table_takes_every_problem(op):
 
 @pytest.mark.parametrize("part", range(8))
 def test_seeded_cases(part):
-    for seed in range(part * 100, part * 100 + 100):
-        check(seeded_case(seed))
+    check_seeds(range(part * 100, part * 100 + 100))
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_seeded_cases_by_name(algorithm):
-    for seed in range(10_000, 10_200):
-        case = seeded_case(seed)
-        if applies(case, algorithm, "fprop"):
-            check(case, algorithm)
+    check_seeds(range(10_000, 10_200), algorithm)
 
 
 def test_judge_sees_a_single_wrong_bit():

@@ -8,7 +8,7 @@ from cuconv.cuda import jit
 from cuconv.cuda.algorithms import TABLE
 
 from . import device, emulator
-from .cases import DTYPES, KERNELS, PUBLIC, Case, applies, check, seeded_case, values
+from .cases import DTYPES, KERNELS, PUBLIC, Case, applies, check, check_seeds, values
 from .test_exact import PROBLEMS
 from .test_kernels import DEPTHWISE
 
@@ -46,16 +46,12 @@ def test_small_problems(dtype, algorithm, layout):
 
 @pytest.mark.parametrize("part", range(8))
 def test_seeded_cases(part):
-    for seed in range(part * 100, part * 100 + 100):
-        check(seeded_case(seed), "auto", device.run)
+    check_seeds(range(part * 100, part * 100 + 100), "auto", device.run, "cuda")
 
 
 @pytest.mark.parametrize("algorithm", KERNELS)
 def test_seeded_cases_by_name(algorithm):
-    for seed in range(10_000, 10_400):
-        case = seeded_case(seed)
-        if applies(case, algorithm, "fprop", "cuda"):
-            check(case, algorithm, device.run)
+    check_seeds(range(10_000, 10_400), algorithm, device.run, "cuda")
 
 
 LARGER = (

@@ -380,11 +380,11 @@ def test_cupy_without_its_folder(cupy, monkeypatch):
     class Finder:
         def find_spec(self, name, path=None, target=None):
             if name == "cupy":
-                raise PermissionError(13, "Permission denied", "/root/.cupy/kernel_cache")
+                raise PermissionError(13, "Permission denied", "home/.cupy/kernel_cache")
 
     monkeypatch.delitem(sys.modules, "cupy")
     monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
-    with pytest.raises(RuntimeError, match=r"/root/\.cupy/kernel_cache.*CUPY_CACHE_DIR"):
+    with pytest.raises(RuntimeError, match=r"home/\.cupy/kernel_cache.*CUPY_CACHE_DIR"):
         jit.require_cupy()
 
 

@@ -14,7 +14,7 @@ from cuconv.cuda import algorithms, depthwise, direct, simt, sums, work
 from cuconv.cuda.geometry import divisor
 
 from . import emulator
-from .cases import DTYPES, KERNELS, PUBLIC, Case, applies, check, seeded_case
+from .cases import DTYPES, KERNELS, PUBLIC, Case, applies, check, check_seeds
 from .test_exact import PROBLEMS
 
 # Depthwise kernels by stride, dilation, and how many channels a vector has.
@@ -145,16 +145,12 @@ def check_in_all_ways(problem, dtype, algorithm):
 
 @pytest.mark.parametrize("part", range(6))
 def test_seeded_cases(part):
-    for seed in range(part * 50, part * 50 + 50):
-        check(seeded_case(seed), "auto", emulator.run)
+    check_seeds(range(part * 50, part * 50 + 50), "auto", emulator.run, "cuda")
 
 
 @pytest.mark.parametrize("algorithm", KERNELS)
 def test_seeded_cases_by_name(algorithm):
-    for seed in range(10_000, 10_150):
-        case = seeded_case(seed)
-        if applies(case, algorithm, "fprop", "cuda"):
-            check(case, algorithm, emulator.run)
+    check_seeds(range(10_000, 10_150), algorithm, emulator.run, "cuda")
 
 
 def test_shuffled_threads():

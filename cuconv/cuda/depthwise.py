@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from ..dtypes import DTYPES
 from ..problem import ConvProblem, Request
-from . import work as shared
 from .device import Device
 from .geometry import axes, digits
 from .kernel import Kernel, Launch
@@ -22,6 +21,7 @@ from .work import (
     parts,
     per,
     rate,
+    split_sum,
     zero_padded,
 )
 
@@ -31,16 +31,15 @@ TAPS = 4
 
 def build(work: Work) -> list[Launch]:
     op, dtype, problem = work.request.op, work.request.dtype, work.problem
-    order, shape, pixels = _strips(work.request, problem)
+    order, shape, pixels, items = _strips(work.request, problem)
     first, sliding, last = order
-    items = _items(work.request, problem)
     if op == "wgrad":
         kernel = _kernel(op, dtype, (*shape[:3], TAPS))
         tiles = per(problem.k, work.lanes) * problem.filter[first]
         tiles *= per(problem.filter[sliding], TAPS) * per(problem.filter[last], TAPS)
         fields = {"axis": axes(problem, order), "items": items, "digit": digits(pixels)}
-        cut = parts(items, tiles, shared.PART * work.lanes // 8)
-        return shared.split_sum(work, kernel, tiles, fields, cut, axes=order)
+        cut = parts(items, tiles, work.lanes / 8)
+        return split_sum(work, kernel, tiles, fields, cut, axes=order)
     channels = _channels(problem, op) // shape[-1]
     numbers = (channels, *pixels[:2]) if work.lanes > 1 else pixels
     fields = work.fields(axis=axes(problem, order), items=items, digit=digits(numbers))
@@ -54,10 +53,9 @@ def applies(request: Request, device: Device | None) -> str | None:
         return f"it needs groups == C, and groups is {problem.groups}, C {problem.c}"
     if reason := beyond_32_bits(request):
         return reason
-    _, sliding, _ = _order(problem, request.layout == "channels_last")
+    (_, sliding, _), _, _, items = _strips(request, problem)
     if problem.dilation[sliding] * (problem.filter[sliding] + 16) >= LIMIT:
         return "its strips would reach over 2^30 cells or more"
-    items = _items(request, problem)
     if items >= LIMIT:
         return f"it would take {items} work items, 2^30 or more"
     if request.op != "wgrad" and _images(problem, request.op) * per(items, THREADS) >= 2 * LIMIT:
@@ -106,10 +104,11 @@ def _order(problem: ConvProblem, channels_last: bool) -> tuple[int, int, int]:
 
 def _strips(
     request: Request, problem: ConvProblem
-) -> tuple[tuple[int, int, int], tuple[int, int, int, int], tuple[int, int, int]]:
-    """The order of axes, (OUT, STEP, TAPS, WIDE) of the kernel, and how many strips there are on each axis.
+) -> tuple[tuple[int, int, int], tuple[int, int, int, int], tuple[int, int, int], int]:
+    """The order of axes, (OUT, STEP, TAPS, WIDE) of the kernel, its strips on each axis, and its work items.
 
-    The strips are counted on the last axis, the sliding and the first one, and are those of one residue.
+    The strips are counted on the last axis, the sliding and the first one, and are those of one residue. The
+    work items are those of one image and residue, or for the weight gradient of all images.
     """
     op, channels_last = request.op, request.layout == "channels_last"
     first, sliding, last = order = _order(problem, channels_last)
@@ -130,15 +129,9 @@ def _strips(
         out, vector = (8 if step == 1 else 4), 1
     whole, rest = divmod(extents[sliding], apart * out)
     strips = whole * apart + min(rest, apart)
-    return order, (out, step, TAPS, vector), (extents[last], strips, extents[first])
-
-
-def _items(request: Request, problem: ConvProblem) -> int:
-    """How many work items there are, in one image and residue, or for the weight gradient in all images."""
-    _, shape, pixels = _strips(request, problem)
-    return (problem.n if request.op == "wgrad" else _channels(problem, request.op) // shape[-1]) * math.prod(
-        pixels
-    )
+    pixels = (extents[last], strips, extents[first])
+    outer = problem.n if op == "wgrad" else _channels(problem, op) // vector
+    return order, (out, step, TAPS, vector), pixels, outer * math.prod(pixels)
 
 
 def _channels(problem: ConvProblem, op: str) -> int:

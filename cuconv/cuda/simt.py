@@ -8,7 +8,6 @@ from dataclasses import astuple, dataclass
 
 from ..dtypes import DTYPES
 from ..problem import ConvProblem, Request
-from . import work as shared
 from .device import Device
 from .kernel import Kernel, Launch
 from .work import (
@@ -21,6 +20,7 @@ from .work import (
     parts,
     per,
     rate,
+    split_sum,
     zero_padded,
 )
 
@@ -74,7 +74,7 @@ def build(work: Work) -> list[Launch]:
     blocks = _blocks(work.problem, op, tile)
     if op != "wgrad":
         return [work.launch(kernel, blocks, work.fields())]
-    return shared.split_sum(work, kernel, blocks, {}, _parts(work.problem, tile))
+    return split_sum(work, kernel, blocks, {}, _parts(work.problem, tile))
 
 
 def applies(request: Request, device: Device | None) -> str | None:
@@ -135,7 +135,7 @@ def _blocks(problem: ConvProblem, op: str, tile: Tile) -> int:
 
 def _parts(problem: ConvProblem, tile: Tile) -> tuple[int, int]:
     """How the sums of a weight gradient are cut."""
-    return parts(problem.gemm("wgrad")[2], _blocks(problem, "wgrad", tile), shared.PART, tile.bk)
+    return parts(problem.gemm("wgrad")[2], _blocks(problem, "wgrad", tile), multiple=tile.bk)
 
 
 def _tile(problem: ConvProblem, op: str, dtype: str) -> Tile:

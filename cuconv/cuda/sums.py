@@ -6,11 +6,10 @@ import math
 from collections.abc import Iterator
 
 from ..problem import Request
-from . import work as shared
 from .device import Device
 from .geometry import digits
 from .kernel import Kernel, Launch
-from .work import C_TYPES, LAUNCH, LIMIT, THREADS, Work, memory_seconds, parts, per
+from .work import C_TYPES, LAUNCH, LIMIT, THREADS, Work, memory_seconds, parts, per, split_sum
 
 
 def build(work: Work) -> list[Launch]:
@@ -19,9 +18,9 @@ def build(work: Work) -> list[Launch]:
     cells = problem.n * math.prod(problem.output)
     lanes = work.lanes if problem.k < LIMIT else 32
     tiles = per(problem.k, lanes)
-    cut = parts(cells, tiles, shared.PART * lanes // 8)
+    cut = parts(cells, tiles, lanes / 8)
     fields = {"items": cells, "digit": digits((q, p, z)), "lanes": lanes}
-    return shared.split_sum(work, _kernel(work.request.dtype), tiles, fields, cut)
+    return split_sum(work, _kernel(work.request.dtype), tiles, fields, cut)
 
 
 def applies(request: Request, device: Device | None) -> None:

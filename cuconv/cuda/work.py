@@ -206,12 +206,13 @@ def padding_kernels() -> Iterator[Kernel]:
 # -- sums in parts ------------------------------------------------------------------------------------
 
 
-def parts(length: int, blocks: int, least: int, multiple: int = 1) -> tuple[int, int]:
+def parts(length: int, blocks: int, share: float = 1.0, multiple: int = 1) -> tuple[int, int]:
     """(splits, chunk): how a sum of so many terms is cut, which done whole would keep `blocks` blocks busy.
 
-    A part has `least` terms or more, and a multiple of `multiple`.
+    A part has a share of PART terms or more, and a multiple of `multiple`.
     """
-    splits = max(1, min(per(BLOCKS, max(blocks, 1)), length // max(least, 1)), per(length, LIMIT))
+    least = max(int(PART * share), 1)
+    splits = max(1, min(per(BLOCKS, max(blocks, 1)), length // least), per(length, LIMIT))
     chunk = max(per(per(length, splits), multiple), 1) * multiple
     return max(per(length, chunk), 1), chunk
 

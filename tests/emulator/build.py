@@ -17,10 +17,10 @@ import shlex
 import subprocess
 from pathlib import Path
 
+from cuconv.cuda.jit import SOURCES
 from cuconv.cuda.kernel import Kernel
 
 HERE = Path(__file__).parent
-SOURCES = HERE.parents[1] / "cuconv" / "cuda_src"
 CACHE = HERE.parents[1] / ".emulator"
 COMPILER = shlex.split(os.environ.get("CXX", "g++"))
 SANITIZE = bool(os.environ.get("CUCONV_EMULATOR_SANITIZE"))

@@ -309,16 +309,12 @@ def _source_line(module: str, offset: int) -> str:
 def _check_workspace(launches: list[Launch], workspace_bytes: int) -> None:
     for launch in launches:
         for operand in (launch.a, launch.b, launch.out):
-            if isinstance(operand, Scratch) and _end(operand) > workspace_bytes:
+            if isinstance(operand, Scratch) and operand.end > workspace_bytes:
                 raise EmulatorError(f"{launch}: {operand} ends beyond {workspace_bytes} bytes of workspace")
 
 
-def _end(scratch: Scratch) -> int:
-    return scratch.offset + int(np.prod(scratch.shape)) * np.dtype(scratch.dtype).itemsize
-
-
 def _overlap(one: Scratch, other: Scratch) -> bool:
-    return one.offset < _end(other) and other.offset < _end(one)
+    return one.offset < other.end and other.offset < one.end
 
 
 def _element_bytes(array: np.ndarray) -> np.ndarray:

@@ -94,19 +94,18 @@ __device__ inline void gather_strip(const void* a, const void* b, const void* bi
     const T* cells = source + n * p.a[0] + (source_channel + j) * p.a[1];
     const T* weights = filters + filter * p.b[0];
     for (int t = 0; t < axis[0].taps; ++t) {
-      const int d = item.first * axis[0].step + t * axis[0].delta + axis[0].start;
+      const int d = axis[0].source(item.first, t);
       if (unsigned(d) >= unsigned(axis[0].sources)) continue;
       for (int s = 0; s < axis[2].taps; ++s) {
-        const int w = item.last * axis[2].step + s * axis[2].delta + axis[2].start;
+        const int w = axis[2].source(item.last, s);
         if (unsigned(w) >= unsigned(axis[2].sources)) continue;
         const T* column = cells + d * p.a[2] + w * p.a[4];
-        const T* taps = weights + (axis[0].tap_first + t * axis[0].tap_step) * p.b[2] +
-                        (axis[2].tap_first + s * axis[2].tap_step) * p.b[4];
+        const T* taps = weights + axis[0].filter_tap(t) * p.b[2] + axis[2].filter_tap(s) * p.b[4];
         for (int r = 0; r < axis[1].taps; r += TAPS) {
           Pack<T, WIDE> cell[CELLS];
 #pragma unroll
           for (int i = 0; i < CELLS; ++i) {
-            const int h = start * axis[1].step + (r + i) * axis[1].delta + axis[1].start;
+            const int h = axis[1].source(start, r + i);
             cell[i] = unsigned(h) < unsigned(axis[1].sources)
                           ? load_pack<T, WIDE>(column + h * p.a[3], p.a[1], whole_cells)
                           : Pack<T, WIDE>{};
@@ -114,8 +113,7 @@ __device__ inline void gather_strip(const void* a, const void* b, const void* bi
 #pragma unroll
           for (int i = 0; i < TAPS; ++i) {
             if (r + i >= axis[1].taps) break;
-            const Index tap = axis[1].tap_first + (r + i) * axis[1].tap_step;
-            const auto weight = load_pack<T, WIDE>(taps + tap * p.b[3], p.b[0], whole_taps);
+            const auto weight = load_pack<T, WIDE>(taps + axis[1].filter_tap(r + i) * p.b[3], p.b[0], whole_taps);
 #pragma unroll
             for (int v = 0; v < WIDE; ++v) {
               const Acc factor = conjugate_if(p.conjugate, widen(weight.value[v]));
@@ -129,14 +127,13 @@ __device__ inline void gather_strip(const void* a, const void* b, const void* bi
     }
   }
 
-  const Index place = p.out_start + n * p.out[0] + channel * p.out[1] +
-                      (axis[0].out_first + item.first * Index(axis[0].out_step)) * p.out[2] +
-                      (axis[2].out_first + item.last * Index(axis[2].out_step)) * p.out[4];
+  const Index place = p.out_start + n * p.out[0] + channel * p.out[1] + axis[0].cell(item.first) * p.out[2] +
+                      axis[2].cell(item.last) * p.out[4];
 #pragma unroll
   for (int o = 0; o < OUT; ++o) {
     const int h = start + o * apart;
     if (h >= axis[1].outputs) break;
-    const Index offset = place + (axis[1].out_first + h * Index(axis[1].out_step)) * p.out[3];
+    const Index offset = place + axis[1].cell(h) * p.out[3];
 #pragma unroll
     for (int v = 0; v < WIDE; ++v) finish<T>(p, out, offset + v * p.out[1], sum[o][v], bias, channel + v);
   }
@@ -145,7 +142,7 @@ __device__ inline void gather_strip(const void* a, const void* b, const void* bi
 // Blocks run over the `items` of an image, then over images.
 template <typename T, int THREADS, int OUT, int STEP, int TAPS, int WIDE>
 __device__ void conv_fprop_depthwise(const void* a, const void* b, const void* bias, void* out, const Params& p) {
-  const Index blocks = (p.items + THREADS - 1) / THREADS;
+  const Index blocks = tiles(p.items, THREADS);
   const Index index = blockIdx.x % blocks * THREADS + threadIdx.x;
   if (index >= p.items) return;
   const Item item = item_at(p, int(index), p.lanes > 1);
@@ -158,8 +155,7 @@ __device__ void conv_fprop_depthwise(const void* a, const void* b, const void* b
 // Blocks run over the items of one image and one residue of the stride, then over residues, then over images.
 template <typename T, int THREADS, int OUT, int STEP, int TAPS, int WIDE>
 __device__ void conv_dgrad_depthwise(const void* a, const void* b, const void* bias, void* out, const Params& p) {
-  const Index extents[5] = {0, p.axis[0].stride, p.axis[1].stride, p.axis[2].stride,
-                            (p.items + THREADS - 1) / THREADS};
+  const Index extents[5] = {0, p.axis[0].stride, p.axis[1].stride, p.axis[2].stride, tiles(p.items, THREADS)};
   Index digit[5];
   split(blockIdx.x, extents, digit);
   const Index index = digit[4] * THREADS + threadIdx.x;
@@ -181,8 +177,8 @@ __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, 
   __shared__ Acc total[TAPS * ACROSS][THREADS];
   const GatherAxis axis[3] = {forward_axis(p.axis[0]), forward_axis(p.axis[1]), forward_axis(p.axis[2])};
   const int lanes = int(p.lanes), filters = int(p.groups * p.filters), apart = int(p.axis[1].shift);
-  const Index extents[5] = {0, (filters + lanes - 1) / lanes, axis[0].taps, (axis[1].taps + TAPS - 1) / TAPS,
-                            (axis[2].taps + ACROSS - 1) / ACROSS};
+  const Index extents[5] = {0, tiles(filters, lanes), axis[0].taps, tiles(axis[1].taps, TAPS),
+                            tiles(axis[2].taps, ACROSS)};
   Index digit[5];
   split(blockIdx.x, extents, digit);
   const int k = int(digit[1]) * lanes + threadIdx.x % lanes, t = int(digit[2]);
@@ -199,7 +195,7 @@ __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, 
   for (Index index = digit[0] * p.chunk + threadIdx.x / lanes; index < end; index += THREADS / lanes) {
     const Item item = item_at(p, int(index), false);
     const int n = item.outer, z = item.first, start = strip_start(item.strip, OUT, apart), q = item.last;
-    const int d = z * axis[0].step + t * axis[0].delta + axis[0].start;
+    const int d = axis[0].source(z, t);
     if (unsigned(d) >= unsigned(axis[0].sources)) continue;
     Acc grad[OUT];
 #pragma unroll
@@ -209,13 +205,13 @@ __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, 
     }
 #pragma unroll
     for (int j = 0; j < ACROSS; ++j) {
-      const int w = q * axis[2].step + (s + j) * axis[2].delta + axis[2].start;
+      const int w = axis[2].source(q, s + j);
       if (s + j >= axis[2].taps || unsigned(w) >= unsigned(axis[2].sources)) continue;
       const T* column = cells + n * p.a[0] + d * p.a[2] + w * p.a[4];
       Acc cell[CELLS];
 #pragma unroll
       for (int i = 0; i < CELLS; ++i) {
-        const int h = start * axis[1].step + (r + i) * axis[1].delta + axis[1].start;
+        const int h = axis[1].source(start, r + i);
         cell[i] = unsigned(h) < unsigned(axis[1].sources) ? conjugate_if(p.conjugate, widen(column[h * p.a[3]])) : Acc{};
       }
 #pragma unroll

@@ -15,27 +15,6 @@
 #include "indexing.cuh"
 #include "numerics.cuh"
 
-__device__ inline Index thread_index() { return Index(blockIdx.x) * blockDim.x + threadIdx.x; }
-
-// The digits (outer, channel, three spatial ones) of this thread's element, or false if there is none.
-__device__ inline bool own_element(const Params& p, Index (&digits)[5]) {
-  const Index index = thread_index();
-  if (index >= p.items) return false;
-  Index found[4];
-  digits[0] = take_digits(p, index, found);
-  const bool channel_first = p.lanes > 1;
-  digits[1] = channel_first ? found[0] : found[3];
-  digits[2] = channel_first ? found[3] : found[2];
-  digits[3] = channel_first ? found[2] : found[1];
-  digits[4] = channel_first ? found[1] : found[0];
-  return true;
-}
-
-__device__ inline Index offset_of(Index start, const Index (&strides)[5], const Index (&digits)[5]) {
-  for (int i = 0; i < 5; ++i) start += strides[i] * digits[i];
-  return start;
-}
-
 // The input cell that output p and tap r meet, or -1 in the padding.
 __device__ inline Index input_cell(const Axis& a, Index p, Index r) {
   const Index cell = p * a.stride - a.padding + r * a.dilation;

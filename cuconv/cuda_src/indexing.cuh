@@ -8,6 +8,10 @@ struct GatherAxis {
   int outputs, sources, taps;
   int step, delta, start;
   int out_first, out_step, tap_first, tap_step;
+
+  __device__ int source(int output, int tap) const { return output * step + tap * delta + start; }
+  __device__ Index cell(int output) const { return out_first + output * Index(out_step); }
+  __device__ Index filter_tap(int tap) const { return tap_first + tap * tap_step; }
 };
 
 // fprop: x is the source, y the result.
@@ -54,6 +58,26 @@ __device__ inline Index take_digits(const Params& p, Index index, Index (&digits
   return index;
 }
 
+// The digits (outer, channel, three spatial ones) of this thread's element, in kernels with one thread per element, or
+// false if there is none.
+__device__ inline bool own_element(const Params& p, Index (&digits)[5]) {
+  const Index index = Index(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (index >= p.items) return false;
+  Index found[4];
+  digits[0] = take_digits(p, index, found);
+  const bool channel_first = p.lanes > 1;
+  digits[1] = channel_first ? found[0] : found[3];
+  digits[2] = channel_first ? found[3] : found[2];
+  digits[3] = channel_first ? found[2] : found[1];
+  digits[4] = channel_first ? found[1] : found[0];
+  return true;
+}
+
+__device__ inline Index offset_of(Index start, const Index (&strides)[5], const Index (&digits)[5]) {
+  for (int i = 0; i < 5; ++i) start += strides[i] * digits[i];
+  return start;
+}
+
 // The digits of a linear index, the last axis fastest, for the few that a block has to take apart.
 template <int DIGITS>
 __device__ inline void split(Index index, const Index (&extents)[DIGITS], Index (&digits)[DIGITS]) {
@@ -66,4 +90,5 @@ __device__ inline void split(Index index, const Index (&extents)[DIGITS], Index 
 
 __device__ inline Index min_index(Index a, Index b) { return a < b ? a : b; }
 
-__device__ inline Index tiles(Index extent, int tile) { return (extent + tile - 1) / tile; }
+// How many tiles cover an extent.
+__device__ inline Index tiles(Index extent, Index tile) { return (extent + tile - 1) / tile; }

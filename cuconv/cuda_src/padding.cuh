@@ -14,7 +14,8 @@
 // axis.padding a, and axis.stride the period after which an axis repeats itself: H, or for the mirrored one
 // 2 (H - 1) and at least 1. dpadded has the accumulator's type.
 #pragma once
-#include "direct.cuh"
+#include "indexing.cuh"
+#include "numerics.cuh"
 
 enum PaddingMode { ZEROS, CIRCULAR, REFLECT, REPLICATE };  // the order of PADDING_MODES in problem.py
 

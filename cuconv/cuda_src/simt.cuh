@@ -124,8 +124,7 @@ struct Source {
   bool conjugate;
 
   __device__ Site pixel_site(const Pixel& at) const {
-    const int d = at.z * axis[0].step + axis[0].start, h = at.p * axis[1].step + axis[1].start;
-    const int w = at.q * axis[2].step + axis[2].start;
+    const int d = axis[0].source(at.z, 0), h = axis[1].source(at.p, 0), w = axis[2].source(at.q, 0);
     return {d, h, w, at.n * stride[0] + d * stride[2] + h * stride[3] + w * stride[4]};
   }
   __device__ Site tap_site(const Tap& at) const {
@@ -140,120 +139,117 @@ struct Source {
   }
 };
 
-// A of fprop and dgrad: rows are pixels, columns taps.
-template <typename T, Lanes LANES>
-struct PixelRows {
-  Source<T> source;
-  Pixel first;  // of the tile
-  int outputs[3], taps[3];
-  int rows, channels, columns;
+// Columns of fprop and dgrad.
+template <Lanes LANES>
+struct TapColumns {
+  int taps[3];
+  int channels, columns;
 
-  using Row = Site;
   struct Column {
     Tap tap;
     int index;
   };
-  __device__ Row row(int local) const {
-    if (local >= rows) return {NOWHERE, 0, 0, 0};
-    return source.pixel_site(pixel_after(first, local, outputs));
-  }
   __device__ Column column(int index) const { return {tap_at<LANES>(index, channels, taps), index}; }
   __device__ void step(Column& column, int by) const {
     column.index += by;
     advance<LANES>(column.tap, by, channels, taps);
   }
-  __device__ Accumulator<T> at(const Row& row, const Column& column) const {
-    return column.index < columns ? source.at(row, source.tap_site(column.tap)) : Accumulator<T>{};
-  }
+  __device__ bool has(const Column& column) const { return column.index < columns; }
 };
 
-// B of wgrad: rows are taps, columns pixels.
-template <typename T, Lanes LANES>
-struct TapRows {
-  Source<T> source;
+// Columns of wgrad.
+struct PixelColumns {
   Pixel first;  // of the part of the sum
-  int outputs[3], taps[3];
-  int begin, rows, channels, columns;
+  int outputs[3];
+  int columns;
 
-  using Row = Site;
   struct Column {
     Pixel pixel;
     int index;
   };
-  __device__ Row row(int local) const {
-    if (begin + local >= rows) return {NOWHERE, 0, 0, 0};
-    return source.tap_site(tap_at<LANES>(begin + local, channels, taps));
-  }
   __device__ Column column(int index) const { return {pixel_after(first, index, outputs), index}; }
   __device__ void step(Column& column, int by) const {
     column.index += by;
     advance(column.pixel, by, outputs);
   }
+  __device__ bool has(const Column& column) const { return column.index < columns; }
+};
+
+// A row of an operand that is not a gather.
+struct PlainRow {
+  Index offset;
+  bool exists;
+};
+
+// A of fprop and dgrad: rows are pixels, columns taps.
+template <typename T, Lanes LANES>
+struct PixelRows : TapColumns<LANES> {
+  Source<T> source;
+  Pixel first;  // of the tile
+  int outputs[3];
+  int rows;
+
+  using Row = Site;
+  using Column = typename TapColumns<LANES>::Column;
+  __device__ Row row(int local) const {
+    if (local >= rows) return {NOWHERE, 0, 0, 0};
+    return source.pixel_site(pixel_after(first, local, outputs));
+  }
   __device__ Accumulator<T> at(const Row& row, const Column& column) const {
-    return column.index < columns ? source.at(source.pixel_site(column.pixel), row) : Accumulator<T>{};
+    return this->has(column) ? source.at(row, source.tap_site(column.tap)) : Accumulator<T>{};
+  }
+};
+
+// B of wgrad: rows are taps, columns pixels.
+template <typename T, Lanes LANES>
+struct TapRows : PixelColumns {
+  Source<T> source;
+  int taps[3];
+  int begin, rows, channels;
+
+  using Row = Site;
+  __device__ Row row(int local) const {
+    if (begin + local >= rows) return {NOWHERE, 0, 0, 0};
+    return source.tap_site(tap_at<LANES>(begin + local, channels, taps));
+  }
+  __device__ Accumulator<T> at(const Row& row, const Column& column) const {
+    return has(column) ? source.at(source.pixel_site(column.pixel), row) : Accumulator<T>{};
   }
 };
 
 // B of fprop and dgrad: rows are the result's channels, columns taps.
 template <typename T, Lanes LANES>
-struct FilterRows {
+struct FilterRows : TapColumns<LANES> {
   const T* data;
   GatherAxis axis[3];
   const Index* stride;
   Index row_stride, channel_stride;
-  int taps[3];
-  int rows, channels, columns;
+  int rows;
   bool conjugate;
 
-  struct Row {
-    Index offset;
-    bool exists;
-  };
-  struct Column {
-    Tap tap;
-    int index;
-  };
+  using Row = PlainRow;
+  using Column = typename TapColumns<LANES>::Column;
   __device__ Row row(int local) const { return {local * row_stride, local < rows}; }
-  __device__ Column column(int index) const { return {tap_at<LANES>(index, channels, taps), index}; }
-  __device__ void step(Column& column, int by) const {
-    column.index += by;
-    advance<LANES>(column.tap, by, channels, taps);
-  }
   __device__ Accumulator<T> at(const Row& row, const Column& column) const {
-    if (!row.exists || column.index >= columns) return Accumulator<T>{};
+    if (!row.exists || !this->has(column)) return Accumulator<T>{};
     const Tap& tap = column.tap;
-    const Index offset = tap.c * channel_stride + (axis[0].tap_first + tap.t * axis[0].tap_step) * stride[2] +
-                         (axis[1].tap_first + tap.r * axis[1].tap_step) * stride[3] +
-                         (axis[2].tap_first + tap.s * axis[2].tap_step) * stride[4];
+    const Index offset = tap.c * channel_stride + axis[0].filter_tap(tap.t) * stride[2] +
+                         axis[1].filter_tap(tap.r) * stride[3] + axis[2].filter_tap(tap.s) * stride[4];
     return conjugate_if(conjugate, widen(data[row.offset + offset]));
   }
 };
 
 // A of wgrad: rows are filters, columns pixels of dy.
 template <typename T>
-struct GradRows {
+struct GradRows : PixelColumns {
   const T* data;
   const Index* stride;
-  Pixel first;
-  int outputs[3];
-  int rows, columns;
+  int rows;
 
-  struct Row {
-    Index offset;
-    bool exists;
-  };
-  struct Column {
-    Pixel pixel;
-    int index;
-  };
+  using Row = PlainRow;
   __device__ Row row(int local) const { return {local * stride[1], local < rows}; }
-  __device__ Column column(int index) const { return {pixel_after(first, index, outputs), index}; }
-  __device__ void step(Column& column, int by) const {
-    column.index += by;
-    advance(column.pixel, by, outputs);
-  }
   __device__ Accumulator<T> at(const Row& row, const Column& column) const {
-    if (!row.exists || column.index >= columns) return Accumulator<T>{};
+    if (!row.exists || !has(column)) return Accumulator<T>{};
     const Pixel& at = column.pixel;
     return widen(data[row.offset + at.n * stride[0] + at.z * stride[2] + at.p * stride[3] + at.q * stride[4]]);
   }
@@ -432,12 +428,12 @@ __device__ inline void gather(const void* a, const void* b, const void* bias, vo
 
   const T* source = static_cast<const T*>(a) + group * source_channels * p.a[1];
   const T* filter = static_cast<const T*>(b) + p.b_start + group * p.filters * p.b[0] + begin * row_stride;
+  const TapColumns<LANES> columns{{taps[0], taps[1], taps[2]}, source_channels, depth};
   const PixelRows<T, LANES> pixel_rows{
-      {source, {axis[0], axis[1], axis[2]}, p.a, false}, first, {outputs[0], outputs[1], outputs[2]},
-      {taps[0], taps[1], taps[2]}, rows, source_channels, depth};
+      columns, {source, {axis[0], axis[1], axis[2]}, p.a, false}, first, {outputs[0], outputs[1], outputs[2]}, rows};
   const FilterRows<T, LANES> filter_rows{
-      filter, {axis[0], axis[1], axis[2]}, p.b, row_stride, channel_stride, {taps[0], taps[1], taps[2]},
-      result_channels - begin, source_channels, depth, p.conjugate != 0};
+      columns, filter, {axis[0], axis[1], axis[2]}, p.b, row_stride, channel_stride, result_channels - begin,
+      p.conjugate != 0};
 
   const Tile tile;
   Acc sum[TM][TN];
@@ -446,9 +442,8 @@ __device__ inline void gather(const void* a, const void* b, const void* bias, vo
   const auto row_place = [&](int i) -> Index {
     if (i >= rows) return NONE;
     const Pixel at = pixel_after(first, i, outputs);
-    return p.out_start + at.n * p.out[0] + (axis[0].out_first + at.z * Index(axis[0].out_step)) * p.out[2] +
-           (axis[1].out_first + at.p * Index(axis[1].out_step)) * p.out[3] +
-           (axis[2].out_first + at.q * Index(axis[2].out_step)) * p.out[4];
+    return p.out_start + at.n * p.out[0] + axis[0].cell(at.z) * p.out[2] + axis[1].cell(at.p) * p.out[3] +
+           axis[2].cell(at.q) * p.out[4];
   };
   const Index channel = group * result_channels + begin;
   const auto column_place = [&](int j) { return begin + j < result_channels ? (channel + j) * p.out[1] : NONE; };
@@ -472,7 +467,7 @@ __device__ void conv_fprop_simt(const void* a, const void* b, const void* bias, 
 template <typename T, int BM, int BN, int BK, int TM, int TN, Lanes LANES>
 __device__ void conv_dgrad_simt(const void* a, const void* b, const void* bias, void* out, const Params& p) {
   const Axis &d = p.axis[0], &h = p.axis[1], &w = p.axis[2];
-  const Index pixels = p.batch * tiles(d.input, int(d.stride)) * tiles(h.input, int(h.stride)) * tiles(w.input, int(w.stride));
+  const Index pixels = p.batch * tiles(d.input, d.stride) * tiles(h.input, h.stride) * tiles(w.input, w.stride);
   const Index tiles_n = tiles(p.channels, BN), tiles_m = tiles(pixels, BM);
   const Index extents[6] = {0, d.stride, h.stride, w.stride, tiles_m, tiles_n};
   Index digit[6];  // group, residues, tile_m, tile_n
@@ -502,10 +497,10 @@ __device__ void conv_wgrad_simt(const void* a, const void* b, const void*, void*
 
   const T* x = static_cast<const T*>(a) + group * channels * p.a[1];
   const T* dy = static_cast<const T*>(b) + p.b_start + (group * filters + begin_m) * p.b[1];
-  const GradRows<T> grad_rows{dy, p.b, first, {outputs[0], outputs[1], outputs[2]}, filters - begin_m, depth};
-  const TapRows<T, LANES> tap_rows{
-      {x, {axis[0], axis[1], axis[2]}, p.a, p.conjugate != 0}, first, {outputs[0], outputs[1], outputs[2]},
-      {taps[0], taps[1], taps[2]}, begin_n, columns, channels, depth};
+  const PixelColumns of_pixels{first, {outputs[0], outputs[1], outputs[2]}, depth};
+  const GradRows<T> grad_rows{of_pixels, dy, p.b, filters - begin_m};
+  const TapRows<T, LANES> tap_rows{of_pixels, {x, {axis[0], axis[1], axis[2]}, p.a, p.conjugate != 0},
+                                   {taps[0], taps[1], taps[2]}, begin_n, columns, channels};
 
   const Tile tile;
   Acc sum[TM][TN];

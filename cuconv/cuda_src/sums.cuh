@@ -5,7 +5,8 @@
 //
 // Neither uses atomics: a block's threads are summed by a tree, parts one after the other.
 #pragma once
-#include "direct.cuh"
+#include "indexing.cuh"
+#include "numerics.cuh"
 
 // A thread owns one element. a is (splits, K, C/groups, T, R, S) in C order, of the parts' type Sum, and out a filter
 // gradient of any strides.
@@ -41,8 +42,8 @@ __device__ void conv_bgrad_sum(const void* a, const void*, const void*, void* ou
   __shared__ Sum cell[1][THREADS];
   const int lanes = int(p.lanes);
   const Index filters = p.groups * p.filters;
-  const unsigned tiles = unsigned((filters + lanes - 1) / lanes);
-  const Index part = blockIdx.x / tiles, k = Index(blockIdx.x % tiles) * lanes + threadIdx.x % lanes;
+  const unsigned blocks = unsigned(tiles(filters, lanes));  // of one part
+  const Index part = blockIdx.x / blocks, k = Index(blockIdx.x % blocks) * lanes + threadIdx.x % lanes;
   const T* dy = static_cast<const T*>(a) + k * p.a[1];
   Sum sum{};
   if (k < filters) {

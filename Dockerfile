@@ -8,9 +8,10 @@ COPY pyproject.toml README.md LICENSE ./
 COPY cuconv cuconv
 RUN pip install --no-cache-dir --no-deps --no-build-isolation .
 
-# Compiled kernels are kept in a volume, owned by the user the container runs as.
+# Compiled kernels and tuned algorithms are kept in a volume, owned by the user the container runs as.
 COPY --chown=1000:1000 docker/cache /cache
 ENV CUPY_CACHE_DIR=/cache
+ENV CUCONV_CACHE_DIR=/cache
 VOLUME /cache
 USER 1000:1000
 WORKDIR /tmp

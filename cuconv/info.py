@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__
+from . import __version__, tuning
 from .cuda import jit
+from .machine import blas
 
 
 def main() -> int:
@@ -33,7 +34,7 @@ def findings() -> tuple[list[tuple[str, str]], list[str]]:
         ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         ("numpy", np.__version__),
         ("ml_dtypes", importlib.metadata.version("ml_dtypes")),
-        ("BLAS", _blas()),
+        ("BLAS", blas()),
     ]
     missing = []
     driver = driver_version()
@@ -51,12 +52,25 @@ def findings() -> tuple[list[tuple[str, str]], list[str]]:
         missing.append(_why_not())
     in_memory = os.environ.get("CUPY_CACHE_IN_MEMORY") == "1"
     rows.append(("kernel cache", "none: CUPY_CACHE_IN_MEMORY is 1" if in_memory else str(jit.cache_folder())))
+    rows.append(("tuned", _tuned()))
     if driver and not installed:
         extra = "cuda13" if driver[0] >= 13 else "cuda12"
         missing.append(f"CuPy, to use the GPU: pip install 'cuconv[{extra}]'")
     if lacks := demo_lacks():
         missing.append(f"{lacks}, for python -m cuconv demo: pip install 'cuconv[demo]'")
     return rows, missing
+
+
+def _tuned() -> str:
+    """The file that keeps what algorithm="tune" found, and how many winners are in it."""
+    path = tuning.file()
+    if path is None:
+        return "not kept: there is no home folder, and CUCONV_CACHE_DIR is not set"
+    try:
+        count = sum(map(len, tuning.read(path).values()))
+    except OSError as error:
+        return f"not kept: {error}"
+    return f"{path}, {count:,} winner{'' if count == 1 else 's'}"
 
 
 def _why_not() -> str:
@@ -118,19 +132,3 @@ def _devices(cupy: Any) -> list[tuple[str, str]]:
             (f"GPU {index}", f"{name}, sm_{properties['major']}{properties['minor']}, {memory:.0f} GiB")
         )
     return rows
-
-
-def _blas() -> str:
-    """The BLAS that NumPy was built with, its threads, and the kernels it chose for this processor."""
-    built: Any = np.show_config(mode="dicts")
-    blas = built["Build Dependencies"]["blas"]
-    text = f"{blas['name']} {blas['version']}"
-    if importlib.util.find_spec("threadpoolctl"):
-        from threadpoolctl import threadpool_info
-
-        for pool in threadpool_info():
-            if pool["user_api"] == "blas":
-                text += f", {pool['num_threads']} threads, {pool.get('architecture', 'unknown')} kernels"
-                break
-    core = os.environ.get("OPENBLAS_CORETYPE")
-    return f"{text}, OPENBLAS_CORETYPE {core or 'not set'}"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from . import arrays, cpu
+from . import arrays, cpu, tuning
 from .arrays import Array, Operands
 from .cuda import algorithms as cuda_algorithms
 from .cuda import device as devices
@@ -109,24 +110,32 @@ class Call:
         return self.operands.give_back(self.out, result)
 
     def _tuned(self) -> Plan:
-        """The plan that is fastest on these operands, timed once and remembered while the process lives.
+        """The plan that is fastest on these operands: timed once and remembered (see `tuning`)."""
+        owner = self.operands.owner
+        key = (self.request, owner.backend, owner.arch)
+        if key not in _winners:
+            with _tuning:
+                if key not in _winners:  # still, after another thread may have tuned the same
+                    _winners[key] = self._fastest(owner.backend, owner.arch)
+        return _winners[key]
+
+    def _fastest(self, backend: str, arch: str | None) -> Plan:
+        """The plan that won in an earlier process, or wins now.
 
         Each candidate runs twice, into an array of its own, and its better time counts.
         """
-        request, owner = self.request, self.operands.owner
-        target = (owner.backend, owner.arch)
-        key = (request, *target)
-        if key not in _winners:
-            scratch = self.operands.empty(request.shapes[RESULT[request.op]])
-            scratch[...] = 0
-            times = {}
-            for entry in exact_candidates(request, *target):
-                plan = make_plan(request, entry.name, *target)
-                times[entry.name] = min(self._seconds(plan, scratch) for _ in range(2))
-            fastest = min(times, key=times.__getitem__, default="auto")
-            plan = make_plan(request, fastest, *target)
-            _winners[key] = replace(plan, why="fastest when timed")
-        return _winners[key]
+        request = self.request
+        names = [entry.name for entry in exact_candidates(request, backend, arch)]
+        plans = {name: make_plan(request, name, backend, arch) for name in names}
+        winner = tuning.remembered(request, backend, names)
+        if winner is not None:
+            return replace(plans[winner], why="fastest when timed by an earlier process")
+        scratch = self.operands.empty(request.shapes[RESULT[request.op]])
+        scratch[...] = 0
+        times = {name: min(self._seconds(plan, scratch) for _ in range(2)) for name, plan in plans.items()}
+        winner = min(times, key=times.__getitem__)
+        tuning.remember(request, backend, names, winner)
+        return replace(plans[winner], why="fastest when timed")
 
     def _seconds(self, plan: Plan, out: Array) -> float:
         self.operands.owner.wait()
@@ -160,6 +169,9 @@ RUNNERS = {"cpu": cpu.run, "cuda": _run_on_gpu}
 
 _winners: dict[tuple[Request, str, str | None], Plan] = {}
 """The winning plan for each request, backend and architecture that was tuned."""
+
+_tuning = threading.RLock()
+"""Held while candidates are timed: at once with others, each would be timed in the others' way."""
 
 
 def make_plan(request: Request, algorithm: str, backend: str, arch: str | None = None) -> Plan:

@@ -406,7 +406,8 @@ class Request:
         return hash(tuple(getattr(self, field.name) for field in fields(self)))
 
     def __str__(self) -> str:
-        fused = [name for name in ("flip", "bias", "accumulate", "conjugate") if getattr(self, name)]
+        fused = [] if self.batched else ["unbatched"]
+        fused += [name for name in ("flip", "bias", "accumulate", "conjugate") if getattr(self, name)]
         extras = [f"activation={self.activation}"] if self.activation else []
         extras += [f"precision={self.precision}"] if self.precision else []
         return " ".join([self.op, self.dtype, self.layout, str(self.problem), *fused, *extras])

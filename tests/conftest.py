@@ -6,8 +6,17 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import hypothesis
+import pytest
 
 # A failing example prints the line that repeats it; CI draws the same examples every time.
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _winners_of_the_tests(tmp_path_factory):
+    """What tests tune stays out of the user's own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUCONV_CACHE_DIR", str(tmp_path_factory.mktemp("tuned")))
+        yield

@@ -55,7 +55,12 @@ def cupy(monkeypatch):
     stream = types.SimpleNamespace(synchronize=lambda: None, is_capturing=lambda: module.capturing)
     module.cuda = types.SimpleNamespace(
         alloc=alloc,
-        runtime=types.SimpleNamespace(getDevice=lambda: module.device),
+        runtime=types.SimpleNamespace(
+            getDevice=lambda: module.device,
+            getDeviceProperties=lambda device: dict(name=b"GPU X"),
+            driverGetVersion=lambda: 13000,
+            runtimeGetVersion=lambda: 12090,
+        ),
         get_current_stream=lambda: stream,
     )
     monkeypatch.setattr(jit, "require_cupy", lambda: module)

@@ -3,7 +3,7 @@
 The compiler is NVRTC, called through CuPy's binding and not by `RawModule(code=...)`: there CuPy appends
 `-ftz=true` to the options, the last one counts, and results would lose their subnormal numbers. So the
 compiled code is kept here too, as files beside CuPy's own, in the folder that CUPY_CACHE_DIR names and not
-at all under CUPY_CACHE_IN_MEMORY=1. No other environment variable matters.
+at all under CUPY_CACHE_IN_MEMORY=1. No other environment variable matters here.
 """
 
 from __future__ import annotations

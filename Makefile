@@ -8,7 +8,7 @@ comma := ,
 DRIVER := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p')
 CUDA := $(if $(DRIVER),$(if $(filter 12,$(DRIVER)),$(comma)cuda12,$(if $(shell [ $(DRIVER) -ge 13 ] && echo yes),$(comma)cuda13)))
 
-.PHONY: demo test lint sanitize clean
+.PHONY: demo test lint bench sanitize clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m cuconv demo
@@ -20,6 +20,11 @@ lint: $(VENV)/linters
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# What is measured and with whom: make bench OPTIONS="--suite resnet50 --batch 8"; the report from all records.
+bench: $(VENV)/bench
+	$(BIN)/python -m benchmarks $(OPTIONS)
+	$(BIN)/python -m benchmarks.report
 
 # On a machine with a GPU and the CUDA toolkit: its four checkers over the small GPU tests.
 SANITIZER ?= compute-sanitizer
@@ -36,6 +41,10 @@ $(VENV)/installed: pyproject.toml Makefile
 	@echo "installing cuconv and what its demo and tests need into $(VENV) (once)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable '.[demo,test$(CUDA)]'
+	touch $@
+
+$(VENV)/bench: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	touch $@
 
 $(VENV)/linters: $(VENV)/installed

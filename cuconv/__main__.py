@@ -1,4 +1,4 @@
-"""The command line: python -m cuconv info | check | explain | demo"""
+"""The command line: python -m cuconv info | check | explain | bench | demo"""
 
 from __future__ import annotations
 
@@ -38,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     explain.add_argument(
         "--device", help="cpu, or an architecture, sm_80 and the like; by default what is here"
     )
+    commands.add_parser(
+        "bench", help="time and error of every op on a dozen problems, beside PyTorch if installed"
+    )
     demo = commands.add_parser("demo", help="learn a filter and train a network, with a picture at the end")
     demo.add_argument("--out", type=Path, default=Path("cuconv-demo.png"), help="the picture's file (PNG)")
     demo.add_argument("--quick", action="store_true", help="a few steps only, without a goal")
@@ -53,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return self_test.main(options.seed)
     if options.command == "explain":
         return _explain(explain, options)
+    if options.command == "bench":
+        from . import bench
+
+        return bench.main()
     from . import demo as demonstration
     from . import info
 

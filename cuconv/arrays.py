@@ -13,6 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from . import processor
 from .cuda import jit
 from .dtypes import DTYPES, described
 from .problem import Request
@@ -46,8 +47,8 @@ class Owner:
 
     @property
     def arch(self) -> str | None:
-        """The architecture of the current GPU, sm_90 and the like; None on the CPU."""
-        return jit.current_arch() if self.on_gpu else None
+        """The architecture of the current GPU, sm_90 and the like; on the CPU how many threads there are."""
+        return jit.current_arch() if self.on_gpu else processor.current_arch()
 
     def wait(self) -> None:
         """Wait for what was launched."""

@@ -150,11 +150,12 @@ def errors(problem: ConvProblem, dtype: str, seed: int = 0, xp: Any = np) -> dic
     for op, arrays in operands.items():
         expected = getattr(plain, op)(*(array.astype(wide) for array in arrays))
         magnitude = getattr(plain, op)(*(np.abs(array.astype(wide)) for array in arrays))
-        found[op] = _units(got[op], expected, magnitude, dtype) / _terms(problem, op, kind)
+        found[op] = units(got[op], expected, magnitude, dtype) / terms(problem, op, kind)
     return found
 
 
-def _units(got: np.ndarray, expected: np.ndarray, magnitude: np.ndarray, dtype: str) -> float:
+def units(got: np.ndarray, expected: np.ndarray, magnitude: np.ndarray, dtype: str) -> float:
+    """The largest error in units of the accumulator's epsilon times the sum of |products|."""
     if DTYPES[dtype].kind == "i":
         return 0.0 if np.array_equal(got, expected.astype(got.dtype)) else np.inf
     epsilon = float(np.finfo(DTYPES[dtype].accumulator).eps)
@@ -166,7 +167,7 @@ def _units(got: np.ndarray, expected: np.ndarray, magnitude: np.ndarray, dtype: 
     return float(lost.max(initial=0.0))
 
 
-def _terms(problem: ConvProblem, op: str, kind: str) -> int:
+def terms(problem: ConvProblem, op: str, kind: str) -> int:
     """How many products one sum has at the most, which is the bound; a complex one counts fourfold."""
     folded = 1 if problem.padding_mode == "zeros" else 4**problem.rank
     pixels = problem.n * int(np.prod(problem.output))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from . import processor
 from .api import plan
 from .cuda.device import Device
 from .plan import TABLES, Plan, device_of
@@ -16,12 +19,14 @@ def main(
     problem = ConvProblem.parse(line)
     backend = "cpu" if arch is None else "cuda"
     device = device_of(backend, arch)
+    where = f"the CPU with {processor.current_arch()}"
+    if isinstance(device, Device):
+        where = f"{arch}, estimated by the data sheet of {device.example}"
     shapes, options = (problem.x_shape(layout), problem.w_shape(layout)), problem.options()
     plans = [
         plan(op, *shapes, dtype, **options, layout=layout, algorithm=algorithm, backend=backend, device=arch)
         for op in ops
     ]
-    where = f"{arch}, estimated by the data sheet of {device.example}" if device else "the CPU"
     print(f"{problem} in {dtype}, {layout}, on {where}")
     for each in plans:
         print("\n" + explained(each))
@@ -46,7 +51,7 @@ def explained(chosen: Plan) -> str:
     return "\n".join(lines)
 
 
-def _candidate(entry: Algorithm, request: Request, device: Device | None) -> str:
+def _candidate(entry: Algorithm, request: Request, device: Any) -> str:
     reason = entry.applies(request, device)
     if reason is not None:
         return f"  candidate    {entry.name}: no, {reason}"

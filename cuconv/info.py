@@ -84,7 +84,7 @@ def _why_not() -> str:
 
 def demo_lacks() -> str:
     """The modules that the demo needs and that are not installed, as a list in words."""
-    needed = ("sklearn", "matplotlib", "PIL", "threadpoolctl", "tqdm")
+    needed = ("sklearn", "matplotlib", "PIL", "tqdm")
     return ", ".join(module for module in needed if importlib.util.find_spec(module) is None)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from . import arrays, cpu, tuning
+from . import arrays, cpu, processor, tuning
 from .arrays import Array, Operands
 from .cuda import algorithms as cuda_algorithms
 from .cuda import device as devices
@@ -16,6 +16,7 @@ from .cuda import jit
 from .cuda.device import Device
 from .options import one_of
 from .problem import Request
+from .processor import Processor
 from .table import Algorithm, Schedule, Table
 
 INPUTS = {"fprop": ("x", "w"), "dgrad": ("dy", "w"), "wgrad": ("x", "dy"), "bgrad": ("dy",)}
@@ -31,9 +32,9 @@ class Plan(Schedule):
     """A chosen algorithm, as plain data: print it, compare it, keep it.
 
     `workspace_bytes` is scratch memory beyond the operands and the result; `why` says how the choice
-    was made; `launches` are run in order by the backend, on a GPU of the architecture `arch`. Called with
-    arrays of the shapes and the dtype it was made for, in the order of its op (x, w or dy, w or x, dy), a
-    plan runs.
+    was made; `launches` are run in order by the backend, on a GPU of the architecture `arch`, or by as many
+    threads as it says. Called with arrays of the shapes and the dtype it was made for, in the order of its op
+    (x, w or dy, w or x, dy), a plan runs.
     """
 
     request: Request
@@ -58,9 +59,10 @@ class Plan(Schedule):
 
     def __str__(self) -> str:
         problem, op, dtype = self.request.problem, self.request.op, self.request.dtype
+        place = f"cpu with {self.arch}" if self.backend == "cpu" else self.arch or self.backend
         lines = [
             str(self.request),
-            f"  algorithm  {self.algorithm} on {self.arch or self.backend}: {self.why}",
+            f"  algorithm  {self.algorithm} on {place}: {self.why}",
             f"  work       {problem.flops(op, dtype):,} FLOP, at least {problem.bytes(op, dtype):,} bytes",
             f"  workspace  {self.workspace_bytes:,} bytes",
         ]
@@ -177,10 +179,13 @@ _tuning = threading.RLock()
 def make_plan(request: Request, algorithm: str, backend: str, arch: str | None = None) -> Plan:
     """The plan for a request, `algorithm` being `auto` or a name from the backend's table.
 
-    `arch` is the architecture of the GPU that will run it, sm_90 and the like; the CPU has none.
+    `arch` is the architecture of the GPU that will run it, sm_90 and the like, or the CPU's number of
+    threads; by default what is here.
     """
     if not isinstance(algorithm, str):
         raise TypeError(f"algorithm must be a string, got {algorithm!r}")
+    if backend == "cpu" and arch is None:
+        arch = processor.current_arch()
     return _make_plan(request, algorithm, backend, arch)
 
 
@@ -212,7 +217,7 @@ def _make_plan(request: Request, algorithm: str, backend: str, arch: str | None)
         reason = chosen.applies(request, device)
         if reason is not None:
             raise ValueError(f"algorithm={algorithm!r} cannot do {request}: {reason}")
-    schedule = chosen.plan(request)
+    schedule = chosen.plan(request, device)
     return Plan(schedule.workspace_bytes, schedule.launches, request, backend, arch, chosen.name, why)
 
 
@@ -226,11 +231,15 @@ def exact_candidates(request: Request, backend: str, arch: str | None = None) ->
     ]
 
 
-def device_of(backend: str, arch: str | None) -> Device | None:
-    """The device that a plan is made for; None on the CPU."""
-    return devices.device(devices.DEFAULT if arch is None else arch) if backend == "cuda" else None
+def device_of(backend: str, arch: str | None) -> Device | Processor:
+    """What a plan is made for."""
+    if backend == "cpu":
+        return processor.processor(arch or processor.current_arch())
+    return devices.device(devices.DEFAULT if arch is None else arch)
 
 
 def current_arch(backend: str) -> str | None:
-    """The architecture of the GPU at hand, if there is one that the backend can use."""
-    return jit.current_arch() if backend == "cuda" and jit.usable_cupy() else None
+    """The architecture of the GPU at hand, if there is one that the backend can use; the CPU's threads."""
+    if backend == "cpu":
+        return processor.current_arch()
+    return jit.current_arch() if jit.usable_cupy() else None

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .cuda.device import Device
 from .problem import Request
 
 
@@ -30,13 +29,13 @@ class Algorithm:
     floor      it is there so that every problem has an algorithm, record or not.
 
     `auto` and `tune` take exact entries that are on_device or the floor; the others have to be named.
-    `applies` and `estimate` are told the device, which is None for the CPU.
+    They are told what they are for: a `cuda.device.Device`, or a `processor.Processor`.
     """
 
     name: str
-    applies: Callable[[Request, Device | None], str | None]
-    plan: Callable[[Request], Schedule]
-    estimate: Callable[[Request, Device | None], float]
+    applies: Callable[[Request, Any], str | None]
+    plan: Callable[[Request, Any], Schedule]
+    estimate: Callable[[Request, Any], float]
     exact: bool = True
     on_device: bool = True
     floor: bool = False

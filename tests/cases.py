@@ -13,10 +13,10 @@ import ml_dtypes
 import numpy as np
 
 import cuconv
-from cuconv.cpu import blocking
+from cuconv import processor
+from cuconv.cpu import blocking, col2im, depthwise, gemm
 from cuconv.cuda import simt, work
-from cuconv.cuda.device import DEFAULT, DEVICES
-from cuconv.plan import TABLES, _make_plan
+from cuconv.plan import TABLES, _make_plan, device_of
 
 from .reference import Reference, activated, wrapped
 
@@ -27,8 +27,15 @@ DTYPES = {
 EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52, "complex64": 2.0**-21, "complex128": 2.0**-50}
 ROUNDING = {**EPSILON, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "complex64": 2.0**-149}
-ALGORITHMS = [entry.name for entry in TABLES["cpu"]["fprop"]]
-KERNELS = [entry.name for entry in TABLES["cuda"]["fprop"]]
+OPS = ("fprop", "dgrad", "wgrad")
+
+
+def _names(table):
+    """Every name in a table, whatever the op."""
+    return list(dict.fromkeys(entry.name for op in OPS for entry in table[op]))
+
+
+ALGORITHMS, KERNELS = _names(TABLES["cpu"]), _names(TABLES["cuda"])
 MEMORIES = ("plain", "reversed", "sliced", "transposed", "broadcast")
 MIXED = {"fprop": "xw", "dgrad": "yw", "wgrad": "xy"}
 PUBLIC = {
@@ -55,6 +62,7 @@ class Case:
     exact: bool = True
     workspace: int = blocking.WORKSPACE
     seed: int = 0
+    threads: int = 1
 
     def __str__(self):
         default = Case(self.problem)
@@ -107,6 +115,7 @@ def draw_case(integer, pick):
         pick((True, False)) or kind == "i",
         pick((blocking.WORKSPACE, 1, 2000)),
         integer(0, 2**31 - 1),
+        pick((1, 1, 2, 3)),
     )
 
 
@@ -204,6 +213,7 @@ def workspace(size):
     largest = {op: (narrow | large,) for op, (large, narrow) in simt.TILES.items()}
     with (
         mock.patch.object(blocking, "WORKSPACE", size),
+        mock.patch.object(blocking, "LIMIT", 3 * size),
         mock.patch.object(work, "PART", 1 if size == 1 else 8),
         mock.patch.object(simt, "TILES", largest if size == 1 else simt.TILES),
     ):
@@ -212,12 +222,28 @@ def workspace(size):
     _make_plan.cache_clear()
 
 
-def check(case, algorithm="auto", run=None, ops=("fprop", "dgrad", "wgrad", "bgrad")):
+@contextlib.contextmanager
+def threads(count):
+    """Plan for a CPU of so many threads, all of which are worth their start however small the problem."""
+    if count == 1:
+        with mock.patch.object(processor._blas, "threads", return_value=1):
+            yield
+        return
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(mock.patch.object(processor._blas, "threads", return_value=count))
+        for family in (col2im, depthwise, gemm):
+            patches.enter_context(mock.patch.object(family, "workers", lambda request, cpu: cpu.threads))
+        _make_plan.cache_clear()
+        yield
+    _make_plan.cache_clear()
+
+
+def check(case, algorithm="auto", run=None, ops=(*OPS, "bgrad")):
     """Run every op of a case and judge it against the oracle.
 
     `run(op, *arrays, **options)` takes what the public function of the op takes.
     """
-    with workspace(case.workspace):
+    with workspace(case.workspace), threads(case.threads):
         _check(case, algorithm, run, ops)
 
 
@@ -318,16 +344,31 @@ def _numbers(array):
 
 
 def check_seeds(seeds, algorithm="auto", run=None, backend="cpu"):
-    """`check` the seeded cases, those that an algorithm by name says it can do."""
+    """`check` the seeded cases, in those ops that an algorithm by name says it can do.
+
+    Each op in which the table has the algorithm must come up.
+    """
+    checked = set()
     for seed in seeds:
         case = seeded_case(seed)
-        if algorithm == "auto" or applies(case, algorithm, "fprop", backend):
-            check(case, algorithm, run)
+        ops = ops_of(case, algorithm, backend)
+        check(case, algorithm, run, ops)
+        checked.update(ops)
+    table = TABLES[backend]
+    missing = {op for op in OPS if algorithm in ("auto", *(entry.name for entry in table[op]))} - checked
+    assert not missing, f"{algorithm}: no case of {missing} among the seeds"
+
+
+def ops_of(case, algorithm, backend="cpu"):
+    """The ops of a case that an algorithm of a backend's table says it can do; `auto` does all."""
+    if algorithm == "auto":
+        return (*OPS, "bgrad")
+    return tuple(op for op in OPS if applies(case, algorithm, op, backend))
 
 
 def applies(case, algorithm, op, backend="cpu"):
-    """Whether an algorithm of a backend's table says that it can do a case's op."""
+    """Whether a backend's table has the algorithm for an op, and it says that it can do the case's."""
     request = cuconv.problem.Request(op, case.problem, case.dtype)
-    device = DEVICES[DEFAULT] if backend == "cuda" else None
-    entry = next(entry for entry in TABLES[backend][op] if entry.name == algorithm)
-    return entry.applies(request, device) is None
+    device = device_of(backend, f"{case.threads} threads" if backend == "cpu" else None)
+    entries = [entry for entry in TABLES[backend][op] if entry.name == algorithm]
+    return bool(entries) and entries[0].applies(request, device) is None

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 from . import emulator
-from .cases import ALGORITHMS, KERNELS, applies, check, seeded_case
+from .cases import ALGORITHMS, KERNELS, check, ops_of, seeded_case
 
 
 def main():
@@ -21,11 +21,12 @@ def main():
     for seed in range(arguments.seed, arguments.seed + arguments.count):
         case, algorithm = seeded_case(seed), arguments.algorithm
         backend, run = ("cuda", emulator.run) if arguments.emulator else ("cpu", None)
-        if algorithm != "auto" and not applies(case, algorithm, "fprop", backend):
+        ops = ops_of(case, algorithm, backend)
+        if not ops:
             continue
         count += 1
         try:
-            check(case, algorithm, run)
+            check(case, algorithm, run, ops)
         except Exception as error:
             failed += 1
             print(f"case {seed}: {type(error).__name__}: {error}", flush=True)

@@ -30,7 +30,7 @@ def test_readme_names_every_public_function():
 
 def test_readme_states_the_workspace():
     text = (ROOT / "README.md").read_text()
-    assert f"blocks of {blocking.WORKSPACE >> 20} MiB" in text
+    assert f"blocks of {blocking.WORKSPACE >> 20} MiB for each thread" in text
 
 
 def test_links_and_files_exist():

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import cuconv
+from cuconv.cpu import TABLE
 
-from .cases import ALGORITHMS, DTYPES, Case, applies, check, check_seeds, seeded_case
+from .cases import ALGORITHMS, DTYPES, OPS, Case, applies, check, check_seeds, ops_of, seeded_case
 
 PROBLEMS = {
     1: ("n2c4w17 k6s4 g2 sw2 dw2 pw3:1", "n3c3w9 k3s3 g3 p1", "n1c2w8 k3s8 pw7:0 circular"),
@@ -14,26 +15,65 @@ PROBLEMS = {
 }
 
 
+def case_of(line, dtype="float32", **more):
+    return Case(cuconv.ConvProblem.parse(line), dtype, bias=True, **more)
+
+
+COMBINATIONS = [
+    (algorithm, dtype, rank)
+    for algorithm in ("auto", *ALGORITHMS)
+    for dtype in DTYPES
+    for rank, lines in PROBLEMS.items()
+    if any(ops_of(case_of(line, dtype), algorithm) for line in lines)
+]
+
+
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
-@pytest.mark.parametrize("rank", [1, 2, 3])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("algorithm", ["auto", *ALGORITHMS])
+@pytest.mark.parametrize(("algorithm", "dtype", "rank"), COMBINATIONS)
 def test_every_entry_of_the_table(algorithm, dtype, rank, layout):
-    checked = 0
     for line in PROBLEMS[rank]:
-        for workspace in (1, 1 << 20):
-            case = Case(cuconv.ConvProblem.parse(line), dtype, layout, bias=True, workspace=workspace)
-            if algorithm == "auto" or applies(case, algorithm, "fprop"):
-                check(case, algorithm)
-                checked += 1
-    assert checked or (algorithm == "fft" and DTYPES[dtype].kind == "i")
+        for workspace, threads in ((1, 2), (1 << 20, 1)):
+            case = case_of(line, dtype, layout=layout, workspace=workspace, threads=threads)
+            check(case, algorithm, ops=ops_of(case, algorithm))
+
+
+def test_every_entry_of_the_table_is_among_the_combinations():
+    reached = {
+        (op, algorithm)
+        for algorithm, dtype, rank in COMBINATIONS
+        for line in PROBLEMS[rank]
+        for op in ops_of(case_of(line, dtype), algorithm)
+    }
+    assert {(op, entry.name) for op in OPS for entry in TABLE[op]} <= reached
+
+
+ODD = {
+    "one image": "n1c2h5w4 k3r2s3 ph1pw0",
+    "one channel": "n3c1h5w4 k1r3s2 sh2sw1 p1",
+    "three groups": "n2c3h6w5 k6r3s2 g3 sh1sw2 p1",
+    "one of all": "n1c1h2w3 k1r2s2 p1",
+    "no image": "n0c2h5w4 k2r2s2",
+    "fewer parts than threads, folded": "n1c2h4w3 k2r2s3 g2 p1 reflect",
+    "residues that no tap meets": "n2c3h7w6 k3r2s1 g3 sh3sw2",
+    "strides and dilations": "n2c3h9w11 k6r3s3 g3 sh2sw3 dh3dw2 p2 circular",
+}
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("line", ODD.values(), ids=ODD)
+def test_threads_share_odd_sizes(line, count):
+    """Fewer parts than threads, blocks of one cell: every algorithm, bit for bit."""
+    for algorithm in ALGORITHMS:
+        for workspace in (1, 500):
+            case = case_of(line, workspace=workspace, threads=count, activation="relu", accumulate=True)
+            check(case, algorithm, ops=ops_of(case, algorithm))
 
 
 @pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad", "bgrad"])
 def test_last_entry_of_each_table_takes_every_problem(op):
     for seed in range(300):
         case = seeded_case(seed)
-        assert applies(case, cuconv.cpu.TABLE[op][-1].name, op)
+        assert applies(case, TABLE[op][-1].name, op)
 
 
 @pytest.mark.parametrize("part", range(8))

@@ -10,19 +10,19 @@ import pytest
 import cuconv
 from cuconv.cpu import TABLE, blocking
 from cuconv.dtypes import DTYPES
-from cuconv.plan import Call, exact_candidates, make_plan
+from cuconv.plan import Call, _winners, current_arch, exact_candidates, make_plan
 from cuconv.problem import Request
 
-from .cases import workspace
+from .cases import OPS, Case, applies, threads, workspace
 
 
 def test_plan_is_frozen_printable_data():
     plan = cuconv.plan("fprop", (2, 4, 9, 8), (6, 2, 3, 3), "float32", stride=2, padding=1, groups=2)
-    assert (plan.algorithm, plan.backend) == ("gemm", "cpu")
+    assert (plan.backend, plan.arch) == ("cpu", current_arch("cpu"))
     text = str(plan)
     for part in (
         "n2c4h9w8 k6r3s3 g2 sh2sw2 p1",
-        "gemm on cpu",
+        f"{plan.algorithm} on cpu with {current_arch('cpu')}",
         "8,640 FLOP",
         f"{plan.workspace_bytes:,} bytes",
     ):
@@ -39,6 +39,27 @@ def test_plan_is_frozen_printable_data():
 def test_plans_are_cached():
     arguments = ("wgrad", (2, 4, 9, 8), (6, 4, 3, 3))
     assert cuconv.plan(*arguments) is cuconv.plan(*arguments)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_plan_is_for_the_threads_there_are(count):
+    with threads(count):
+        plan = cuconv.plan("fprop", (3, 4, 9, 8), (6, 4, 3, 3), algorithm="gemm")
+    assert plan.launches[0].threads == count
+    text = "1 thread" if count == 1 else "3 threads"
+    assert f"gemm on cpu with {text}: asked for by name" in str(plan)
+    assert (f", {text}" in str(plan.launches[0])) == (count > 1)
+    assert pickle.loads(pickle.dumps(plan)) == plan
+    x, w = np.ones((3, 4, 9, 8), np.float32), np.ones((6, 4, 3, 3), np.float32)
+    np.testing.assert_array_equal(plan(x, w), np.full((3, 6, 7, 6), 36))
+
+
+def test_little_work_is_left_to_one_thread():
+    small, large = (
+        make_plan(Request("fprop", cuconv.ConvProblem.parse(line), "float32"), "gemm", "cpu", "2 threads")
+        for line in ("n2c4h9w8 k6r3s3", "n8c64h56w56 k64r3s3 p1")
+    )
+    assert (small.launches[0].threads, large.launches[0].threads) == (1, 2)
 
 
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
@@ -122,7 +143,8 @@ def test_tune_times_once(monkeypatch):
     monkeypatch.setattr(Call, "_seconds", lambda *args: timed.append(1) or seconds(*args))
     for _ in range(2):
         cuconv.conv(x, w, algorithm="tune")
-    assert len(timed) == 2  # the one exact candidate, twice
+    request = cuconv.plan("fprop", x.shape, w.shape, "float64").request
+    assert len(timed) == 2 * len(exact_candidates(request, "cpu"))
 
 
 def test_plan_refuses_other_arrays():
@@ -159,11 +181,12 @@ def test_plan_refuses_other_arrays():
         cuconv.plan("fprop", (2, 4, 9), (6, 4, 3), algorithm="fft", backend="cuda")
 
 
-def test_auto_takes_the_depthwise_path_and_never_an_inexact_one():
-    assert cuconv.plan("fprop", (8, 32, 56, 56), (32, 1, 3, 3), groups=32, padding=1).algorithm == "depthwise"
+def test_auto_takes_a_depthwise_path_and_never_an_inexact_one():
+    depthwise = cuconv.plan("fprop", (8, 32, 56, 56), (32, 1, 3, 3), groups=32, padding=1)
+    assert depthwise.algorithm in ("depthwise", "toeplitz")
     long = cuconv.plan("fprop", (1, 1, 100_000), (1, 1, 20_000))
     assert long.algorithm != "fft"
-    for op in ("fprop", "dgrad", "wgrad"):
+    for op in OPS:
         assert [entry.name for entry in TABLE[op] if not entry.exact] == ["fft"]
 
 
@@ -175,10 +198,10 @@ def test_tune_remembers_the_fastest_and_leaves_out_alone():
     out = np.full_like(expected, 100)
     cuconv.conv(x, w, groups=6, algorithm="tune", out=out, accumulate=True)
     np.testing.assert_array_equal(out, expected + 100)
-    request = Request("fprop", cuconv.plan("fprop", x.shape, w.shape, groups=6).request.problem, "float64")
-    from cuconv.plan import _winners
-
-    assert _winners[request, "cpu", None].algorithm in ("depthwise", "gemm")
+    request = cuconv.plan("fprop", x.shape, w.shape, "float64", groups=6).request
+    assert _winners[request, "cpu", current_arch("cpu")].algorithm in [
+        entry.name for entry in exact_candidates(request, "cpu")
+    ]
     with pytest.raises(ValueError, match="out must have shape"):
         cuconv.conv(x, w, groups=6, algorithm="tune", out=out[:1])
 
@@ -205,13 +228,23 @@ def random_operands(line, op, dtype):
 
 
 def numpy_buffers(plan):
-    """What NumPy itself may take: the buffers of a ufunc's three operands, and small objects."""
-    return 3 * np.getbufsize() * np.dtype(DTYPES[plan.request.dtype].accumulator).itemsize + 30_000
+    """What NumPy itself may take for each thread: buffers of a ufunc's three operands, and small objects."""
+    item = np.dtype(DTYPES[plan.request.dtype].accumulator).itemsize
+    return plan.launches[0].threads * (3 * np.getbufsize() * item + 30_000)
+
+
+@pytest.fixture(scope="module")
+def warm():
+    """What the first calls load and keep is there."""
+    with threads(3):
+        for op in OPS:
+            for entry in TABLE[op]:
+                problem, operands, out = random_operands("n3c3h6w6 k3r3s3 g3", op, "float32")
+                make_plan(Request(op, problem, "float32"), entry.name, "cpu")(*operands, out=out)
 
 
 def peak_memory(plan, *arguments, **options):
-    """Bytes that a plan's run takes beyond what is there before it."""
-    plan(*arguments, **options)
+    """Bytes that a plan's run takes beyond what is there before it, in all threads."""
     tracemalloc.start()
     plan(*arguments, **options)
     peak = tracemalloc.get_traced_memory()[1]
@@ -219,41 +252,49 @@ def peak_memory(plan, *arguments, **options):
     return peak
 
 
-@pytest.mark.parametrize("bound", [1 << 18, 1 << 20])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "complex64"])
-@pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
+def hold_to_its_word(plan, *arguments, **options):
+    """Peak memory beyond operands and result is below what the plan says."""
+    peak = peak_memory(plan, *arguments, **options)
+    assert peak <= plan.workspace_bytes + numpy_buffers(plan), f"{plan}: peak {peak:,}"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bound", "count"),
+    [("float32", 1 << 20, 1), ("float32", 1 << 21, 2), ("float16", 1 << 20, 3), ("complex64", 1 << 21, 2)],
+)
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("line", PROBLEMS)
-def test_workspace_is_honestly_stated(line, op, dtype, bound):
-    """Peak memory beyond operands and result stays below what the plan says, whatever the bound."""
+def test_workspace_is_honestly_stated(line, op, dtype, bound, count, warm):
+    """Whatever the bound and the threads, for every entry of the table that applies."""
     problem, operands, out = random_operands(line, op, dtype)
     request = Request(op, problem, dtype, conjugate=dtype == "complex64" and op != "fprop")
-    with workspace(bound):
+    with workspace(bound), threads(count):
         for entry in TABLE[op]:
-            # Transforms in the smallest blocks take long, and the others' blocks are the same code.
-            if entry.applies(request, None) is None and (entry.exact or bound > 1 << 18):
-                plan = make_plan(request, entry.name, "cpu")
-                peak = peak_memory(plan, *operands, out=out)
-                assert peak <= plan.workspace_bytes + numpy_buffers(plan), f"{plan}: peak {peak}"
+            # Transforms take long, and do not depend on the threads.
+            if (entry.exact or count != 3) and applies(Case(problem, dtype, threads=count), entry.name, op):
+                hold_to_its_word(make_plan(request, entry.name, "cpu"), *operands, out=out)
 
 
 @pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh", "silu", "gelu"])
-def test_workspace_of_activations(activation):
+def test_workspace_of_activations(activation, warm):
     x, w, bias = (np.ones(shape, np.float32) for shape in ((4, 8, 60, 60), (64, 8, 1, 1), (64,)))
     out = np.zeros((4, 64, 60, 60), np.float32)
     plan = cuconv.plan("fprop", x.shape, w.shape, bias=True, activation=activation, accumulate=True)
-    assert peak_memory(plan, x, w, bias=bias, out=out) <= plan.workspace_bytes + numpy_buffers(plan)
+    hold_to_its_word(plan, x, w, bias=bias, out=out)
 
 
-@pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
-def test_exact_algorithms_keep_to_the_bound(op):
-    """On problems whose smallest block fits, filters apart, the workspace is at most the stated constant."""
+@pytest.mark.parametrize("count", [1, 2, 8])
+@pytest.mark.parametrize("op", OPS)
+def test_exact_algorithms_keep_to_the_bound(op, count):
+    """On problems whose smallest block fits, filters apart, the workspace is at most the stated constants."""
+    allowed = min(count * blocking.WORKSPACE, blocking.LIMIT)
     for line in PROBLEMS:
         problem = cuconv.ConvProblem.parse(line)
-        filters = 3 * 4 * int(np.prod(problem.w_shape()))
+        filters = (2 + count) * 4 * int(np.prod(problem.w_shape()))
         request = Request(op, problem, "float32")
         for entry in exact_candidates(request, "cpu"):
-            plan = make_plan(request, entry.name, "cpu")
-            assert plan.workspace_bytes <= blocking.WORKSPACE + filters, str(plan)
+            plan = make_plan(request, entry.name, "cpu", f"{count} threads")
+            assert plan.workspace_bytes <= allowed + filters, str(plan)
 
 
 SCRATCH = [
@@ -267,19 +308,28 @@ SCRATCH = [
     ("n4c64h40w40 k64r4s4 g64 sh4sw4 p1", "wgrad", "complex64", None, "depthwise"),
     ("n4c16h40w40 k8r3s3", "wgrad", "complex64", None, "gemm"),
     ("n2c4h64w64 k256r1s1", "dgrad", "float32", None, "gemm"),
+    ("n4c64h40w40 k64r4s4 g64 sh2sw2 p1 circular", "fprop", "float16", None, "toeplitz"),
+    ("n4c64h40w40 k64r3s3 g64 sh2sw2 p1 circular", "dgrad", "float32", None, "toeplitz"),
+    ("n8c64h60w60 k64r3s3 g64 ph-20:9pw3:-9 circular", "dgrad", "float16", None, "toeplitz"),
+    ("n4c32h40w40 k96r7s7 g32 p3", "wgrad", "float32", None, "toeplitz"),
+    ("n8c96h28w28 k96r3s3 g96", "fprop", "float32", "gelu", "toeplitz"),
+    ("n8c8h60w60 k32r3s3 sh2sw2 p1 reflect", "fprop", "float16", None, "flat"),
+    ("n8c8h60w60 k32r3s3 p1", "fprop", "float32", "gelu", "flat"),
+    ("n8c8h60w60 k8r3s3 p-20", "dgrad", "float32", None, "flat"),
+    ("n4c4h40w40 k16r5s5 g2 p2 circular", "dgrad", "complex64", None, "flat"),
+    ("n8c8h60w60 k32r5s5 sh3sw3 p1 circular", "dgrad", "complex64", None, "col2im"),
+    ("n8c64h60w60 k8r3s3 p-20", "dgrad", "float16", None, "col2im"),
 ]
 
 
-@pytest.mark.parametrize("bound", [1 << 18, 1 << 20, 1 << 22])
+@pytest.mark.parametrize(("bound", "count"), [(1 << 18, 1), (1 << 20, 2), (1 << 22, 1)])
 @pytest.mark.parametrize(("line", "op", "dtype", "activation", "name"), SCRATCH)
-def test_workspace_where_one_part_of_it_dominates(line, op, dtype, activation, name, bound):
+def test_workspace_where_one_part_of_it_dominates(line, op, dtype, activation, name, bound, count, warm):
     """Copies for padding modes, conjugates and activations, each where leaving it out would show."""
     problem, operands, out = random_operands(line, op, dtype)
-    with workspace(bound):
+    with workspace(bound), threads(count):
         request = Request(op, problem, dtype, activation=activation, conjugate=dtype == "complex64")
-        plan = make_plan(request, name, "cpu")
-        peak = peak_memory(plan, *operands, out=out)
-        assert peak <= plan.workspace_bytes + numpy_buffers(plan), f"{plan}: peak {peak}"
+        hold_to_its_word(make_plan(request, name, "cpu"), *operands, out=out)
 
 
 def test_fit_keeps_to_its_share():
@@ -296,6 +346,30 @@ def test_fit_shrinks_in_order_down_to_the_bound():
         assert blocking.fit((8, 8), lambda a, b: 4 * a * b, order=(1, 0)) == (8, 2)
         assert blocking.fit((8, 8), lambda a, b: 1000 * a * b) == (1, 1)
         assert blocking.fit((0, 8), lambda a, b: a * b) == (1, 8)
+
+
+def test_fit_makes_parts_for_the_threads_and_shares_what_all_may_use():
+    with workspace(100):
+        assert blocking.fit((8, 8), lambda a, b: a * b, threads=2) == (4, 8)
+        assert blocking.fit((8, 8), lambda a, b: a * b, threads=3) == (2, 8)
+        assert blocking.fit((8, 8), lambda a, b: a * b, threads=4, order=(1, 0)) == (8, 2)
+        assert blocking.fit((2, 8), lambda a, b: a * b, threads=4) == (1, 4)
+        assert blocking.fit((1, 2), lambda a, b: a * b, threads=4) == (1, 1)
+        assert blocking.fit((0, 8), lambda a, b: a * b, threads=4) == (1, 8)
+        assert blocking.fit((8, 8), lambda a, b: a * b, threads=2, parts=1) == (8, 8)
+        # Ten threads have 30 bytes each, of 300 for all.
+        assert blocking.fit((8, 8), lambda a, b: a * b, threads=10, parts=1) == (2, 8)
+
+
+@pytest.mark.parametrize(
+    "line", ["n1c64h200w200 k64r3s3 p1 circular", "n2c64h200w200 k64r3s3 g64 p1 reflect"]
+)
+def test_a_gradient_to_be_folded_leaves_memory_for_its_blocks(line):
+    """An image too large for the bound, which must be whole, does not make blocks of single cells."""
+    request = Request("dgrad", cuconv.ConvProblem.parse(line), "float32")
+    for entry in exact_candidates(request, "cpu"):
+        (launch,) = make_plan(request, entry.name, "cpu", "2 threads").launches
+        assert np.prod(launch.tile) >= 100, f"{entry.name}: {launch}"
 
 
 def test_blocks_cover_every_cell_once():

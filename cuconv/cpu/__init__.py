@@ -9,15 +9,15 @@ import numpy as np
 from ..arrays import canonical
 from ..problem import Request
 from ..table import Schedule, Table
-from . import bias, depthwise, fft, gemm
+from . import bias, col2im, depthwise, fft, flat, gemm, toeplitz
 from .result import Result
 
+_FAMILIES = (toeplitz, depthwise, fft, flat, col2im, gemm)
+
 TABLE: Table = {
-    "fprop": (depthwise.ENTRIES["fprop"], fft.ENTRIES["fprop"], gemm.ENTRIES["fprop"]),
-    "dgrad": (depthwise.ENTRIES["dgrad"], fft.ENTRIES["dgrad"], gemm.ENTRIES["dgrad"]),
-    "wgrad": (depthwise.ENTRIES["wgrad"], fft.ENTRIES["wgrad"], gemm.ENTRIES["wgrad"]),
-    "bgrad": (bias.ENTRIES["bgrad"],),
-}
+    op: tuple(family.ENTRIES[op] for family in _FAMILIES if op in family.ENTRIES)
+    for op in ("fprop", "dgrad", "wgrad")
+} | {"bgrad": (bias.ENTRIES["bgrad"],)}
 """Per op, the algorithms in order; the last one takes every valid problem."""
 
 
@@ -35,4 +35,4 @@ def run(
     *inputs, out = (canonical(request, role, array) for role, array in operands.items())
     with np.errstate(all="ignore"):
         for launch in schedule.launches:
-            launch.kernel(request, launch.tile, *inputs, Result(request, out, bias))
+            launch.kernel(request, launch, *inputs, Result(out, request, bias))

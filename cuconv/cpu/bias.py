@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from ..dtypes import DTYPES
@@ -13,7 +11,7 @@ from .blocking import ALL, Launch
 from .result import Result, accumulator
 
 
-def bgrad(request: Request, tile: Sequence[int], dy: np.ndarray, result: Result) -> None:
+def bgrad(request: Request, launch: Launch, dy: np.ndarray, result: Result) -> None:
     """One sum, in double precision but for integers: it costs nothing beside reading dy."""
     double = {"f": np.float64, "c": np.complex128}
     dtype = double.get(DTYPES[request.dtype].kind, accumulator(request))
@@ -23,8 +21,8 @@ def bgrad(request: Request, tile: Sequence[int], dy: np.ndarray, result: Result)
 ENTRIES = {
     "bgrad": Algorithm(
         "sum",
-        lambda request, device: None,
-        lambda request: Schedule(8 * request.problem.k, (Launch(bgrad, "", ()),)),
-        lambda request, device: request.problem.bytes("bgrad", request.dtype) / 4e9,
+        lambda request, processor: None,
+        lambda request, processor: Schedule(8 * request.problem.k, (Launch(bgrad, "", ()),)),
+        lambda request, processor: request.problem.bytes("bgrad", request.dtype) / 4e9,
     )
 }

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import itertools
+import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ..problem import ConvProblem
+import numpy as np
 
-WORKSPACE = 8 << 20
-"""Bytes of scratch memory that a blocked algorithm keeps to, unless its smallest block needs more."""
+from ..problem import ConvProblem, Request
+from ..processor import Processor
+
+WORKSPACE = 16 << 20
+"""Bytes of scratch memory that one thread's block keeps to, unless the smallest block needs more."""
+
+LIMIT = 48 << 20
+"""Bytes that the blocks of all threads together keep to."""
 
 ALL = slice(None)
 
 
 @dataclass(frozen=True)
 class Launch:
-    """One run of a function of this path over all its blocks.
+    """One run of a function of this path over all its blocks, which `threads` threads share.
 
     `tile` is the extent of a block along each of `axes`.
     """
@@ -24,28 +32,60 @@ class Launch:
     kernel: Callable[..., None]
     axes: str
     tile: tuple[int, ...]
+    threads: int = 1
 
     def __str__(self) -> str:
         place = f"{self.kernel.__module__.rpartition('.')[2]}.{self.kernel.__name__}"
         sizes = " ".join(f"{axis}{extent}" for axis, extent in zip(self.axes.split(), self.tile, strict=True))
-        return f"{place} in blocks of {sizes}" if sizes else place
+        shared = f", {self.threads} threads" if self.threads > 1 else ""
+        return f"{place} in blocks of {sizes}{shared}" if sizes else place
+
+
+class Scratch(threading.local):
+    """Memory that one thread's blocks use one after the other, by name, as long as this object lives."""
+
+    def __call__(self, name: str, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+        """An uninitialised array; it is what the last call with this name returned, or a larger one."""
+        size = math.prod(shape)
+        memory = self.__dict__.get(name)
+        if memory is None or memory.size < size or memory.dtype != dtype:
+            del memory
+            self.__dict__.pop(name, None)  # before another is made
+            memory = self.__dict__[name] = np.empty(size, dtype)
+        return memory[:size].reshape(shape)
 
 
 def fit(
     extents: Sequence[int],
     cost: Callable[..., int],
+    threads: int = 1,
     order: Sequence[int] | None = None,
     share: float = 1.0,
+    parts: int | None = None,
 ) -> tuple[int, ...]:
-    """The largest tile whose cost(*tile) in bytes is within a share of WORKSPACE.
+    """The largest tile of which there are at least `parts`, by default one for each thread, and whose
+    cost(*tile) in bytes is within a share of what each thread may use.
 
     Axes are halved in the given order, down to one cell where it must be.
     """
     tile = [max(extent, 1) for extent in extents]
+    parts = threads if parts is None else parts
+    budget = share * min(WORKSPACE, LIMIT / threads)
+
+    def count() -> int:
+        return math.prod(-(-extent // part) for extent, part in zip(extents, tile, strict=True))
+
     for axis in order if order is not None else range(len(extents)):
-        while tile[axis] > 1 and cost(*tile) > share * WORKSPACE:
+        while tile[axis] > 1 and (0 < count() < parts or cost(*tile) > budget):
             tile[axis] = -(-tile[axis] // 2)
     return tuple(tile)
+
+
+def workers(request: Request, processor: Processor) -> int:
+    """How many threads are worth their start, which takes as long as this many bytes and operations."""
+    problem = request.problem
+    work = problem.bytes(request.op, request.dtype) * 20 + problem.flops(request.op, request.dtype)
+    return processor.threads if work > 2e7 else 1
 
 
 def blocks(extents: Sequence[int], tile: Sequence[int]) -> Iterator[tuple[slice, ...]]:

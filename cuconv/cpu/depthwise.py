@@ -1,160 +1,268 @@
-"""Depthwise convolution without a matrix product: one pass over the block per filter tap.
+"""Depthwise convolution without a matrix product: a multiplication and an addition per filter tap.
 
 With groups == C every output channel reads one input channel; k = c m + j for the multiplier m = K / C:
 
     fprop  y[n, c m + j] = sum over taps of  x[n, c, shifted by the tap]  w[c m + j, tap]
 
-and dgrad adds dy w back to the shifted cells, wgrad sums dy times the shifted x. A matrix product would
-be as thin as one row here, and lowering would copy the input once per tap.
+dgrad likewise, residue by residue of the stride, from dy and the taps that meet the residue; wgrad is, per
+tap, the product of dy and the shifted x. A matrix product would be as thin as one row here.
+
+What one tap sees of one channel, for all images of a block, is one run of memory: see `runs`.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from ..cuda.device import Device
-from ..problem import ConvProblem, Request
+from ..problem import Request
+from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
-from .blocking import ALL, Launch, blocks, fit, lengths, tap_cells
-from .padding import fold, fold_elements, slab, slab_elements
+from .blocking import ALL, Launch, Scratch, blocks, fit, lengths, workers
+from .lowering import Axes, every, phases_of, windows_of
+from .padding import fold, fold_elements
 from .result import Result, accumulator, finishing_blocks
+from .runs import Runs, run_elements
 
 
-def fprop(request: Request, tile: Sequence[int], x: np.ndarray, w: np.ndarray, result: Result) -> None:
+def by_taps(
+    a: np.ndarray,
+    axes: Axes,
+    cells: Sequence[slice],
+    mode: str,
+    weights: np.ndarray,
+    scratch: Scratch,
+    summed: bool,
+) -> np.ndarray:
+    """The sum over taps of what each sees of `a` times its weight (C, m, T, R, S): (N, C m, D, H, W).
+
+    `summed` says that `a` has the C m channels, to be added up over m: (N, C, D, H, W).
+    """
+    c, multiplier = weights.shape[:2]
+    runs = Runs(a, axes, cells, mode, weights.dtype, scratch)
+    shape = (c, 1 if summed else multiplier, runs.size)
+    whole = scratch("total", shape, weights.dtype)
+    total, begun = whole[..., : runs.length], False
+    product = scratch("product", shape, weights.dtype)[..., : runs.length]
+    for tap, j in itertools.product(runs.taps(), range(multiplier) if summed else [None]):
+        seen = runs.seen(tap) if j is None else runs.seen(tap)[j::multiplier]
+        weight = weights[(ALL, ALL, *tap)] if j is None else weights[(ALL, slice(j, j + 1), *tap)]
+        np.multiply(seen[:, None], weight[..., None], out=product if begun else total)
+        if begun:
+            np.add(total, product, out=total)
+        begun = True
+    if not begun:
+        total[...] = 0
+    made = runs.inside(whole)
+    return made.reshape(made.shape[0], made.shape[1] * made.shape[2], *made.shape[3:])
+
+
+Weigh = Callable[..., np.ndarray]
+"""`by_taps`, or another function that does the same."""
+
+
+def fprop(
+    request: Request, launch: Launch, x: np.ndarray, w: np.ndarray, result: Result, weigh: Weigh = by_taps
+) -> None:
     """Each tap's weight times the input shifted by the tap, added up in the taps' order."""
     problem, dtype = request.problem.volumetric, accumulator(request)
-    weights = _per_channel(w, problem).astype(dtype, copy=False)
-    multiplier = weights.shape[1]
-
-    def block(n: slice, channel: slice, *pixels: slice) -> None:
-        cells = slab(x[n, channel], problem, pixels, dtype)
-        count_n, count_c, *extents = lengths((n, channel, *pixels))
-        total = np.zeros((count_n, count_c, multiplier, *extents), dtype)
-        for tap, shifted in _shifts(cells, problem, extents):
-            total += np.einsum("nczpq,cm->ncmzpq", shifted, weights[(channel, ALL, *tap)])
-        y = total.reshape(count_n, count_c * multiplier, *extents)
-        result.store((n, _outputs(channel, multiplier), *pixels), y)
-
-    for part in blocks((problem.n, problem.c, *problem.output), tile):
-        block(*part)
-
-
-def dgrad(request: Request, tile: Sequence[int], dy: np.ndarray, w: np.ndarray, result: Result) -> None:
-    """Each tap's weight times dy, added to the padded input where the tap had read."""
-    problem, dtype = request.problem.volumetric, accumulator(request)
-    weights = _per_channel(w, problem).astype(dtype, copy=False)
-    weights = weights.conj() if request.conjugate else weights
-    multiplier = weights.shape[1]
-
-    def block(n: slice, channel: slice) -> None:
-        grad = _split(dy[n, _outputs(channel, multiplier)], channel, multiplier).astype(dtype, copy=False)
-        padded = np.zeros((*lengths((n, channel)), *problem.padded), dtype)
-        for tap, shifted in _shifts(padded, problem, problem.output):
-            shifted += np.einsum("ncmzpq,cm->nczpq", grad, weights[(channel, ALL, *tap)])
-        result.store((n, channel, ALL, ALL, ALL), fold(padded, problem))
-
-    for part in blocks((problem.n, problem.c), tile):
-        block(*part)
-
-
-def wgrad(request: Request, tile: Sequence[int], x: np.ndarray, dy: np.ndarray, result: Result) -> None:
-    """Per tap, the sum over images and pixels of dy times the input shifted by the tap."""
-    problem, dtype = request.problem.volumetric, accumulator(request)
+    axes, scratch = windows_of(problem), Scratch()
     multiplier = problem.k // problem.c
-    total = np.zeros((problem.c, multiplier, *problem.filter), dtype)
+    weights = w.reshape(problem.c, multiplier, *problem.filter).astype(dtype, copy=False)
 
-    def block(n: slice, channel: slice, *pixels: slice) -> None:
-        cells = slab(x[n, channel], problem, pixels, dtype)
-        cells = cells.conj() if request.conjugate else cells
-        dy_block = dy[(n, _outputs(channel, multiplier), *pixels)]
-        grad = _split(dy_block, channel, multiplier).astype(dtype, copy=False)
-        for tap, shifted in _shifts(cells, problem, lengths(pixels)):
-            total[(channel, ALL, *tap)] += np.einsum("ncmzpq,nczpq->cm", grad, shifted)
+    def block(channels: slice, n: slice, *cells: slice) -> None:
+        y = weigh(x[n, channels], axes, cells, problem.padding_mode, weights[channels], scratch, False)
+        outputs = slice(channels.start * multiplier, channels.stop * multiplier)
+        result.store((n, outputs, *cells), y)
 
-    for part in blocks((problem.n, problem.c, *problem.output), tile):
-        block(*part)
-    result.store((ALL,) * 5, total.reshape(problem.w_shape()))
+    parts = blocks((problem.c, problem.n, *problem.output), launch.tile)
+    spread(block, parts, launch.threads)
 
 
-def _shifts(
-    cells: np.ndarray, problem: ConvProblem, extents: Sequence[int]
-) -> Iterator[tuple[Any, np.ndarray]]:
-    """Each filter tap, as an index, and the view of the padded cells it meets for a block at the corner."""
-    pixels = [slice(0, extent) for extent in extents]
-    for tap in itertools.product(*map(range, problem.filter)):
-        yield tap, cells[(ALL, ALL, *tap_cells(problem, tap, pixels))]
+def dgrad(
+    request: Request, launch: Launch, dy: np.ndarray, w: np.ndarray, result: Result, weigh: Weigh = by_taps
+) -> None:
+    """The same for each residue of the stride, with dy, the taps that meet the residue, and a sum over j."""
+    problem, dtype = request.problem.volumetric, accumulator(request)
+    scratch, multiplier = Scratch(), problem.k // problem.c
+    weights = w.reshape(problem.c, multiplier, *problem.filter).astype(dtype, copy=False)
+    weights = weights.conj() if request.conjugate else weights
+    phases = [
+        (phase.axes, cells, weights[(ALL, ALL, *taps)])
+        for phase in phases_of(problem)
+        for cells, taps in zip(phase.cells, phase.taps, strict=True)
+    ]
+
+    def block(
+        index: int, target: Result, channels: slice, where: tuple[slice, slice], n: slice, *part: slice
+    ) -> None:
+        """The block `part` of one residue, put at the images and channels `where` of the target."""
+        axes, cells, filters = phases[index]
+        outputs = slice(channels.start * multiplier, channels.stop * multiplier)
+        dx = weigh(dy[n, outputs], axes, part, "zeros", filters[channels], scratch, True)
+        target.store((*where, *map(every, cells, part)), dx)
+
+    def folded(channels: slice, n: slice) -> None:
+        """The gradient of the padded input, folded onto the input."""
+        padded = scratch("gradient", (*lengths((n, channels)), *problem.padded), dtype)
+        for index, (axes, _, _) in enumerate(phases):
+            for part in blocks([axis.cells for axis in axes], launch.tile[2:]):
+                block(index, Result(padded), channels, (ALL, ALL), n, *part)
+        result.store((n, channels, ALL, ALL, ALL), fold(padded, problem))
+
+    if problem.padding_mode == "zeros":
+        parts = (
+            (index, result, channels, (n, channels), n, *part)
+            for index, (axes, _, _) in enumerate(phases)
+            for channels, n, *part in blocks(
+                (problem.c, problem.n, *(axis.cells for axis in axes)), launch.tile
+            )
+        )
+        spread(block, parts, launch.threads)
+    else:
+        spread(folded, blocks((problem.c, problem.n), launch.tile[:2]), launch.threads)
 
 
-def _per_channel(w: np.ndarray, problem: ConvProblem) -> np.ndarray:
-    """The filters as (C, m, T, R, S)."""
-    return w.reshape(problem.c, problem.k // problem.c, *problem.filter)
+def wgrad(request: Request, launch: Launch, x: np.ndarray, dy: np.ndarray, result: Result) -> None:
+    """Per tap, the sum over images and cells of dy times the input shifted by the tap."""
+    problem, dtype = request.problem.volumetric, accumulator(request)
+    axes, scratch = windows_of(problem), Scratch()
+    multiplier = problem.k // problem.c
+
+    def part(channels: slice) -> None:
+        outputs = slice(channels.start * multiplier, channels.stop * multiplier)
+        count = channels.stop - channels.start
+        total = np.zeros((count, multiplier, *problem.filter), dtype)
+        for n, *cells in blocks((problem.n, *problem.output), launch.tile[1:]):
+            runs = Runs(x[n, channels], axes, cells, problem.padding_mode, dtype, scratch)
+            grad = scratch("grad", (count, multiplier, runs.size), dtype)
+            grad[...] = 0
+            cells_of_dy = dy[(n, outputs, *cells)]
+            inside = runs.inside(grad)
+            inside[...] = cells_of_dy.reshape(inside.shape)
+            for tap in runs.taps():
+                total[(ALL, ALL, *tap)] += _dot(runs, tap, grad, request.conjugate, scratch)
+        result.store((outputs, ALL, ALL, ALL, ALL), total.reshape(count * multiplier, 1, *problem.filter))
+
+    spread(part, blocks((problem.c,), launch.tile[:1]), launch.threads)
 
 
-def _outputs(channel: slice, multiplier: int) -> slice:
-    """The output channels that come from a range of input channels."""
-    return slice(channel.start * multiplier, channel.stop * multiplier)
-
-
-def _split(dy: np.ndarray, channel: slice, multiplier: int) -> np.ndarray:
-    """dy with its channel axis taken apart: (N, C, m, Z, P, Q)."""
-    return dy.reshape(dy.shape[0], channel.stop - channel.start, multiplier, *dy.shape[2:])
+def _dot(runs: Runs, tap: Sequence[int], grad: np.ndarray, conjugate: bool, scratch: Scratch) -> np.ndarray:
+    """The product of dy, zeros between its cells, with what a tap sees: (C, m)."""
+    seen = runs.seen(tap)
+    if seen.dtype.kind == "c" and not conjugate:
+        seen = np.conjugate(seen, out=scratch("conjugate", seen.shape, seen.dtype))
+    dot = np.vecdot(seen[:, None], grad[..., : runs.length])
+    if dot.dtype.kind in "fc" and not np.isfinite(dot).all():
+        # Zeros times infinities that the tap does not see as its own must not count.
+        whole = scratch("whole", (seen.shape[0], runs.size), seen.dtype)
+        whole[:, : runs.length] = seen.conj() if seen.dtype.kind == "c" else seen
+        dot = np.einsum("ncdhw,ncmdhw->cm", runs.inside(whole), runs.inside(grad))
+    return dot
 
 
 # -- the table's entries ----------------------------------------------------------------------------
 
 
-def _applies(request: Request, device: Device | None) -> str | None:
+def applies(request: Request, processor: Processor) -> str | None:
     problem = request.problem
     if problem.c == problem.groups:
         return None
     return f"it needs groups == C, and groups is {problem.groups}, C {problem.c}"
 
 
-def _plan_slab(request: Request) -> Schedule:
+Elements = Callable[[int, int, Sequence[int], Axes, str, int], int]
+"""Scratch elements beside images and result: channels, images, cells, windows, padding mode, multiplier."""
+
+
+def _elements(c: int, n: int, counts: Sequence[int], axes: Axes, mode: str, multiplier: int) -> int:
+    return c * multiplier * run_elements(n, c, counts, axes, mode)[1]
+
+
+def plan_fprop(
+    request: Request, processor: Processor, kernel: Any = fprop, elements: Elements = _elements
+) -> Schedule:
+    problem = request.problem.volumetric
+    return _plan(request, processor, kernel, elements, [windows_of(problem)], problem.output)
+
+
+def plan_dgrad(
+    request: Request, processor: Processor, kernel: Any = dgrad, elements: Elements = _elements
+) -> Schedule:
+    phases = phases_of(request.problem.volumetric)
+    counts = tuple(max((phase.counts[axis] for phase in phases), default=0) for axis in range(3))
+    return _plan(request, processor, kernel, elements, [phase.axes for phase in phases], counts)
+
+
+def _plan(
+    request: Request,
+    processor: Processor,
+    kernel: Any,
+    elements: Elements,
+    windows: Sequence[Axes],
+    counts: tuple[int, ...],
+) -> Schedule:
     problem, item = request.problem.volumetric, accumulator(request).itemsize
-    multiplier = problem.k // problem.c
-    slabs = 2 if request.conjugate else 1
-    dy_copies = 1 + finishing_blocks(request)
-
-    def cost(n: int, c: int, *pixels: int) -> int:
-        outputs = n * c * multiplier * math.prod(pixels)
-        return (slabs * slab_elements(n, c, pixels, problem) + dy_copies * outputs) * item
-
-    tile = fit((problem.n, problem.c, *problem.output), cost)
-    kernel = fprop if request.op == "fprop" else wgrad
-    filters = math.prod(problem.w_shape()) * item
-    return Schedule(cost(*tile) + filters, (Launch(kernel, "n c z p q", tile),))
-
-
-def _plan_dgrad(request: Request) -> Schedule:
-    problem, item = request.problem.volumetric, accumulator(request).itemsize
-    multiplier = problem.k // problem.c
+    multiplier, threads = problem.k // problem.c, workers(request, processor)
+    mode = "zeros" if request.op == "dgrad" else problem.padding_mode
+    folding = request.op == "dgrad" and problem.padding_mode != "zeros"
     per_channel = fold_elements(problem) + (finishing_blocks(request) - 1) * math.prod(problem.input)
-    per_channel += (1 + multiplier) * math.prod(problem.output)
+    seen, made = (multiplier, 1) if request.op == "dgrad" else (1, multiplier)
 
-    def cost(n: int, c: int) -> int:
-        return n * c * per_channel * item
+    def cost(c: int, n: int, *cells: int) -> int:
+        largest = 0
+        for axes in windows:
+            images, run = run_elements(n, c * seen, cells, axes, mode)
+            finishing = 0 if folding else (finishing_blocks(request) - 1) * n * c * made * math.prod(cells)
+            beside = elements(c, n, cells, axes, mode, multiplier)
+            largest = max(largest, images + c * made * run + beside + finishing)
+        return largest * item
 
-    tile = fit((problem.n, problem.c), cost)
+    def gradient(c: int, n: int, *cells: int) -> int:
+        return folding * n * c * per_channel * item
+
+    extents = (problem.c, problem.n, *counts)
+    if folding:
+        tile = fit(extents, gradient, threads, order=(0, 1), share=0.5)
+        tile = fit(tile, cost, threads, share=0.5, parts=1)
+    else:
+        tile = fit(extents, cost, threads)
     filters = 2 * math.prod(problem.w_shape()) * item
-    return Schedule(cost(*tile) + filters, (Launch(dgrad, "n c", tile),))
+    workspace = threads * (cost(*tile) + gradient(*tile)) + filters
+    return Schedule(workspace, (Launch(kernel, "c n z p q", tile, threads),))
 
 
-def _estimate(request: Request, device: Device | None) -> float:
-    """Per tap, a multiply-add over the block in cache, and the cost of the two calls that do it."""
+def plan_wgrad(
+    request: Request, processor: Processor, kernel: Any = wgrad, elements: Elements = _elements
+) -> Schedule:
+    problem, item = request.problem.volumetric, accumulator(request).itemsize
+    axes, multiplier, threads = windows_of(problem), problem.k // problem.c, workers(request, processor)
+
+    def cost(c: int, n: int, *cells: int) -> int:
+        images, run = run_elements(n, c, cells, axes, problem.padding_mode)
+        beside = elements(c, n, cells, axes, problem.padding_mode, multiplier)
+        return (images + c * run * (multiplier + 2) + beside) * item
+
+    tile = fit((problem.c, problem.n, *problem.output), cost, threads)
+    filters = 2 * math.prod(problem.w_shape()) * item
+    return Schedule(threads * cost(*tile) + filters, (Launch(kernel, "c n z p q", tile, threads),))
+
+
+def estimate(request: Request, processor: Processor) -> float:
+    """Passes over the images, and two or, in wgrad, one per tap over a block in cache; the calls."""
     problem, item = request.problem, accumulator(request).itemsize
     taps = math.prod(problem.filter)
     elements = problem.n * problem.k * math.prod(problem.output)
-    return taps * (elements * item / 6e9 + 1e-5)
+    per_tap = 3e-11 if request.op == "wgrad" else 5.5e-11
+    return elements * item * (2e-10 + taps * per_tap) / processor.threads + 1e-4 + taps * 3e-6
 
 
 ENTRIES = {
-    "fprop": Algorithm("depthwise", _applies, _plan_slab, _estimate),
-    "wgrad": Algorithm("depthwise", _applies, _plan_slab, _estimate),
-    "dgrad": Algorithm("depthwise", _applies, _plan_dgrad, _estimate),
+    "fprop": Algorithm("depthwise", applies, plan_fprop, estimate),
+    "wgrad": Algorithm("depthwise", applies, plan_wgrad, estimate),
+    "dgrad": Algorithm("depthwise", applies, plan_dgrad, estimate),
 }

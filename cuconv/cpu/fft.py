@@ -21,12 +21,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..cuda.device import Device
 from ..dtypes import DTYPES
 from ..problem import ConvProblem, Request
+from ..processor import Processor
 from ..table import Algorithm, Schedule
-from .blocking import ALL, Launch, blocks, fit
-from .padding import fold, gather
+from .blocking import ALL, Launch, Scratch, blocks, fit
+from .padding import CHANNELS_FIRST, fold, gather
 from .result import Result
 
 _AXES = (2, 3, 4)
@@ -56,7 +56,17 @@ class _Transform:
 
     def input(self, x: np.ndarray) -> np.ndarray:
         """The spectrum of the padded input."""
-        return self.forward(gather(x, self.problem, (0, 0, 0), self.problem.padded, self.dtype))
+        return self.forward(
+            gather(
+                x,
+                [-before for before, _ in self.problem.padding],
+                self.problem.padded,
+                self.problem.padding_mode,
+                self.dtype,
+                Scratch(),
+                CHANNELS_FIRST,
+            )
+        )
 
     def spread(self, a: np.ndarray, steps: Sequence[int]) -> np.ndarray:
         """The cells of `a`, `steps` apart, with zeros between."""
@@ -82,7 +92,7 @@ def _every(step: int, count: int) -> slice:
     return slice(0, (count - 1) * step + 1, step)
 
 
-def fprop(request: Request, tile: Sequence[int], x: np.ndarray, w: np.ndarray, result: Result) -> None:
+def fprop(request: Request, launch: Launch, x: np.ndarray, w: np.ndarray, result: Result) -> None:
     """Y = sum over c of X conj(W), then the cells at the stride."""
     transform = _Transform(request)
     problem = transform.problem
@@ -95,11 +105,11 @@ def fprop(request: Request, tile: Sequence[int], x: np.ndarray, w: np.ndarray, r
         result.store((n, k, ALL, ALL, ALL), y.astype(result.dtype))
 
     for inputs, outputs in _groups(problem):
-        for n, k in blocks((problem.n, _length(outputs)), tile):
+        for n, k in blocks((problem.n, _length(outputs)), launch.tile):
             block(n, _within(outputs, k), inputs)
 
 
-def dgrad(request: Request, tile: Sequence[int], dy: np.ndarray, w: np.ndarray, result: Result) -> None:
+def dgrad(request: Request, launch: Launch, dy: np.ndarray, w: np.ndarray, result: Result) -> None:
     """dX = sum over k of dY W, folded from the padded input onto the input."""
     transform = _Transform(request)
     problem = transform.problem
@@ -114,11 +124,11 @@ def dgrad(request: Request, tile: Sequence[int], dy: np.ndarray, w: np.ndarray, 
         result.store((n, _within(inputs, c), ALL, ALL, ALL), dx.astype(result.dtype))
 
     for inputs, outputs in _groups(problem):
-        for n, c in blocks((problem.n, _length(inputs)), tile):
+        for n, c in blocks((problem.n, _length(inputs)), launch.tile):
             block(n, c, inputs, outputs)
 
 
-def wgrad(request: Request, tile: Sequence[int], x: np.ndarray, dy: np.ndarray, result: Result) -> None:
+def wgrad(request: Request, launch: Launch, x: np.ndarray, dy: np.ndarray, result: Result) -> None:
     """dW = sum over n of X conj(dY), then the cells at the dilation."""
     transform = _Transform(request)
     problem = transform.problem
@@ -130,11 +140,11 @@ def wgrad(request: Request, tile: Sequence[int], x: np.ndarray, dy: np.ndarray, 
         return np.einsum("nk...,nc...->kc...", grad, transform.input(images))
 
     for inputs, outputs in _groups(problem):
-        for (part,) in blocks((_length(outputs),), tile[1:]):
+        for (part,) in blocks((_length(outputs),), launch.tile[1:]):
             k = _within(outputs, part)
             # No image at all sums to zero, of the spectrum's shape.
             total = spectrum(slice(0, 0), k, inputs)
-            for (n,) in blocks((problem.n,), tile[:1]):
+            for (n,) in blocks((problem.n,), launch.tile[:1]):
                 total += spectrum(n, k, inputs)
             dw = transform.inverse(total)[(ALL, ALL, *keep)]
             result.store((k, ALL, ALL, ALL, ALL), dw.astype(result.dtype))
@@ -158,13 +168,13 @@ def _groups(problem: ConvProblem) -> list[tuple[slice, slice]]:
 # -- the table's entries ----------------------------------------------------------------------------
 
 
-def _applies(request: Request, device: Device | None) -> str | None:
+def _applies(request: Request, processor: Processor) -> str | None:
     if DTYPES[request.dtype].kind == "i":
         return "integers are exact, a Fourier transform is not"
     return None
 
 
-def _plan(request: Request) -> Schedule:
+def _plan(request: Request, processor: Processor) -> Schedule:
     transform = _Transform(request)
     problem = transform.problem
     c, k = problem.c // problem.groups, problem.k // problem.groups
@@ -175,8 +185,11 @@ def _plan(request: Request) -> Schedule:
     copies = 3 if transform.real else 4
     volume = copies * math.prod(transform.shape) * transform.dtype.itemsize
 
+    # wgrad has one sum of spectra beside another that is to be added.
+    sums = 2 if request.op == "wgrad" else 1
+
     def cost(n: int, channels: int) -> int:
-        return volume * (n * summed + channels * summed + n * channels)
+        return volume * (n * summed + (sums * channels) * summed + n * channels)
 
     tile = fit((problem.n, blocked), cost, share=4)
     kernel = {"fprop": fprop, "dgrad": dgrad, "wgrad": wgrad}[request.op]
@@ -184,7 +197,7 @@ def _plan(request: Request) -> Schedule:
     return Schedule(cost(*tile), (Launch(kernel, axes, tile),))
 
 
-def _estimate(request: Request, device: Device | None) -> float:
+def _estimate(request: Request, processor: Processor) -> float:
     """Transforms of every image, filter and result, and the products between them."""
     transform = _Transform(request)
     problem = transform.problem

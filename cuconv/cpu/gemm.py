@@ -1,183 +1,341 @@
-"""Lowering to matrix products through BLAS (im2col), block by block, for every valid problem.
+"""Convolution as matrix products, which NumPy hands to BLAS: the path for every problem.
 
-With columns X[(c t r s), (n z p q)] = x[n, c, z s + t d, ...] of one group, a convolution and its two
-gradients are products of matrices:
+With X the lowered input (a row per output cell, holding the cell's window), W the filters as a matrix
+and Y the output, per group:
 
-    fprop  Y = W X        dgrad  columns of dX = W^T dY, each added where it was taken from
-    wgrad  dW = dY X^T
+    fprop  Y = X W^T        wgrad  dW = dY^T X        dgrad  dX = Y' W', residue by residue
 
-NumPy hands float and complex products to BLAS and does the integer ones itself, modulo 2^32 or 2^64.
-Blocks are done in a fixed order, so the same call gives the same bits for a given number of BLAS threads.
+where Y' lowers dy and W' has the taps that meet the residue. A block is lowered and multiplied while it is in
+cache, and threads share the blocks. The product goes straight to the result where that has a matrix's
+layout: so a 1x1 filter needs neither a copy of its input nor one of its output.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
-from ..cuda.device import Device
-from ..problem import ConvProblem, Request
+from ..problem import Request
+from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
-from .blocking import ALL, Launch, blocks, filter_cells, fit, lengths, tap_cells
-from .padding import fold, fold_elements, slab, slab_elements
+from .blocking import ALL, Launch, Scratch, blocks, fit, lengths, workers
+from .lowering import (
+    Axes,
+    Phase,
+    arranged,
+    every,
+    filter_rows,
+    for_blas,
+    lower,
+    lowered_elements,
+    phases_of,
+    windows_of,
+)
+from .padding import fold, fold_elements
 from .result import Result, accumulator, finishing_blocks
 
-
-def columns(x: np.ndarray, problem: ConvProblem, pixels: Sequence[slice], dtype: np.dtype) -> np.ndarray:
-    """The lowered x of one block of output pixels: (groups, C/groups T R S, N Z P Q)."""
-    shape = lengths(pixels)
-    windows = sliding_window_view(slab(x, problem, pixels, dtype), problem.reach, axis=(2, 3, 4))
-    steps = (*problem.stride, *problem.dilation)
-    windows = windows[(ALL, ALL, *(slice(None, None, step) for step in steps))]
-    taps_first = windows.transpose(1, 5, 6, 7, 0, 2, 3, 4)
-    return taps_first.reshape(
-        problem.groups,
-        problem.c // problem.groups * math.prod(problem.filter),
-        x.shape[0] * math.prod(shape),
-    )
+Places = Sequence[tuple[slice, ...]]
+"""Where a product belongs in the result: its columns are the channels of each place in turn."""
 
 
-def rows(dy: np.ndarray, groups: int, dtype: np.dtype) -> np.ndarray:
-    """A block of dy as one matrix per group: (groups, K/groups, N Z P Q)."""
-    channels_first = np.ascontiguousarray(dy.swapaxes(0, 1), dtype)
-    return channels_first.reshape(groups, dy.shape[1] // groups, dy.shape[0] * math.prod(dy.shape[2:]))
+def by_rows(
+    a: np.ndarray,
+    axes: Axes,
+    cells: Sequence[slice],
+    mode: str,
+    filters: np.ndarray,
+    result: Result,
+    places: Places,
+    scratch: Scratch,
+) -> None:
+    """Multiply a block of cells' windows by matrices (groups, taps C/groups, K/groups), and store it."""
+    groups, _, columns = filters.shape
+    k = columns // len(places)
+    rows, cells_inside = lower(a, axes, cells, groups, mode, filters.dtype, scratch)
+    images, _, count, _ = rows.shape
+    target = result.matrices(places[0], images, groups, cells_inside) if len(places) == 1 else None
+    if target is not None:
+        np.matmul(rows, filters, out=target)
+        result.finish(places[0])
+        return
+    if cells_inside:
+        product = scratch("product", (images, groups, columns, count), rows.dtype).swapaxes(2, 3)
+    else:
+        product = scratch("product", (images, groups, count, columns), rows.dtype)
+    np.matmul(rows, filters, out=product)
+    extents = lengths(cells)
+    for index, (n, _, *there) in enumerate(places):
+        for group in range(groups):
+            y = product[:, group, :, index * k : (index + 1) * k].reshape(a.shape[0], *extents, k)
+            where = (n, slice(group * k, (group + 1) * k), *there)
+            result.store(where, y.transpose(0, 4, 1, 2, 3))
 
 
-# Each op does one block per call of an inner function, so that a block's memory is free before the next.
+Multiply = Callable[..., None]
+"""`by_rows`, or another function that does the same."""
 
 
-def fprop(request: Request, tile: Sequence[int], x: np.ndarray, w: np.ndarray, result: Result) -> None:
-    """Y = W X, a block of images and output pixels at a time."""
+def fprop(
+    request: Request,
+    launch: Launch,
+    x: np.ndarray,
+    w: np.ndarray,
+    result: Result,
+    multiply: Multiply = by_rows,
+) -> None:
+    """Y = X W^T, a block of images and output cells at a time."""
     problem, dtype = request.problem.volumetric, accumulator(request)
-    matrix = w.reshape(_filter_shape(problem)).astype(dtype, copy=False)
+    axes, scratch = windows_of(problem), Scratch()
+    filters = filter_rows(problem, w, dtype, launch.threads).swapaxes(1, 2)
 
-    def block(n: slice, *pixels: slice) -> None:
-        product = matrix @ columns(x[n], problem, pixels, dtype)
-        y = product.reshape(problem.k, *lengths((n, *pixels))).swapaxes(0, 1)
-        result.store((n, ALL, *pixels), y)
+    def block(n: slice, *cells: slice) -> None:
+        multiply(x[n], axes, cells, problem.padding_mode, filters, result, [(n, ALL, *cells)], scratch)
 
-    for part in blocks((problem.n, *problem.output), tile):
-        block(*part)
+    spread(block, blocks((problem.n, *problem.output), launch.tile), launch.threads)
 
 
-def wgrad(request: Request, tile: Sequence[int], x: np.ndarray, dy: np.ndarray, result: Result) -> None:
-    """dW = dY X^T, summed over blocks of images and output pixels in order."""
+def dgrad(
+    request: Request,
+    launch: Launch,
+    dy: np.ndarray,
+    w: np.ndarray,
+    result: Result,
+    multiply: Multiply = by_rows,
+) -> None:
+    """dX = Y' W' for the residues of the stride, a block of images and input cells at a time."""
     problem, dtype = request.problem.volumetric, accumulator(request)
-    total = np.zeros(_filter_shape(problem), dtype)
+    scratch = Scratch()
+    g, c, k = problem.groups, problem.c // problem.groups, problem.k // problem.groups
+    w = w.reshape(g, k, c, *problem.filter)
 
-    def block(n: slice, *pixels: slice) -> None:
-        lowered = columns(x[n], problem, pixels, dtype)
-        if request.conjugate:
-            lowered = lowered.conj()
-        total[...] += rows(dy[(n, ALL, *pixels)], problem.groups, dtype) @ lowered.swapaxes(1, 2)
+    def filters_of(taps: Sequence[slice]) -> np.ndarray:
+        taps_outside = w[(ALL, ALL, ALL, *taps)].transpose(0, 3, 4, 5, 1, 2)
+        terms = math.prod(taps_outside.shape[1:4]) * k
+        matrix = arranged(taps_outside, 4, dtype, launch.threads).reshape(g, terms, c)
+        return matrix.conj() if request.conjugate else matrix
 
-    for part in blocks((problem.n, *problem.output), tile):
-        block(*part)
-    result.store((ALL,) * 5, total.reshape(problem.w_shape()))
+    def side_by_side(phase: Phase) -> np.ndarray:
+        matrices = [filters_of(taps) for taps in phase.taps]
+        return for_blas(matrices[0] if len(matrices) == 1 else np.concatenate(matrices, axis=2))
+
+    phases = phases_of(problem)
+    if problem.padding_mode == "zeros" and result.plain and any(phase.empty for phase in phases):
+        _clear(result.out, launch.threads)
+        phases = [phase for phase in phases if not phase.empty]
+    filters = [side_by_side(phase) for phase in phases]
+
+    def block(index: int, target: Result, n: slice, where: slice, *part: slice) -> None:
+        """The block `part` of one phase for the images n, put at the images `where` of the target."""
+        places = [(where, ALL, *map(every, cells, part)) for cells in phases[index].cells]
+        multiply(dy[n], phases[index].axes, part, "zeros", filters[index], target, places, scratch)
+
+    def parts(target: Result, first: int, images: int) -> Iterator[tuple[Any, ...]]:
+        """What `block` takes for so many images; image `first` is the target's image 0."""
+        for index, phase in enumerate(phases):
+            for n, *part in blocks((images, *phase.counts), launch.tile[-4:]):
+                yield (index, target, slice(first + n.start, first + n.stop), n, *part)
+
+    if problem.padding_mode == "zeros":
+        spread(block, parts(result, 0, problem.n), launch.threads)
+        return
+    for (images,) in blocks((problem.n,), launch.tile[:1]):
+        padded = scratch("gradient", (images.stop - images.start, problem.c, *problem.padded), dtype)
+        spread(block, parts(Result(padded), images.start, len(padded)), launch.threads)
+        result.store((images, ALL, ALL, ALL, ALL), fold(padded, problem))
 
 
-def dgrad(request: Request, tile: Sequence[int], dy: np.ndarray, w: np.ndarray, result: Result) -> None:
-    """Columns of dX = W^T dY for a block of images and input channels, added into the padded input."""
+def _clear(out: np.ndarray, threads: int) -> None:
+    """Zero everywhere: better than zero at every second cell, where that is what no tap meets."""
+
+    def part(images: slice) -> None:
+        out[images] = 0
+
+    spread(part, blocks(out.shape[:1], (-(-max(len(out), 1) // threads),)), threads)
+
+
+def wgrad(request: Request, launch: Launch, x: np.ndarray, dy: np.ndarray, result: Result) -> None:
+    """dW = dY^T X for blocks of groups and input channels, summed over images and output cells in order.
+
+    Where there are too few channels to share among the threads, the images are, in sections whose sums are
+    added in order at the end.
+    """
     problem, dtype = request.problem.volumetric, accumulator(request)
+    axes, scratch = windows_of(problem), Scratch()
     c, k = problem.c // problem.groups, problem.k // problem.groups
-    matrix = w.reshape(problem.groups, k, c, math.prod(problem.filter)).astype(dtype, copy=False)
-    if request.conjugate:
-        matrix = matrix.conj()
+    section, *channels_tile = launch.tile[:3]
+    places = list(blocks((problem.groups, c), channels_tile))
+    sums: list[dict[int, np.ndarray]] = [{} for _ in places]
 
-    def add_columns(padded: np.ndarray, part: np.ndarray, grad: np.ndarray, pixels: Sequence[slice]) -> None:
-        """Add the columns of a block of pixels to the cells that they were lowered from."""
-        product = part.reshape(*part.shape[:2], part.shape[2] * part.shape[3]).swapaxes(1, 2) @ grad
-        extents = lengths(pixels)
-        lowered = product.reshape(padded.shape[1], *problem.filter, padded.shape[0], *extents)
-        if math.prod(problem.filter) <= math.prod(extents):
-            for tap in itertools.product(*map(range, problem.filter)):
-                padded[(ALL, ALL, *tap_cells(problem, tap, pixels))] += lowered[(ALL, *tap)].swapaxes(0, 1)
-        else:
-            # Few pixels under a large filter: a pixel's whole window at a time is fewer additions.
-            windows = lowered.transpose(4, 0, 1, 2, 3, 5, 6, 7)
-            for pixel in itertools.product(*map(range, extents)):
-                padded[(ALL, ALL, *filter_cells(problem, pixel, pixels))] += windows[(..., *pixel)]
+    def part(first: int, place: int) -> None:
+        groups, channels = places[place]
+        g, outputs = groups.stop - groups.start, slice(groups.start * k, groups.stop * k)
+        inputs = slice(groups.start * c + channels.start, (groups.stop - 1) * c + channels.stop)
+        total = None
+        for n, *cells in blocks((min(section, problem.n - first), *problem.output), launch.tile[3:]):
+            n = slice(first + n.start, first + n.stop)
+            rows = _merged(lower(x[n, inputs], axes, cells, g, problem.padding_mode, dtype, scratch)[0])
+            grad = dy[(n, outputs, *cells)]
+            grad = grad.reshape(n.stop - n.start, g, k, math.prod(lengths(cells))).transpose(1, 2, 0, 3)
+            grad = grad.reshape(g, k, rows.shape[1])
+            grad = for_blas(grad.astype(dtype, copy=False))
+            if request.conjugate:
+                grad = grad.conj()
+            if total is None:
+                total = grad @ rows
+            else:
+                total += np.matmul(grad, rows, out=scratch("product", total.shape, dtype))
+        if total is not None:
+            sums[place][first] = total.conj() if request.conjugate else total
 
-    def block(n: slice, group: slice, channel: slice) -> None:
-        count_n, count_g, count_c = lengths((n, group, channel))
-        padded = np.zeros((count_n, count_g * count_c, *problem.padded), dtype)
-        outputs = slice(group.start * k, group.stop * k)
-        for pixels in blocks(problem.output, tile[3:]):
-            grad = rows(dy[(n, outputs, *pixels)], count_g, dtype)
-            add_columns(padded, matrix[group, :, channel], grad, pixels)
-            del grad
-        inputs = slice(group.start * c + channel.start, (group.stop - 1) * c + channel.stop)
-        result.store((n, inputs, ALL, ALL, ALL), fold(padded, problem))
+    def store(place: int) -> None:
+        (groups, channels), sections = places[place], sums[place]
+        shape = (groups.stop - groups.start, k, *problem.filter, channels.stop - channels.start)
+        total = sections.pop(min(sections)) if sections else np.zeros(shape, dtype)
+        for first in sorted(sections):
+            total += sections[first]
+        for group, dw in zip(range(groups.start, groups.stop), total.reshape(shape), strict=True):
+            result.store(
+                (slice(group * k, (group + 1) * k), channels, ALL, ALL, ALL), dw.transpose(0, 4, 1, 2, 3)
+            )
 
-    for part in blocks((problem.n, problem.groups, c), tile[:3]):
-        block(*part)
+    spread(part, itertools.product(range(0, problem.n, section), range(len(places))), launch.threads)
+    spread(store, ((place,) for place in range(len(places))), launch.threads)
 
 
-def _filter_shape(problem: ConvProblem) -> tuple[int, int, int]:
-    groups = problem.groups
-    return groups, problem.k // groups, problem.c // groups * math.prod(problem.filter)
+def _merged(rows: np.ndarray) -> np.ndarray:
+    """The rows of all images in one matrix per group."""
+    images, g, cells, columns = rows.shape
+    if images == 1:
+        return for_blas(rows[0])
+    return rows.transpose(1, 3, 0, 2).reshape(g, columns, images * cells).swapaxes(1, 2)
 
 
 # -- the table's entries ----------------------------------------------------------------------------
 
 
-def _plan_lowered(request: Request) -> Schedule:
-    """fprop and wgrad: blocks of output pixels over all channels."""
+Elements = Callable[[int, int, int, Sequence[int], Axes, str, int], int]
+"""Scratch elements: of images, channels, columns of the product, cells, windows, padding mode, groups."""
+
+
+def _elements(n: int, c: int, columns: int, counts: Sequence[int], axes: Axes, mode: str, groups: int) -> int:
+    """Scratch elements that `by_rows` needs at the most, its product included."""
+    return lowered_elements(n, c, counts, axes, mode) + n * math.prod(counts) * columns
+
+
+def lowered(request: Request) -> tuple[int, list[tuple[Axes, int]]]:
+    """What fprop or dgrad lowers: how many channels, and the windows and columns of each product."""
+    problem = request.problem.volumetric
+    if request.op == "fprop":
+        return problem.c, [(windows_of(problem), problem.k)]
+    return problem.k, [(phase.axes, problem.c * len(phase.taps)) for phase in phases_of(problem)]
+
+
+def schedule(request: Request, processor: Processor, kernel: Any, elements: Elements = _elements) -> Schedule:
+    """fprop or dgrad in blocks of images and cells; those of dx of one residue of the stride."""
     problem, item = request.problem.volumetric, accumulator(request).itemsize
-    lowered_copies, dy_copies = (2 if request.conjugate else 1), finishing_blocks(request)
+    channels, products = lowered(request)
+    counts = [max((axes[axis].cells for axes, _ in products), default=0) for axis in range(3)]
+    mode = problem.padding_mode if request.op == "fprop" else "zeros"
+    folding = request.op == "dgrad" and problem.padding_mode != "zeros"
+    per_image = (
+        fold_elements(problem) + (finishing_blocks(request) - 1) * math.prod(problem.input)
+    ) * problem.c
 
-    def cost(n: int, *pixels: int) -> int:
-        count = n * math.prod(pixels)
-        lowered = lowered_copies * count * problem.c * math.prod(problem.filter)
-        return (slab_elements(n, problem.c, pixels, problem) + lowered + dy_copies * count * problem.k) * item
+    def cost(n: int, *cells: int) -> int:
+        finishing = (0 if folding else finishing_blocks(request) - 1) * n * math.prod(cells)
+        each = (
+            elements(n, channels, columns, cells, axes, mode, problem.groups) + finishing * columns
+            for axes, columns in products
+        )
+        return max(each, default=0) * item
 
-    tile = fit((problem.n, *problem.output), cost)
-    kernel = fprop if request.op == "fprop" else wgrad
-    # The filters as a matrix, or their gradient and one block's part of it.
+    threads = workers(request, processor)
     filters = 2 * math.prod(problem.w_shape()) * item
-    return Schedule(cost(*tile) + filters, (Launch(kernel, "n z p q", tile),))
+    images, axes, gradient = problem.n, "n z p q", 0
+    if folding:
+        # The padded input's gradient is shared by all threads, for as many images as their memory allows.
+        (images,) = fit((problem.n,), lambda n: n * per_image * item // threads, threads, share=0.5, parts=1)
+        axes, gradient = f"gradient {axes}", images * per_image * item
+    tile = fit((images, *counts), cost, threads, share=0.5)
+    count = math.prod(-(-extent // part) for extent, part in zip((images, *counts), tile, strict=True))
+    used = max(1, min(threads, count * len(products)))
+    launch = Launch(kernel, axes, (images, *tile) if folding else tile, threads)
+    return Schedule(used * cost(*tile) + gradient + filters, (launch,))
 
 
-def _plan_dgrad(request: Request) -> Schedule:
-    """Half of the workspace for the padded input, half for the columns that are added into it."""
+def plan_wgrad(request: Request, processor: Processor) -> Schedule:
     problem, item = request.problem.volumetric, accumulator(request).itemsize
-    c, k = problem.c // problem.groups, problem.k // problem.groups
-    per_channel = fold_elements(problem) + (finishing_blocks(request) - 1) * math.prod(problem.input)
+    axes, threads = windows_of(problem), workers(request, processor)
+    g, c, k = problem.groups, problem.c // problem.groups, problem.k // problem.groups
+    taps = math.prod(problem.filter)
 
-    def padded(n: int, g: int, c: int, *pixels: int) -> int:
-        return n * g * c * per_channel * item
+    # Products of fewer rows would be added up in as much time as they took to be made.
+    images = min(max(problem.n, 1), -(-512 // max(1, math.prod(problem.output))))
 
-    def lowered(n: int, g: int, c: int, *pixels: int) -> int:
-        return n * math.prod(pixels) * g * (c * math.prod(problem.filter) + k) * item
+    def block(groups: int, channels: int, n: int, *cells: int) -> int:
+        lowered = lowered_elements(n, groups * channels, cells, axes, problem.padding_mode)
+        return (lowered + (2 if request.conjugate else 1) * n * math.prod(cells) * groups * k) * item
 
-    extents = (problem.n, problem.groups, c, *problem.output)
-    tile = fit(extents, padded, order=(0, 1, 2), share=0.5)
-    tile = fit(tile, lowered, order=(0, 3, 4, 5, 1, 2), share=0.5)
-    # The filters as a matrix, conjugated, and the part of it that a block of channels needs.
-    filters = 3 * math.prod(problem.w_shape()) * item
-    launch = Launch(dgrad, "n g c z p q", tile)
-    return Schedule(padded(*tile) + lowered(*tile) + filters, (launch,))
+    share = (g, c)
+    if g >= threads:
+        share = (-(-g // threads), c)
+    elif c >= 8 * threads and (math.prod(problem.w_shape()) > 1 << 18 or problem.n < threads):
+        share = (1, -(-c // threads))
+    sections = 1 if share != (g, c) else min(threads, max(problem.n, 1))
+    section = -(-max(problem.n, 1) // sections)
+
+    # Fewer cells first, as long as there are enough of them; then fewer channels.
+    def while_long(groups: int, channels: int, n: int, *cells: int) -> int:
+        return block(groups, channels, n, *cells) if n * math.prod(cells) > 1024 else 0
+
+    extents = (*share, min(images, section), *problem.output)
+    tile = fit(extents, while_long, threads, order=(0, 3, 4, 5), share=0.5, parts=1)
+    tile = fit(tile, block, threads, share=0.5, parts=1)
+    parts = -(-g // tile[0]) * -(-c // tile[1]) * sections
+    products = tile[0] * k * taps * tile[1] * item
+    sums = sections * math.prod(problem.w_shape()) * item
+    workspace = min(threads, parts) * (block(*tile) + products) + sums
+    launch = Launch(wgrad, "section g c n z p q", (section, *tile), threads)
+    return Schedule(workspace, (launch,))
 
 
-def _estimate(request: Request, device: Device | None) -> float:
-    """Time of the products at BLAS's rate, of the lowering at a copy's, and of the calls themselves."""
-    problem, item = request.problem, accumulator(request).itemsize
-    rate = {"f": 2e11 / item, "c": 4e11 / item, "i": 1e9}[accumulator(request).kind]
-    lowered = problem.n * math.prod(problem.output) * problem.c * math.prod(problem.filter) * item
-    calls = 2e-6 * problem.groups * max(1, problem.n * math.prod(problem.output) // 4096)
-    return problem.flops(request.op, request.dtype) / rate + lowered / 3e9 + calls
+def estimate(request: Request, processor: Processor) -> float:
+    """Time of the products at BLAS's rate, of copies by their bytes and their runs, and of the calls."""
+    problem, item = request.problem.volumetric, accumulator(request).itemsize
+    first = request.layout == "channels_first" and math.prod(problem.filter) > 1
+    seconds = 5e-5 * problem.groups**0.5
+    channels, products = lowered(replace(request, op="fprop") if request.op == "wgrad" else request)
+    for axes, columns in products:
+        windows = problem.n * math.prod(axis.cells for axis in axes)
+        taps = math.prod(axis.taps for axis in axes)
+        run = channels // problem.groups * (axes[2].taps if axes[2].step == 1 else 1)
+        copied = windows * taps * channels if taps > 1 else 0
+        seconds += copied * (item / 1.5e10 + 1.2e-8 / max(run, 1))
+        seconds += first * windows * (channels + columns) * 1e-9
+        seconds += product_time(request, windows, taps * channels // problem.groups, columns)
+    return seconds / processor.threads
 
 
-def _applies(request: Request, device: Device | None) -> None:
+def product_time(request: Request, rows: int, terms: int, columns: int) -> float:
+    """Seconds of one thread for products of rows by terms by columns of all groups; thin ones are slow."""
+    dtype, groups = accumulator(request), request.problem.groups
+    rate = {"f": 8e11 / dtype.itemsize, "c": 1.6e12 / dtype.itemsize, "i": 1e9}[dtype.kind]
+    thin = 1 + 8 / max(terms, 1) + 16 * groups / max(columns, 1)
+    return 2 * rows * terms * columns * (4 if dtype.kind == "c" else 1) * thin / rate
+
+
+def _applies(request: Request, processor: Processor) -> None:
     return None
 
 
 ENTRIES = {
-    "fprop": Algorithm("gemm", _applies, _plan_lowered, _estimate),
-    "wgrad": Algorithm("gemm", _applies, _plan_lowered, _estimate),
-    "dgrad": Algorithm("gemm", _applies, _plan_dgrad, _estimate),
+    "fprop": Algorithm("gemm", _applies, partial(schedule, kernel=fprop), estimate),
+    "wgrad": Algorithm("gemm", _applies, plan_wgrad, estimate),
+    "dgrad": Algorithm("gemm", _applies, partial(schedule, kernel=dgrad), estimate),
 }

@@ -9,13 +9,17 @@ about the outermost cells (reflect), or the outermost cell (replicate). `gather`
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..problem import ConvProblem
-from .blocking import lengths, span
+
+CHANNELS_FIRST = (0, 1, 2, 3, 4)
+CHANNELS_LAST = (0, 2, 3, 4, 1)
+IMAGES_INSIDE = (1, 2, 3, 0, 4)
+"""Orders of memory for `gather`, by axes of (N, C, D, H, W)."""
 
 
 def source(mode: str, coordinate: Any, extent: int) -> Any:
@@ -30,43 +34,42 @@ def source(mode: str, coordinate: Any, extent: int) -> Any:
 
 
 def gather(
-    x: np.ndarray, problem: ConvProblem, start: Sequence[int], count: Sequence[int], dtype: Any
+    a: np.ndarray,
+    lows: Sequence[int],
+    counts: Sequence[int],
+    mode: str,
+    dtype: np.dtype,
+    scratch: Callable[..., np.ndarray],
+    order: Sequence[int],
 ) -> np.ndarray:
-    """`count` cells of the padded x from `start` on, per spatial axis, as `dtype`.
+    """`counts` cells of `a` from `lows` on, per spatial axis, as `dtype`; those outside of it are padding.
 
-    x is (N, C, D, H, W); the result is a view of it where nothing has to be padded or converted.
+    `a` and the result are indexed (N, C, D, H, W). The result's memory has the axes in the given order; where
+    nothing has to be padded or converted, and the last of that order is last in `a` too, it is a view of it.
     """
-    lows = [first - before for first, (before, _) in zip(start, problem.padding, strict=True)]
-    highs = [low + length for low, length in zip(lows, count, strict=True)]
-    if problem.padding_mode != "zeros" and (
-        min(lows) < 0 or any(high > extent for high, extent in zip(highs, problem.input, strict=True))
+    highs = [low + count for low, count in zip(lows, counts, strict=True)]
+    if mode != "zeros" and (
+        min(lows) < 0 or any(high > extent for high, extent in zip(highs, a.shape[2:], strict=True))
     ):
-        axes = zip(lows, highs, problem.input, strict=True)
-        cells = (source(problem.padding_mode, np.arange(low, high), extent) for low, high, extent in axes)
-        return x[(slice(None), slice(None), *np.ix_(*cells))].astype(dtype, copy=False)
-    margins = [(0, 0), (0, 0)]
-    for axis, (low, high, extent) in enumerate(zip(lows, highs, problem.input, strict=True)):
-        inside = slice(min(max(low, 0), extent), max(min(high, extent), 0))
-        x = x[(slice(None),) * (axis + 2) + (inside,)]
-        before = min(max(-low, 0), count[axis])
-        margins.append((before, count[axis] - before - x.shape[axis + 2]))
-    if not any(map(any, margins)):
-        return x.astype(dtype, copy=False)
-    padded = np.zeros((*x.shape[:2], *count), dtype)
-    padded[tuple(slice(before, before + n) for (before, _), n in zip(margins, x.shape, strict=True))] = x
+        each = zip(lows, highs, a.shape[2:], strict=True)
+        cells = (source(mode, np.arange(low, high), extent) for low, high, extent in each)
+        a = a[(slice(None), slice(None), *np.ix_(*cells))]
+        lows, highs = [0, 0, 0], list(counts)
+    inside, there = [], []
+    for low, high, extent in zip(lows, highs, a.shape[2:], strict=True):
+        first, last = min(max(low, 0), extent), max(min(high, extent), 0)
+        inside.append(slice(first, max(first, last)))
+        there.append(slice(first - low, max(first, last) - low))
+    cells_of_a = a[(slice(None), slice(None), *inside)]
+    whole = cells_of_a.shape[2:] == tuple(counts)
+    if whole and a.dtype == dtype and cells_of_a.strides[order[-1]] == a.itemsize:
+        return cells_of_a
+    shape = (*a.shape[:2], *counts)
+    padded = scratch("padded", [shape[axis] for axis in order], dtype).transpose(np.argsort(order))
+    if not whole:
+        padded[...] = 0
+    padded[(slice(None), slice(None), *there)] = cells_of_a
     return padded
-
-
-def slab(x: np.ndarray, problem: ConvProblem, pixels: Sequence[slice], dtype: Any) -> np.ndarray:
-    """The padded input that a block of output pixels reads."""
-    start = [part.start * stride for part, stride in zip(pixels, problem.stride, strict=True)]
-    return gather(x, problem, start, span(lengths(pixels), problem), dtype)
-
-
-def slab_elements(n: int, c: int, pixels: Sequence[int], problem: ConvProblem) -> int:
-    """Scratch elements that `slab` needs at the most, for so many images, channels and output pixels."""
-    copies = 1 if problem.padding_mode == "zeros" else 2
-    return copies * n * c * math.prod(span(pixels, problem))
 
 
 def fold_elements(problem: ConvProblem) -> int:

@@ -26,12 +26,20 @@ def finishing_blocks(request: Request) -> int:
 class Result:
     """The result of one call, stored block by block; every element is stored exactly once."""
 
-    def __init__(self, request: Request, out: np.ndarray, bias: np.ndarray | None) -> None:
+    def __init__(
+        self, out: np.ndarray, request: Request | None = None, bias: np.ndarray | None = None
+    ) -> None:
+        """With a request, its activation and accumulation are part of storing; otherwise blocks are kept."""
         self.out = out
-        self.dtype = accumulator(request)
+        self.dtype = accumulator(request) if request else out.dtype
         self.bias = None if bias is None else bias.astype(self.dtype)[:, None, None, None]
-        self.activation = ACTIVATIONS[request.activation] if request.activation else None
-        self.accumulate = request.accumulate
+        self.activation = ACTIVATIONS[request.activation] if request and request.activation else None
+        self.accumulate = request is not None and request.accumulate
+
+    @property
+    def plain(self) -> bool:
+        """Whether blocks are stored as they come."""
+        return self.bias is None and self.activation is None and not self.accumulate
 
     def store(self, where: tuple[slice, ...], block: np.ndarray) -> None:
         """Finish `block`, of the accumulator dtype, and put it at out[where]; axis 1 has the channels.
@@ -45,3 +53,32 @@ class Result:
         if self.accumulate:
             block += self.out[where]
         self.out[where] = block
+
+    def matrices(
+        self, where: tuple[slice, ...], images: int, groups: int, cells_inside: bool
+    ) -> np.ndarray | None:
+        """out[where] as matrices (images, groups, cells, channels), for a product to be written there.
+
+        None where that needs a copy, where BLAS could not write it in this order, or where the product is
+        to be added or rounded. Then it goes to `store`; otherwise `finish` follows.
+        """
+        if self.accumulate or self.out.dtype != self.dtype:
+            return None
+        y = self.out[where]
+        try:
+            if cells_inside:
+                split = y.reshape(images, groups, y.shape[1] // groups, -1, copy=False)
+                return split.swapaxes(2, 3) if split.strides[3] == y.itemsize else None
+            if groups == 1 and y.strides[1] == y.itemsize:
+                return y.transpose(0, 2, 3, 4, 1).reshape(1, 1, -1, y.shape[1], copy=False)
+        except ValueError:
+            pass
+        return None
+
+    def finish(self, where: tuple[slice, ...]) -> None:
+        """Bias and activation for a product that stands at out[where]."""
+        y = self.out[where]
+        if self.bias is not None:
+            y += self.bias[where[1]]
+        if self.activation is not None:
+            y[...] = self.activation(y)

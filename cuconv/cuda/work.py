@@ -128,7 +128,7 @@ def per_element_kernel(file: str, template: str, dtype: str) -> Kernel:
 # -- padding modes, around the launches of any family -------------------------------------------------
 
 
-def scheduled(build: Callable[[Work], list[Launch]], request: Request) -> Schedule:
+def scheduled(build: Callable[[Work], list[Launch]], request: Request, device: Device) -> Schedule:
     """The launches that a family builds, with those that do the padding mode before or after them."""
     a, b, out = _OPERANDS[request.op]
     work = Work(request, _volumetric(request), a, b, out)

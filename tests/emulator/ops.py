@@ -17,6 +17,7 @@ from tests.emulator.runner import run_plan
 
 class _EmulatedOwner(arrays.Owner):
     on_gpu = False
+    arch = None
 
 
 def run(op: str, *operands: Any, **options: Any) -> np.ndarray:

@@ -1,0 +1,279 @@
+"""python -m benchmarks.report: the README's table, docs/benchmarks.md and its plots, from the records.
+
+No figure in them is typed by hand; --check says whether they are what the records give.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import record, suites
+from .record import Key, Record, Row
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
+OPS = ("fprop", "dgrad", "wgrad")
+HALVES = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Target:
+    """The least geometric mean of best peer / ours that suites are to reach, per op.
+
+    None stands for any dtype, layout or number of images; `peer` names the only one it is measured against.
+    """
+
+    device: str
+    suites: tuple[str, ...]
+    least: tuple[float, float, float]
+    dtypes: tuple[str, ...] | None = None
+    layout: str | None = None
+    batches: tuple[int | None, ...] | None = None
+    peer: str = ""
+
+    def covers(self, group: Group) -> bool:
+        return (
+            self.device == group.device
+            and group.suite in self.suites
+            and (self.dtypes is None or group.dtype in self.dtypes)
+            and self.layout in (None, group.layout)
+            and (self.batches is None or group.batch in self.batches)
+        )
+
+
+# The first that covers a group counts.
+TARGETS = (
+    Target("cuda", ("resnet50", "vgg16"), (1.0, 1.0, 1.0), HALVES, "channels_last"),
+    Target("cuda", ("resnet50", "vgg16"), (1.5, 1.5, 1.3), HALVES, "channels_first", peer="channels_first"),
+    Target("cuda", ("resnet50",), (2.0, 2.0, 1.5), ("float32",)),
+    Target("cuda", ("scientific",), (5, 5, 5), ("float64",)),
+    Target("cuda", ("resnet50",), (5, 5, 5), ("float64",), batches=(None, 32)),
+    Target("cuda", ("mobilenet_dw", "convnext"), (2.5, 3, 5)),
+    Target("cuda", ("large_kernel",), (5, 5, 5)),
+    Target("cuda", ("conv1d",), (2, 2, 2)),
+    Target("cuda", ("unet3d", "small_batch"), (1.3, 1.3, 1.3)),
+    Target("cpu", ("resnet50",), (0.8, 0.8, 0.8), ("float32",), batches=(8,)),
+    Target("cpu", ("mobilenet_dw", "convnext"), (0.5, 0.5, 2), ("float32",), batches=(8,)),
+    Target("cpu", ("conv1d", "unet3d"), (0.8, 0.8, 1.5), ("float32",)),
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that are summed up in one line of the README: a suite in one dtype and layout on one device."""
+
+    device: str
+    suite: str
+    batch: int | None
+    dtype: str
+    layout: str
+
+    @property
+    def title(self) -> str:
+        return self.suite + (f", n {self.batch}" if self.batch else "")
+
+    @property
+    def target(self) -> Target | None:
+        return next((target for target in TARGETS if target.covers(self)), None)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the report, or with --check compare it; 1 if it differs."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a text is out of date")
+    parser.add_argument("--results", type=Path, default=record.RESULTS, help="the folder of the records")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the folder of README.md and docs")
+    options = parser.parse_args(arguments)
+    try:
+        records = record.all_records(options.results)
+        texts = written(records, options.root)
+    except ValueError as error:
+        parser.error(str(error))
+    stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
+    for path in stale:
+        print(f"{path.name} {'is not what the records give' if options.check else 'written'}")
+    if options.check:
+        return 1 if stale else 0
+    for path in stale:
+        path.write_text(texts[path])
+    if records:
+        from . import plots
+
+        plots.write(records, options.root / "docs")
+    return 0
+
+
+def written(records: dict[str, Record], root: Path) -> dict[Path, str]:
+    """The texts of the README and of docs/benchmarks.md, by path."""
+    readme = root / "README.md"
+    before, begin, rest = readme.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"README.md must have the lines {BEGIN} and {END}")
+    return {
+        readme: f"{before}{BEGIN}\n{summary(records)}{END}{after}",
+        root / "docs" / "benchmarks.md": details(records),
+    }
+
+
+def summary(records: dict[str, Record]) -> str:
+    """The README's part: per record a line on where it was made, and a table of its suites."""
+    if not records:
+        return "There is no record yet; `python -m benchmarks` makes one.\n"
+    return "\n".join(
+        f"{environment(found)}\n\n{_summary_table(found)}\nMeasured by {commands(found)}.\n"
+        for found in records.values()
+    )
+
+
+def _summary_table(found: Record) -> str:
+    header = ["suite", "dtype", "layout", "problems", *OPS]
+    lines = []
+    for group, rows in groups(found).items():
+        cells = [group.title, group.dtype, group.layout.replace("_", "-")]
+        cells.append(str(len({row.key.problem for row in rows})))
+        lines.append([*cells, *(_ratios(group, rows, op) for op in OPS)])
+    return table(header, lines)
+
+
+def _ratios(group: Group, rows: list[Row], op: str) -> str:
+    """The geometric mean of best peer / ours, the lowest in brackets, and the target."""
+    target = group.target
+    found = [row.ratio(target.peer if target else "") for row in rows if row.key.op == op]
+    ratios = [ratio for ratio in found if ratio is not None]
+    if not ratios:
+        return ""
+    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
+    text = f"{mean:.2f} ({min(ratios):.2f})"
+    return text + (f", target {target.least[OPS.index(op)]:g}" if target else "")
+
+
+def details(records: dict[str, Record]) -> str:
+    """docs/benchmarks.md: every row of every record."""
+    parts = [
+        "# Benchmarks\n",
+        "Written by `python -m benchmarks.report` from the records in `benchmarks/results`. Times are\n"
+        "medians; the ratio is the best peer's time divided by ours, so above one cuconv is faster. Errors\n"
+        "are root mean squares relative to float64. The floor is the least time by the copy bandwidth and\n"
+        "the GEMM rate that were measured in the same run.\n",
+    ]
+    if not records:
+        parts.append("There is no record yet; `python -m benchmarks` makes one.\n")
+    for name, found in records.items():
+        parts.append(f"## {found.environment.processor}, {found.environment.device}\n")
+        parts += [f"{environment(found)}\n", _machine(found)]
+        parts.append(
+            f"![Speed-up](benchmarks-{name}-speedup.svg)\n\n![Roofline](benchmarks-{name}-roofline.svg)\n"
+        )
+        for group, rows in groups(found).items():
+            parts += [
+                f"### {group.title}, {group.dtype}, {group.layout.replace('_', '-')}\n",
+                _rows_table(rows),
+            ]
+    return "\n".join(parts)
+
+
+def _machine(found: Record) -> str:
+    """The ceilings and the overheads in a line each."""
+    lines = []
+    if found.ceilings:
+        rates = [f"{dtype} {rate / 1e9:,.0f} GFLOP/s" for dtype, rate in sorted(found.ceilings.gemm.items())]
+        lines.append(
+            f"Copy {found.ceilings.copy / 1e9:,.0f} GB/s; GEMM {', '.join(rates) or 'not measured'}."
+        )
+    costs = [
+        f"{each.contender} {each.host_s * 1e6:.1f} µs"
+        + (f" ({each.graph_s * 1e6:.1f} µs in a graph)" if each.graph_s else "")
+        for each in found.overheads
+    ]
+    return "\n".join([*lines, f"A call of a tiny problem: {', '.join(costs)}."]) + "\n"
+
+
+def _rows_table(rows: list[Row]) -> str:
+    header = [
+        "problem", "op", "ms", "algorithm", "best peer", "its ms", "ratio", "x floor", "error", "peer's",
+        "workspace MiB",
+    ]  # fmt: skip
+    lines = []
+    for row in rows:
+        mine, best = row.chosen, row.best()
+        lines.append([
+            row.key.problem, row.key.op, _number(mine.median_s, 1e3, ".3f"), row.algorithm,
+            best.contender if best else "", _number(best.median_s if best else None, 1e3, ".3f"),
+            _number(row.ratio(), 1, ".2f"), _number(row.of_floor, 1, ".1f"), _number(mine.error, 1, ".1e"),
+            _number(best.error if best else None, 1, ".1e"),
+            _number(row.memory.measured if row.memory else None, 2**-20, ".1f"),
+        ])  # fmt: skip
+    return table(header, lines)
+
+
+def _number(value: float | None, scale: float, form: str) -> str:
+    return "" if value is None else format(value * scale, form)
+
+
+def table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    """A table in Markdown."""
+    header = list(header)
+    rows = [header, ["---"] * len(header), *lines]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in rows)
+
+
+def groups(found: Record) -> dict[Group, list[Row]]:
+    """The rows of suites, by suite, dtype and layout, in the order of the suites and their problems."""
+    known = suites.names()
+    made: dict[Group, list[Row]] = {}
+    for row in found.rows.values():
+        key: Key = row.key
+        if key.suite in known:
+            group = Group(found.environment.device, key.suite, key.batch, key.dtype, key.layout)
+            made.setdefault(group, []).append(row)
+    order = sorted(made, key=lambda g: (known.index(g.suite), g.batch or 0, g.dtype, g.layout))
+    return {group: made[group] for group in order}
+
+
+def environment(found: Record) -> str:
+    """One line on where and of what a record was made."""
+    where, versions = found.environment, dict(found.environment.versions)
+    commits = sorted(
+        {row.code.commit + (" with changes" if row.code.dirty else "") for row in found.rows.values()}
+    )
+    blas = f"{versions.pop('BLAS')} with {where.blas_kernels} kernels"
+    if where.openblas_coretype:
+        blas += f" (OPENBLAS_CORETYPE={where.openblas_coretype})"
+    parts = [f"{where.processor}, {where.threads} of {where.cores} cores", blas]
+    parts += [f"{name} {version}" for name, version in versions.items()]
+    return ", ".join([*parts, f"commit {', '.join(commits)}"]) + "."
+
+
+def commands(found: Record) -> str:
+    """The commands that make a record like this one: one for each number of images asked for."""
+    where = found.environment
+    start = f"python -m benchmarks --device {where.device} --threads {where.threads}"
+    if where.openblas_coretype and where.device == "cpu":
+        start = f"OPENBLAS_CORETYPE={where.openblas_coretype} {start}"
+    by_batch: dict[int | None, list[Key]] = {}
+    for key in found.rows:
+        if key.suite in suites.names():
+            by_batch.setdefault(key.batch, []).append(key)
+    return " and ".join(f"`{start}{_asked(keys)}`" for keys in by_batch.values())
+
+
+def _asked(keys: list[Key]) -> str:
+    """The options that ask for these rows."""
+    asked = {
+        "suite": [key.suite for key in keys],
+        "batch": [str(key.batch) for key in keys if key.batch],
+        "dtype": [key.dtype for key in keys if key.dtype not in suites.read(key.suite).dtypes],
+        "layout": [key.layout for key in keys],
+    }
+    pairs = [(option, value) for option, values in asked.items() for value in dict.fromkeys(values)]
+    return "".join(f" --{option} {value}" for option, value in pairs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""dgrad by columns: every cell of dy times every tap of the filter, added where the tap had read.
+
+    columns = W^T dY,  a row per tap and input channel, and a column per output cell
+
+A cell of dy is multiplied by each tap once, whatever the padding and the stride, where `gemm` multiplies the
+zeros around dy too. That pays for filters that shrink the image much, and for few input channels, for which
+the windows of `gemm` are long and its products thin.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..problem import ConvProblem, Request
+from ..processor import Processor, spread
+from ..table import Algorithm, Schedule
+from .blocking import ALL, WORKSPACE, Launch, Scratch, blocks, fit, lengths, workers
+from .gemm import product_time
+from .lowering import arranged, for_blas
+from .padding import fold, fold_elements
+from .result import Result, accumulator, finishing_blocks
+
+
+def dgrad(request: Request, launch: Launch, dy: np.ndarray, w: np.ndarray, result: Result) -> None:
+    """The padded input's gradient for a block of images and channels, output cells in order."""
+    problem, dtype = request.problem.volumetric, accumulator(request)
+    scratch = Scratch()
+    c, k = problem.c // problem.groups, problem.k // problem.groups
+    taps_outside = w.reshape(problem.groups, k, c, *problem.filter).transpose(0, 3, 4, 5, 1, 2)
+    filters = arranged(taps_outside, 4, dtype, launch.threads)
+    filters = filters.reshape(problem.groups, math.prod(problem.filter), k, c)
+    filters = filters.conj() if request.conjugate else filters
+    taps = list(itertools.product(*map(range, problem.filter)))
+
+    def block(n: slice, groups: slice, channels: slice) -> None:
+        images, g, count = lengths((n, groups, channels))
+        padded = scratch("padded", (images, g, count, *problem.padded), dtype)
+        padded[...] = 0
+        matrices = for_blas(filters[groups, :, :, channels].swapaxes(2, 3))
+        outputs = slice(groups.start * k, groups.stop * k)
+        for cells in blocks(problem.output, launch.tile[3:]):
+            extents = lengths(cells)
+            grad = dy[(n, outputs, *cells)].astype(dtype, copy=False)
+            grad = for_blas(grad.reshape(images, g, 1, k, math.prod(extents)))
+            columns = scratch("columns", (images, g, len(taps), count, math.prod(extents)), dtype)
+            np.matmul(matrices, grad, out=columns)
+            by_tap = columns.reshape(images, g, len(taps), count, *extents)
+            for index, tap in enumerate(taps):
+                padded[(ALL, ALL, ALL, *_seen(problem, tap, cells))] += by_tap[:, :, index]
+        inputs = slice(groups.start * c + channels.start, (groups.stop - 1) * c + channels.stop)
+        dx = fold(padded.reshape(images, g * count, *problem.padded), problem)
+        result.store((n, inputs, ALL, ALL, ALL), dx)
+
+    spread(block, blocks((problem.n, problem.groups, c), launch.tile[:3]), launch.threads)
+
+
+def _seen(problem: ConvProblem, tap: Sequence[int], cells: Sequence[slice]) -> tuple[slice, ...]:
+    """The padded input's cells that one tap meets for a block of output cells."""
+    axes = zip(tap, cells, problem.stride, problem.dilation, strict=True)
+    return tuple(slice(part.start * s + t * d, (part.stop - 1) * s + t * d + 1, s) for t, part, s, d in axes)
+
+
+def _applies(request: Request, processor: Processor) -> None:
+    return None
+
+
+def _plan(request: Request, processor: Processor) -> Schedule:
+    """A quarter of a thread's memory for the columns, so that they are added up while in cache."""
+    problem, item = request.problem.volumetric, accumulator(request).itemsize
+    c, k, taps = problem.c // problem.groups, problem.k // problem.groups, math.prod(problem.filter)
+    threads = workers(request, processor)
+    per_channel = fold_elements(problem) + (finishing_blocks(request) - 1) * math.prod(problem.input)
+
+    def padded(n: int, g: int, c: int, *cells: int) -> int:
+        return n * g * c * per_channel * item
+
+    def columns(n: int, g: int, c: int, *cells: int) -> int:
+        return n * math.prod(cells) * g * (c * taps + 2 * k) * item
+
+    extents = (problem.n, problem.groups, c, *problem.output)
+    tile = fit(extents, padded, threads, order=(0, 1, 2), share=0.75)
+    tile = fit(tile, columns, threads, order=(0, 3, 4, 5, 1, 2), share=0.25, parts=1)
+    filters = 3 * math.prod(problem.w_shape()) * item
+    blocks_of = [-(-extent // part) for extent, part in zip(extents[:3], tile[:3], strict=True)]
+    used = min(threads, math.prod(blocks_of))
+    launch = Launch(dgrad, "n g c z p q", tile, threads)
+    return Schedule(used * (padded(*tile) + columns(*tile)) + filters, (launch,))
+
+
+def _estimate(request: Request, processor: Processor) -> float:
+    """The products, the additions by their elements and their runs, and passes over dx."""
+    problem, item = request.problem.volumetric, accumulator(request).itemsize
+    cells, taps = problem.n * math.prod(problem.output), math.prod(problem.filter)
+    added = cells * taps * problem.c
+    strided = 2 if problem.stride[2] > 1 else 1
+    seconds = added * (item * 2.2e-10 * strided + 1.2e-8 / max(problem.output[2], 1))
+    seconds += problem.n * problem.c * math.prod(problem.padded) * item * 2e-10
+    # dy is read again for every block of channels, which are few where an image is large.
+    read_again = problem.c * math.prod(problem.padded) * item / (0.75 * WORKSPACE)
+    seconds += cells * problem.k * item * 1e-10 * read_again
+    seconds += product_time(request, cells, problem.k // problem.groups, taps * problem.c)
+    return seconds / processor.threads + 1e-4
+
+
+ENTRIES = {"dgrad": Algorithm("col2im", _applies, _plan, _estimate)}

@@ -1,0 +1,202 @@
+"""Lowering: every output cell's window as one row of a matrix, so that a convolution is a matrix product.
+
+All three ops read one of their arrays, a, through windows. Along each axis the window of output cell j has
+the cells
+
+    a[start + j stride + t step]    for its taps t
+
+fprop and wgrad read x so, with start = -padding, the problem's stride and step = dilation. dgrad is, for each
+residue of the stride, a correlation of dy with the filter's taps that meet this residue, at stride 1.
+
+Rows have the channels innermost, whatever the layout: then a row is copied in runs of all channels, and of
+all taps along the last axis too where they are neighbours. Bringing channels inside is one pass over the
+input, before it is read once per tap.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from ..problem import ConvProblem
+from ..processor import spread
+from .blocking import Scratch, blocks, lengths
+from .padding import CHANNELS_LAST, gather
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How windows lie along one axis: output cell j has the cells start + j stride + t step."""
+
+    start: int
+    stride: int
+    step: int
+    taps: int
+    cells: int
+
+    def read(self, count: int) -> int:
+        """How many cells a block of so many output cells spans."""
+        return (count - 1) * self.stride + (self.taps - 1) * self.step + 1
+
+
+Axes = tuple[Axis, Axis, Axis]
+
+
+def windows_of(problem: ConvProblem) -> Axes:
+    """The windows by which fprop and wgrad read x."""
+    each = zip(problem.padding, problem.stride, problem.dilation, problem.filter, problem.output, strict=True)
+    depth, height, width = (Axis(-before, *rest) for (before, _), *rest in each)
+    return depth, height, width
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Residues of the stride whose cells of dx have the same windows on dy: for each its cells and taps."""
+
+    axes: Axes
+    cells: tuple[tuple[slice, ...], ...]
+    taps: tuple[tuple[slice, ...], ...]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        return tuple(axis.cells for axis in self.axes)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no tap meets these cells."""
+        return not all(axis.taps for axis in self.axes)
+
+
+def phases_of(problem: ConvProblem) -> list[Phase]:
+    """All cells of dx; of the gradient of the padded input where the padding holds other than zeros."""
+    if problem.padding_mode == "zeros":
+        extents, befores = problem.input, [before for before, _ in problem.padding]
+    else:
+        extents, befores = problem.padded, [0, 0, 0]
+    each = zip(extents, befores, problem.stride, problem.dilation, problem.filter, strict=True)
+    together: dict[Any, list[Any]] = {}
+    for residue in itertools.product(*(list(_residues(*axis)) for axis in each)):
+        cells, taps, axes = zip(*residue, strict=True)
+        together.setdefault(axes, []).append((cells, taps))
+    return [Phase(axes, *zip(*members, strict=True)) for axes, members in together.items()]
+
+
+def _residues(
+    extent: int, before: int, stride: int, dilation: int, filter: int
+) -> Iterator[tuple[slice, slice, Axis]]:
+    """Along one axis: cell h meets tap r at dy's cell (h + before - r dilation) / stride."""
+    between = stride // math.gcd(stride, dilation)  # taps of one residue are so far apart
+    for first in range(min(stride, extent)):
+        taps = [r for r in range(filter) if (first + before - r * dilation) % stride == 0]
+        # The last tap meets the first cell of dy, so taps are taken in reverse.
+        order = slice(taps[-1], taps[0] - 1 if taps[0] else None, -between) if taps else slice(0, 0)
+        start = (first + before - taps[-1] * dilation) // stride if taps else 0
+        step = dilation * between // stride
+        cells = slice(first, extent, stride)
+        yield cells, order, Axis(start, 1, step, len(taps), len(range(first, extent, stride)))
+
+
+def lower(
+    a: np.ndarray,
+    axes: Axes,
+    cells: Sequence[slice],
+    groups: int,
+    mode: str,
+    dtype: np.dtype,
+    scratch: Scratch,
+) -> tuple[np.ndarray, bool]:
+    """The windows of a block of output cells, as matrices (images, groups, cells, taps C/groups).
+
+    `a` is (N, C, D, H, W). All images are one matrix, or, if the second value is true, each is one of its own
+    with the cells inside. That is where the filter has one tap, nothing is padded, and channels come first in
+    `a`; then, and where they come last, the matrices are views of `a` if its memory allows.
+    """
+    n, c = a.shape[:2]
+    counts = lengths(cells)
+    lows = [axis.start + part.start * axis.stride for axis, part in zip(axes, cells, strict=True)]
+    spans = [axis.read(count) for axis, count in zip(axes, counts, strict=True)]
+    taps, pixels = math.prod(axis.taps for axis in axes), math.prod(counts)
+    if taps == 0:
+        return np.empty((1, groups, n * pixels, 0), dtype), False
+    inside = all(
+        low >= 0 and low + span <= extent for low, span, extent in zip(lows, spans, a.shape[2:], strict=True)
+    )
+    if taps == 1 and inside:
+        read = (
+            slice(low, low + span, axis.stride) for low, span, axis in zip(lows, spans, axes, strict=True)
+        )
+        x = a[(slice(None), slice(None), *read)].astype(dtype, copy=False)
+        if x.strides[1] == x.itemsize and c > 1:
+            rows = x.transpose(0, 2, 3, 4, 1).reshape(1, n * pixels, groups, c // groups).swapaxes(1, 2)
+            return for_blas(rows), False
+        return for_blas(x.reshape(n, groups, c // groups, pixels).swapaxes(2, 3)), True
+    padded = gather(a, lows, spans, mode, dtype, scratch, CHANNELS_LAST)
+    at_n, at_c, *at = padded.strides
+    windows = as_strided(
+        padded,
+        (groups, n, *counts, *(axis.taps for axis in axes), c // groups),
+        (
+            at_c * (c // groups),
+            at_n,
+            *(stride * axis.stride for stride, axis in zip(at, axes, strict=True)),
+            *(stride * axis.step for stride, axis in zip(at, axes, strict=True)),
+            at_c,
+        ),
+        writeable=False,
+    )
+    rows = scratch("rows", windows.shape, dtype)
+    rows[...] = windows
+    return rows.reshape(1, groups, n * pixels, taps * (c // groups)), False
+
+
+def lowered_elements(n: int, c: int, counts: Sequence[int], axes: Axes, mode: str) -> int:
+    """Scratch elements that `lower` needs at the most."""
+    padded = math.prod(axis.read(count) for axis, count in zip(axes, counts, strict=True))
+    copies = 1 if mode == "zeros" else 2
+    taps = math.prod(axis.taps for axis in axes)
+    return n * c * (copies * padded + taps * math.prod(counts))
+
+
+def filter_rows(problem: ConvProblem, w: np.ndarray, dtype: np.dtype, threads: int) -> np.ndarray:
+    """The filters as matrices (groups, K/groups, taps C/groups), to meet the rows of `lower`."""
+    g, c, k = problem.groups, problem.c // problem.groups, problem.k // problem.groups
+    taps_outside = w.reshape(g, k, c, *problem.filter).transpose(0, 1, 3, 4, 5, 2)
+    return arranged(taps_outside, 1, dtype, threads).reshape(g, k, math.prod(problem.filter) * c)
+
+
+def arranged(a: np.ndarray, axis: int, dtype: np.dtype, threads: int) -> np.ndarray:
+    """The array, in memory in the order of its axes; a large one is copied by all threads along one axis."""
+    if a.flags.c_contiguous and a.dtype == dtype:
+        return a
+    copy, extent = np.empty(a.shape, dtype), a.shape[axis]
+
+    def part(cells: slice) -> None:
+        where = (slice(None),) * axis + (cells,)
+        copy[where] = a[where]
+
+    pieces = threads if a.size > 1 << 16 else 1
+    spread(part, blocks((extent,), (-(-max(extent, 1) // pieces),)), threads)
+    return copy
+
+
+def for_blas(matrices: np.ndarray) -> np.ndarray:
+    """The matrices, copied if BLAS could not read them where they are."""
+    rows, columns = matrices.shape[-2:]
+    down, across = matrices.strides[-2:]
+    item = matrices.itemsize
+    fits = (across == item and down >= columns * item and down % item == 0) or (
+        down == item and across >= rows * item and across % item == 0
+    )
+    return matrices if fits else np.ascontiguousarray(matrices)
+
+
+def every(cells: slice, part: slice) -> slice:
+    """A range of the cells that a slice takes, as a slice."""
+    taken = range(cells.start, cells.stop, cells.step)[part]
+    return slice(taken.start, taken.stop, taken.step)

@@ -1,0 +1,467 @@
+"""The benchmarks: problem lists, the sampled oracle, clocks, rows that are wrong, records, the report."""
+
+import json
+import shutil
+import types
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from benchmarks import measure, peers, record, report, suites
+from benchmarks.__main__ import main
+from cuconv import ConvProblem, bench, check, clock, contenders, sampled
+from cuconv.__main__ import main as command_line
+
+from .reference import Reference, wrapped
+
+LINES = (
+    *check.PROBLEMS,
+    "n2c4h6w7 k4r3s2 g2 sh2 dw2 p-1",
+    "n1c1d2h3w1 k2t1r2s3 sd2 pw2:1 reflect",
+)
+TINY = ("--problem", "n1c2h5w5 k2r3s3 p1", "--seconds", "0.001", "--threads", "1", "--device", "cpu")
+
+
+@pytest.mark.parametrize("name", suites.names())
+def test_problem_lists(name):
+    suite = suites.read(name)
+    lines = (suites.FOLDER / f"{name}.txt").read_text().splitlines()
+    assert [str(problem) for problem in suite.problems] == [line for line in lines if line[0] != "#"]
+    assert len(set(suite.problems)) == len(suite.problems) > 0
+    assert {problem.n for problem in suite.with_batch(8).problems} == {8}
+
+
+def test_suites_have_their_own_dtypes():
+    assert suites.read("scientific").dtypes == ("float64", "complex64")
+    assert suites.read("resnet50").dtypes == ("float32",)
+    assert len(suites.read("small_batch").with_batch(4).problems) == 7
+
+
+def test_a_bad_problem_is_named(monkeypatch, tmp_path):
+    (tmp_path / "odd.txt").write_text("# nothing\nn1c2h5w5 k2r3s3 # fine\nn1c2h5w5 k2q3\n")
+    monkeypatch.setattr(suites, "FOLDER", tmp_path)
+    with pytest.raises(ValueError, match=r"odd\.txt, line 3: each key of the problem"):
+        suites.read("odd")
+
+
+def integers(problem):
+    rng = np.random.default_rng(0)
+    shapes = (problem.x_shape(), problem.w_shape(), problem.y_shape())
+    return tuple(rng.integers(-9, 9, shape).astype(np.float64) for shape in shapes)
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_the_sampled_oracle_is_the_oracle(line):
+    """Exactly, on integers, in both layouts; and complex gradients conjugate."""
+    p = ConvProblem.parse(line)
+    x, w, dy = integers(p)
+    complex_x, complex_w, complex_dy = (array + 1j * array[::-1] for array in (x, w, dy))
+    oracle = Reference(x.shape, w.shape, p.stride, p.dilation, p.padding, p.groups, p.padding_mode)
+    for op, real, imaginary in (
+        ("fprop", (x, w), (complex_x, complex_w)),
+        ("dgrad", (dy, w), (complex_dy, complex_w)),
+        ("wgrad", (x, dy), (complex_x, complex_dy)),
+    ):
+        for dtype, operands in (("float64", real), ("complex128", imaginary)):
+            expected = wrapped(getattr(oracle, op)(*operands), dtype)
+            found = sampled.sample(op, p, dtype, "channels_first", *operands)
+            np.testing.assert_array_equal(found.exact, expected[found.index])
+            assert found.error(expected) == found.share(expected) == found.share_overall(expected) == 0
+            last = [np.moveaxis(array, 1, -1) for array in (*operands, expected)]
+            found = sampled.sample(op, p, dtype, "channels_last", *last[:2])
+            np.testing.assert_array_equal(found.exact, last[2][found.index])
+
+
+def test_a_sample_has_the_corners(monkeypatch):
+    """Of a result too large to be evaluated whole, and of sums too long to gather at once."""
+    monkeypatch.setattr(sampled, "_CHUNK", 40)
+    p = ConvProblem.parse("n3c4h20w20 k6r3s3 p1")
+    x, w, dy = integers(p)
+    oracle = Reference(x.shape, w.shape, p.stride, p.dilation, p.padding, p.groups)
+    for op, operands in {"fprop": (x, w), "dgrad": (dy, w), "wgrad": (x, dy)}.items():
+        expected = wrapped(getattr(oracle, op)(*operands), np.float64)
+        found = sampled.sample(op, p, "float64", "channels_first", *operands, samples=100)
+        np.testing.assert_array_equal(found.exact, expected[found.index])
+        assert 50 < len(found.exact) <= 200
+        corners = [
+            index for index in zip(*found.index, strict=True) if index[2:] in ((0, 0), (19, 19), (2, 2))
+        ]
+        assert len(corners) > 2
+
+
+def test_the_oracle_finds_a_wrong_element():
+    p = ConvProblem.parse("n1c2h5w5 k2r3s3 p1")
+    x, w, _ = (array.astype(np.float32) for array in integers(p))
+    found = sampled.sample("fprop", p, "float32", "channels_first", x, w)
+    result = bench.contenders.conv(x, w, padding=1)
+    assert found.share(result) <= 1
+    for wrong in (1e-3, np.nan):
+        result[0, 1, 2, 3] += wrong
+        assert not found.share(result) <= 1
+    assert not found.share_overall(result) <= 1
+
+
+def test_every_peer_computes_the_same():
+    available = [peer for peer in peers.PEERS if peer.available(clock.CpuClock())]
+    used = set()
+    for line in ("n2c4h9w8 k6r3s3 sh2sw2 p1", "n2c4w20 k4s3 g4 pw2:0", "n1c3h8w9 k3r1s1 g3 sh2 p2"):
+        p = ConvProblem.parse(line)
+        for dtype in ("float32", "complex64"):
+            for layout in ("channels_first", "channels_last"):
+                arrays = contenders.operands(p, dtype, layout)
+                for op in ("fprop", "dgrad", "wgrad"):
+                    task = contenders.Task(op, p, dtype, layout, arrays)
+                    truth = sampled.sample(op, p, dtype, layout, *task.inputs)
+                    for peer in available:
+                        if found := peer.prepare(task, 1):
+                            used.add(peer.name)
+                            assert truth.share_overall(np.asarray(found.result(found.call()))) <= 1, peer.name
+    assert used == {peer.name for peer in available}
+
+
+def test_naive_refuses_too_much_memory():
+    p = ConvProblem.parse("n64c64h224w224 k64r3s3 p1")
+    task = contenders.Task("fprop", p, "float32", "channels_first", {})
+    assert peers.Naive("naive", "cpu", "numpy").prepare(task, 1) is None
+
+
+# -- clocks ------------------------------------------------------------------------------------------
+
+
+def test_turns(monkeypatch):
+    """Every contender is warmed up, then has its turns; slow ones have fewer."""
+    monkeypatch.setattr(clock.time, "sleep", lambda seconds: None)
+    called = []
+    calls = {name: lambda name=name: called.append(name) for name in ("a", "b")}
+    times = clock.interleaved(clock.CpuClock(), calls, 0)
+    assert called == ["a", "b"] + ["a", "a", "b", "b"] * 5
+    assert [len(each.seconds) for each in times.values()] == [5, 5]
+    slow = clock.CpuClock()
+    slow.once = lambda call: 2.0
+    assert clock.interleaved(slow, calls, 0)["a"].seconds == [2.0] * 3
+    assert clock.interleaved(slow, {}, 1) == {}
+
+
+def test_rotation():
+    assert [clock.in_turn([lambda: 1])() for _ in range(2)] == [1, 1]
+    call = clock.in_turn([lambda: 1, lambda: 2])
+    assert [call() for _ in range(3)] == [1, 2, 1]
+
+
+class StandIn:
+    """As much of CuPy as the clock uses; notes what happens on the stream, where a call takes 3 ms."""
+
+    def __init__(self):
+        self.log, self.now, outer = [], 0.0, self
+
+        class Stream:
+            ptr = 7
+
+            def __init__(self, non_blocking):
+                assert non_blocking
+
+            def use(self):
+                outer.log.append("use")
+
+            def synchronize(self):
+                outer.log.append("synchronize")
+
+            def begin_capture(self):
+                outer.log.append("begin")
+
+            def end_capture(self):
+                outer.log.append("end")
+                return types.SimpleNamespace(launch=lambda stream: outer.work())
+
+        class Event:
+            def record(self, stream):
+                outer.log.append("event")
+                self.at = outer.now
+
+            def synchronize(self):
+                pass
+
+        self.cuda = types.SimpleNamespace(
+            Stream=Stream,
+            Event=Event,
+            get_elapsed_time=lambda start, end: end.at - start.at,
+            runtime=types.SimpleNamespace(
+                getDevice=lambda: 0, getDeviceProperties=lambda device: {"l2CacheSize": 50 << 20}
+            ),
+        )
+
+    def empty(self, size, dtype):
+        assert size >= 100 << 20
+        return types.SimpleNamespace(fill=lambda value: self.log.append("flush"))
+
+    def work(self):
+        self.log.append("call")
+        self.now += 3.0
+
+
+def test_gpu_clock():
+    cupy = StandIn()
+    gpu = clock.GpuClock(cupy)
+    assert cupy.log == ["use"]
+    cupy.log.clear()
+    assert gpu.once(cupy.work) == 3e-3
+    assert cupy.log == ["flush", "event", "call", "event"]
+    times = clock.interleaved(gpu, {"a": cupy.work}, 0)["a"]
+    assert (len(times.seconds), times.median, times.least) == (20, 3e-3, 3e-3)
+    cupy.log.clear()
+    assert gpu.replayed(cupy.work) == 3e-3
+    assert cupy.log[:4] == ["begin", "call", "end", "flush"]
+    assert cupy.log.count("flush") == 20
+
+
+# -- runs --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Ceilings and overheads of no account, and no pauses."""
+    pytest.importorskip("threadpoolctl")
+    known = record.Ceilings(1e10, {"float32": 1e11, "float64": 5e10})
+    monkeypatch.setattr(measure.ceilings, "measured", lambda *_: known)
+    monkeypatch.setattr(measure.ceilings, "overheads", lambda *_: (record.Overhead("cuconv", 1e-5, None),))
+    monkeypatch.setattr(clock.time, "sleep", lambda seconds: None)
+
+
+def test_a_run_is_kept_and_gone_on_with(quick, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "record.json"
+    command = (*TINY, "--peers", "naive", "--out", str(out))
+    assert main([*command, "--op", "fprop"]) == 0
+    assert main(command) == 0
+    made = record.read(out)
+    assert [key.op for key in made.rows] == ["fprop", "dgrad", "wgrad"]
+    for row in made.rows.values():
+        assert row.algorithm in [timing.contender for timing in row.ours]
+        assert row.best().contender == "naive"
+        assert row.chosen.calls >= 5
+        assert row.chosen.least_s <= row.chosen.median_s
+        assert row.chosen.error < 1e-6
+        assert row.memory.kept
+        assert row.of_floor > 0
+        assert row.command.startswith("python -m benchmarks --problem 'n1c2h5w5 k2r3s3 p1' --op")
+    assert capsys.readouterr().out.count("naive: ") == 3
+    monkeypatch.setattr(measure.Bench, "row", None)
+    assert main(command) == 0
+    assert "has all 3 rows" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_another_environment_is_another_record(quick, tmp_path, capsys):
+    out = tmp_path / "record.json"
+    command = [*TINY, "--peers", "none", "--op", "fprop", "--out", str(out)]
+    assert main(command) == 0
+    made = record.read(out)
+    replace(made, environment=replace(made.environment, threads=99)).write(out)
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "made in another environment (threads differ)" in capsys.readouterr().err
+    assert main([*command, "--again"]) == 0
+    assert record.read(out).environment == made.environment
+
+
+def test_an_interruption_keeps_what_is_there(quick, tmp_path, capsys, monkeypatch):
+    out, real = tmp_path / "record.json", measure.Bench.row
+
+    def interrupted(self, key):
+        if key.op == "dgrad":
+            raise KeyboardInterrupt
+        return real(self, key)
+
+    command = [*TINY, "--peers", "none", "--out", str(out)]
+    with monkeypatch.context() as patch:
+        patch.setattr(measure.Bench, "row", interrupted)
+        assert main(command) == 130
+    assert [key.op for key in record.read(out).rows] == ["fprop"]
+    assert "2 of 3 rows not measured" in capsys.readouterr().out
+    assert main([*command, "--minutes", "1e-9"]) == 0
+    assert len(record.read(out).rows) == 1
+    assert main(command) == 0
+    assert len(record.read(out).rows) == 3
+
+
+def test_a_wrong_result_fails_and_is_not_timed(quick, tmp_path, capsys, monkeypatch):
+    real = contenders.ours
+
+    def wrong(task, algorithm):
+        call = real(task, algorithm).call
+        return contenders.Contender(lambda: call() * np.float32(1.001))
+
+    monkeypatch.setattr(measure, "ours", wrong)
+    out = tmp_path / "record.json"
+    assert main([*TINY, "--op", "fprop", "--peers", "naive", "--out", str(out)]) == 1
+    (row,) = record.read(out).rows.values()
+    assert row.chosen.failure.startswith("wrong: ")
+    assert row.chosen.median_s is row.ratio() is row.memory is None
+    text = capsys.readouterr().out
+    assert f"FAILED {row.algorithm}: wrong" in text
+    assert f"again: {row.command}" in text
+
+
+def test_a_peer_that_raises_is_noted(quick, tmp_path, monkeypatch):
+    def broken(self, task, threads):
+        raise MemoryError("/some/path")
+
+    monkeypatch.setattr(peers.Naive, "prepare", broken)
+    out = tmp_path / "record.json"
+    assert main([*TINY, "--op", "fprop", "--peers", "naive", "--out", str(out)]) == 0
+    (row,) = record.read(out).rows.values()
+    assert [peer.failure for peer in row.peers] == ["raised MemoryError"]
+    assert "/some" not in out.read_text()
+
+
+def test_named_algorithms(quick, tmp_path, capsys):
+    out = tmp_path / "record.json"
+    command = [*TINY, "--op", "fprop", "--peers", "none", "--out", str(out), "--algorithm"]
+    assert main([*command, "depthwise"]) == 0
+    assert "none of the algorithms named can do it" in capsys.readouterr().out
+    assert main([*command, "fft", "--algorithm", "gemm"]) == 0
+    (row,) = record.read(out).rows.values()
+    assert [timing.contender for timing in row.ours] == ["fft", "gemm"]
+    assert row.chosen is row.fastest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--suite", "alexnet"], "invalid choice: 'alexnet'"),
+        (["--peers", "caffe"], "--peers must be none or of 'torch channels_first'"),
+        (["--problem", "n1c2h5 k2r3s3"], "'w' is missing in the problem"),
+        (["--problem", "n1c2h5w5 k2r3s3", "--suite", "vgg16", "--suite", "unet3d"], "a row of one --suite"),
+        (["--algorithm", "magic"], "--algorithm must be one of auto, "),
+        (["--threads", "0"], "invalid positive int value: '0'"),
+    ],
+)
+def test_refusals(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main([*arguments, "--device", "cpu"])
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+# -- records and the report --------------------------------------------------------------------------
+
+
+def made_record():
+    """A record of two problems, one of them with a failure."""
+    here = record.Environment("cpu", "Some CPU", 2, 2, "SkylakeX", None, {"NumPy": "2.4", "BLAS": "blas 1"})
+    made = record.Record(
+        here, record.Ceilings(4e10, {"float32": 2e11}), (record.Overhead("cuconv", 2e-5, None),)
+    )
+    code = record.Code("0123456789ab", False, "ff")
+    for index, problem in enumerate(suites.read("resnet50").with_batch(8).problems[:2]):
+        for op in report.OPS:
+            key = record.Key("resnet50", 8, str(problem), op, "float32", "channels_first")
+            timing = record.Timing("gemm", 1e-7, 0.002, 0.002, 5, None)
+            peer = record.Timing("torch channels_first", 2e-7, 0.001 * 4**index, 0.001, 5, None)
+            made.rows[key] = record.Row(
+                key, code, "again", "gemm", "least", (timing,), (peer,), record.Memory(8, 9, 10), 1e-3, None
+            )
+    return made
+
+
+def test_a_record_comes_back(tmp_path):
+    made = made_record()
+    made.write(tmp_path / "one.json")
+    assert record.all_records(tmp_path) == {"one": made}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.pop("format"), "format must be 1"),
+        (lambda content: content.update(format=99), "format must be 1"),
+        (lambda content: content.update(more=1), r"record must have the fields .*got .*'more'"),
+        (lambda content: content["environment"].pop("cores"), "record.environment must have the fields"),
+        (lambda content: content["environment"].update(cores="2"), "environment.cores must be int, got '2'"),
+        (
+            lambda content: content["rows"][1]["key"].update(op=None),
+            r"rows\[1\].key.op must be str, got None",
+        ),
+        (lambda content: content["rows"][0]["ours"][0].update(calls=True), r"calls must be int, got True"),
+        (lambda content: content["rows"][0].update(ratio_to_peer=9.0), r"rows\[0\] must have .* beside"),
+        (lambda content: content["rows"][0].update(algorithm="fft"), "algorithm must be one of ours"),
+        (lambda content: content["rows"].append(content["rows"][0]), "two rows have the same key"),
+    ],
+)
+def test_a_damaged_record_is_refused(tmp_path, change, message):
+    path = tmp_path / "one.json"
+    made_record().write(path)
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message) as raised:
+        record.read(path)
+    assert str(raised.value).startswith("one.json: ")
+
+
+def test_the_report(tmp_path, capsys):
+    root, results = tmp_path, tmp_path / "results"
+    (root / "docs").mkdir()
+    (root / "README.md").write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    made_record().write(results / "cpu.json")
+    options = ["--results", str(results), "--root", str(root)]
+    assert report.main([*options, "--check"]) == 1
+    pytest.importorskip("matplotlib")
+    assert report.main(options) == 0
+    assert report.main([*options, "--check"]) == 0
+    readme = (root / "README.md").read_text()
+    assert "| resnet50, n 8 | float32 | channels-first | 2 | 1.00 (0.50), target 0.8 |" in readme
+    assert "`python -m benchmarks --device cpu --threads 2 --suite resnet50 --batch 8" in readme
+    assert readme.startswith("before\n")
+    assert readme.endswith("after\n")
+    assert (
+        "| 2.000 | gemm | torch channels_first | 4.000 | 2.00 | 2.0 |"
+        in (root / "docs/benchmarks.md").read_text()
+    )
+    plots = sorted(root.glob("docs/*.svg"))
+    assert [path.name for path in plots] == ["benchmarks-cpu-roofline.svg", "benchmarks-cpu-speedup.svg"]
+    first = [path.read_bytes() for path in plots]
+    (root / "README.md").write_text(readme.replace("1.00", "2.00"))
+    assert report.main(options) == 0
+    assert [path.read_bytes() for path in plots] == first
+    (root / "README.md").write_text("no markers")
+    with pytest.raises(SystemExit):
+        report.main(options)
+    assert "README.md must have the lines" in capsys.readouterr().err
+    shutil.rmtree(results)
+
+
+def test_the_readme_says_what_the_records_say():
+    """Every committed record is valid, and the texts are what the report makes of them."""
+    assert report.main(["--check"]) == 0
+
+
+def test_targets_name_suites_that_exist():
+    assert {name for target in report.TARGETS for name in target.suites} <= set(suites.names())
+
+
+# -- the short benchmark -----------------------------------------------------------------------------
+
+
+def test_bench(monkeypatch, capsys):
+    monkeypatch.setattr(bench, "PROBLEMS", ("n1c2h8w8 k4r3s3 p1 circular",))
+    monkeypatch.setattr(clock.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(bench.jit, "usable_cupy", lambda: None)
+    monkeypatch.setattr(bench, "SECONDS", 0)
+    assert command_line(["bench"]) == 0
+    text = capsys.readouterr().out
+    assert "all within their bounds" in text
+    assert [text.count(op) for op in report.OPS] == [1, 1, 1]
+    real = contenders.ours
+    monkeypatch.setattr(
+        contenders,
+        "ours",
+        lambda task, name: contenders.Contender(lambda: real(task, name).call() * np.float32(2)),
+    )
+    assert command_line(["bench"]) == 1
+    assert "wgrad n1c2h8w8 k4r3s3 p1 circular is beyond its bound" in capsys.readouterr().out
+
+
+def test_bench_problems_parse():
+    for line in bench.PROBLEMS:
+        assert str(ConvProblem.parse(line)) == line

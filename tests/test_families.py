@@ -1,0 +1,174 @@
+"""The corners of each family of the NumPy path: what tiles, runs and columns leave over, by the oracle."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+import cuconv
+from cuconv.cpu import TABLE, flat
+
+from .cases import OPS, PUBLIC, Case, applies, check, ops_of, threads, values, workspace
+from .reference import Reference, wrapped
+
+CORNERS = {
+    "flat": (
+        "n2c3w19 k4s4 sw3 dw2 p2",
+        "n2c4h9w8 k6r3s2 g2 sh2sw1 dh1dw3 p2",
+        "n3c2h7w9 k3r2s4 sh3sw2 dh2dw2 ph-1pw3:1",
+        "n2c3d4h5w5 k2t2r3s2 sd2sh1sw2 dd1dh2dw1 p1 circular",
+        "n1c2h3w3 k2r5s5 p3 reflect",
+    ),
+    "col2im": (
+        "n3c2w17 k4s2 sw5 p1",
+        "n2c3h11w9 k4r2s2 sh3sw4 p1",
+        "n2c4h12w11 k6r3s3 g2 ph-2:-1pw-1:1",
+        "n2c3h10w9 k2r3s2 sh2sw1 dh2dw3 p2",
+        "n1c2d4h6w5 k3t1r3s2 sd3sh1sw2 dd2dh1dw2 p-1:2 replicate",
+        "n2c2h8w8 k2r3s3 p-2 circular",
+    ),
+    "toeplitz": (
+        "n2c3h19w9 k3r3s3 g3 p1",
+        "n3c2h23w7 k4r2s3 g2 sh2sw3 p1",
+        "n1c3h31w5 k9r3s2 g3 sh3sw1 dh2dw3 p2",
+        "n2c2h5w4 k4r7s6 g2 p4",
+        "n2c2h4w5 k2r9s3 g2 ph6pw1 circular",
+        "n2c2h11w8 k6r3s4 g2 sh1sw2 dh3dw2 p3 reflect",
+        "n1c2d5h19w4 k4t3r2s3 g2 sd2sh1sw1 dd1dh2dw1 p1",
+        "n2c3h18w4 k3r1s5 g3 sh1sw2 p2 replicate",
+    ),
+    "depthwise": (
+        "n5c3h9w8 k3r3s3 g3 p1",
+        "n4c2w21 k6s4 g2 sw2 dw3 p3",
+        "n3c2d3h5w6 k4t2r2s3 g2 sd1sh2sw3 dd2dh1dw1 p1 circular",
+    ),
+    "gemm": (
+        "n3c4h1w1 k5r1s1",
+        "n5c6h4w3 k6r1s1 g2 sh2sw1",
+        "n4c3h8w7 k3r2s1 g3 sh3sw2 p-1:2",
+    ),
+}
+
+
+@pytest.mark.parametrize("terms", [1, flat.TERMS, 10**9])
+@pytest.mark.parametrize("line", [line for lines in CORNERS.values() for line in lines])
+def test_flat_however_its_taps_are_split(line, terms, monkeypatch):
+    """From as many outer taps as there are to none."""
+    monkeypatch.setattr(flat, "TERMS", terms)
+    case = Case(cuconv.ConvProblem.parse(line), "float64", workspace=4000, threads=2)
+    ops = ops_of(case, "flat")
+    assert ops == ("fprop", "dgrad") or np.prod(case.problem.filter) == 1
+    check(case, "flat", ops=ops)
+
+
+@pytest.mark.parametrize("bound", [1, 3000, 1 << 20])
+@pytest.mark.parametrize(("name", "line"), [(name, line) for name in CORNERS for line in CORNERS[name]])
+def test_corners(name, line, bound):
+    for dtype in ("float32", "complex64", "int32"):
+        case = Case(cuconv.ConvProblem.parse(line), dtype, workspace=bound, threads=2)
+        ops = ops_of(case, name)
+        assert ops or (name == "toeplitz" and dtype != "float32")
+        check(case, name, ops=ops)
+
+
+@pytest.mark.parametrize("memory", ["plain", "reversed", "sliced", "transposed", "broadcast"])
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize(
+    "line", ["n3c4h1w1 k6r1s1", "n3c4w3 k6s3", "n3c12w1 k4s1 g4 sw3 p1:-1 reflect", "n2c3h4w5 k2r1s1"]
+)
+def test_one_tap_or_one_cell_in_any_memory(line, layout, memory):
+    """Matrices as thin as a row or a column, of any strides, and their products land where they belong."""
+    for name, dtype in itertools.product(("gemm", "flat", "col2im"), ("float32", "complex128", "int64")):
+        case = Case(cuconv.ConvProblem.parse(line), dtype, layout, memory=memory)
+        check(case, name, ops=ops_of(case, name))
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("line", ["n3c4h1w1 k6r1s1", "n2c3w1 k4s1", "n3c4h1w1 k4r1s1 g2", "n3c2h3w4 k2r1s1"])
+def test_images_in_reverse(line, layout):
+    """Only the images' stride is negative, or zero: what else is in order may still be read in place."""
+    problem, rng = cuconv.ConvProblem.parse(line), np.random.default_rng(0)
+    x, w, dy = (
+        values(rng, shape(layout), "float64", exact=True)
+        for shape in (problem.x_shape, problem.w_shape, problem.y_shape)
+    )
+    options = problem.options() | dict(layout=layout)
+    for turned in (lambda a: a[::-1], lambda a: np.broadcast_to(a[:1], a.shape)):
+        calls = {
+            "fprop": (turned(x), w),
+            "dgrad": (turned(dy), w, x.shape),
+            "wgrad": (turned(x), dy, w.shape),
+        }
+        for op, (first, second, *shape) in calls.items():
+            for name in ops_names(op, Case(problem, "float64")):
+                plain = PUBLIC[op](first.copy(), second, *shape, **options, algorithm="fft")
+                got = PUBLIC[op](first, second, *shape, **options, algorithm=name)
+                np.testing.assert_array_equal(got, np.rint(plain), f"{op} by {name}")
+
+
+def ops_names(op, case):
+    return [entry.name for entry in TABLE[op] if entry.exact and applies(case, entry.name, op)]
+
+
+NOT_FINITE = (
+    "n2c3h7w8 k6r3s3 g3 p1",
+    "n2c3h9w8 k3r3s2 g3 sh2sw3 ph2pw1",
+    "n1c2h9w9 k2r3s3 g2 dh2dw2 p2 circular",
+    "n2c2h8w9 k2r2s3 g2 sh3sw2 dh2dw1 p1 reflect",
+    "n1c2h7w7 k6r3s3 g2 p2 replicate",
+    "n2c4h7w6 k4r3s2 g2 sh2sw1 p1",
+    "n1c3d3h4w5 k3t2r2s3 g3 sd2sh1sw2 p1",
+    "n2c2w11 k4s3 g2 sw2 p2",
+    "n2c3h6w7 k2r3s3 p-1:2",
+)
+READS = {"fprop": "xw", "dgrad": "yw", "wgrad": "xy"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("line", NOT_FINITE)
+def test_one_cell_that_is_not_finite_reaches_only_those_who_see_it(line, value, dtype):
+    """In x or dy; every other result keeps its bits, and those reached are what the plain sum is.
+
+    Only in wgrad may dy also meet the zeros of the padding, which makes NaN.
+    """
+    problem, rng = cuconv.ConvProblem.parse(line), np.random.default_rng(0)
+    reference = oracle(problem, problem.x_shape(), problem.padding, problem.padding_mode)
+    shapes = dict(x=problem.x_shape(), w=problem.w_shape(), y=problem.y_shape())
+    for op, bound in itertools.product(OPS, (1500, 1 << 20)):
+        for spoiled in sorted(set(READS[op]) - {"w"}):
+            arrays = {name: values(rng, shape, dtype, exact=True) for name, shape in shapes.items()}
+            arrays[spoiled].flat[rng.integers(arrays[spoiled].size)] = value
+            inputs = [arrays[name] for name in READS[op]]
+            expected = wrapped(getattr(reference, op)(*inputs), dtype)
+            finite, judged = np.isfinite(expected), np.ones(expected.shape, bool)
+            if (op, spoiled, problem.padding_mode) == ("wgrad", "y", "zeros"):
+                x = padded(arrays["x"], problem.padding)
+                explicit = oracle(problem, x.shape, [(0, 0)] * problem.rank).wgrad(x, arrays["y"])
+                judged = np.isfinite(wrapped(explicit, dtype)) == finite
+            assert (finite & judged).any()
+            shape = {"fprop": (), "dgrad": (shapes["x"],), "wgrad": (shapes["w"],)}[op]
+            for name in ops_names(op, Case(problem, dtype)):
+                with workspace(bound), threads(2):
+                    got = PUBLIC[op](*inputs, *shape, **problem.options(), algorithm=name)
+                context = f"{op} by {name}, {spoiled} spoiled, {bound} bytes"
+                np.testing.assert_array_equal(np.isfinite(got)[judged], finite[judged], context)
+                np.testing.assert_array_equal(got[finite & judged], expected[finite & judged], context)
+                if dtype == "float32":
+                    np.testing.assert_array_equal(got[judged], expected[judged], context)
+
+
+def oracle(problem, x_shape, padding, mode="zeros"):
+    return Reference(
+        x_shape, problem.w_shape(), problem.stride, problem.dilation, padding, problem.groups, mode
+    )
+
+
+def padded(x, pairs):
+    """The images with the padding's zeros around them, or cropped."""
+    x = np.pad(x, [(0, 0), (0, 0), *((max(before, 0), max(after, 0)) for before, after in pairs)])
+    inside = [
+        slice(max(-before, 0), extent - max(-after, 0))
+        for (before, after), extent in zip(pairs, x.shape[2:], strict=True)
+    ]
+    return x[(slice(None), slice(None), *inside)]

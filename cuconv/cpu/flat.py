@@ -27,7 +27,7 @@ from . import gemm
 from .blocking import Launch, Scratch
 from .lowering import Axes
 from .result import Result, accumulator
-from .runs import Runs, extent, run_elements
+from .runs import Runs, extent, run_elements, used_phases
 
 TERMS = 64
 """How many terms a product should have at the least."""
@@ -144,7 +144,8 @@ def _estimate(request: Request, processor: Processor) -> float:
         computed = problem.n * counts[0] * height * width
         stored = problem.n * math.prod(counts) * (channels + columns)
         seconds += stored * (item / 1e10 + strided + 1.5e-8 / max(counts[2], 1))
-        seconds += computed * (len(inner) * channels + 3 * max(len(outer) - 1, 0) * columns) * item / 1.5e10
+        copied = len(inner) * channels + 3 * max(len(outer) - 1, 0) * columns
+        seconds += computed * copied * item / (1.1e10 if len(used_phases(axes)) == 1 else 5e9)
         terms = len(inner) * channels // problem.groups
         seconds += len(outer) * gemm.product_time(request, computed, terms, columns)
     return seconds / processor.threads

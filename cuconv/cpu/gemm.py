@@ -316,7 +316,7 @@ def estimate(request: Request, processor: Processor) -> float:
         taps = math.prod(axis.taps for axis in axes)
         run = channels // problem.groups * (axes[2].taps if axes[2].step == 1 else 1)
         copied = windows * taps * channels if taps > 1 else 0
-        seconds += copied * (item / 1.5e10 + 1.2e-8 / max(run, 1))
+        seconds += copied * (item / 1.5e10 + 6e-9 / max(run, 1))
         seconds += first * windows * (channels + columns) * 1e-9
         seconds += product_time(request, windows, taps * channels // problem.groups, columns)
     return seconds / processor.threads

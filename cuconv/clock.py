@@ -2,7 +2,8 @@
 
 Contenders take turns, so that what disturbs the machine disturbs all alike. On the CPU a turn begins with a
 pause: threads of another library's pool go on spinning for tens of milliseconds after its call, on cores that
-the next contender needs (OpenBLAS's for 2^26 cycles). On a GPU a time is taken by events on the stream, and
+the next contender needs (OpenBLAS's for 2^26 cycles); then come untimed calls, since a core that was idle is
+slow at first. On a GPU a time is taken by events on the stream, and
 before each call a buffer larger than the L2 cache is written: that leaves the operands in memory only, and
 keeps the GPU busy until the host has queued the call.
 """
@@ -48,9 +49,10 @@ class CpuClock:
     rounds, rounds_of_slow = 5, 3
 
     def settle(self, call: Call, slow: bool) -> None:
-        """Begin a turn: wait until no other pool spins, then wake this one's threads."""
+        """Begin a turn: wait until no other pool spins, then call until the cores are at speed."""
         time.sleep(0.05)
-        if not slow:
+        end = time.perf_counter() + 0.03
+        while not slow and time.perf_counter() < end:
             call()
 
     def once(self, call: Call) -> float:

@@ -1,6 +1,7 @@
 """Clocks: how long calls take, contenders in turn, on the CPU or on the current GPU.
 
-Contenders take turns, so that what disturbs the machine disturbs all alike. On the CPU a turn begins with a
+Contenders take turns, so that what disturbs the machine disturbs all alike, and in another order each round,
+so that nobody always follows the one who leaves memory and caches the worst. On the CPU a turn begins with a
 pause: threads of another library's pool go on spinning for tens of milliseconds after its call, on cores that
 the next contender needs (OpenBLAS's for 2^26 cycles); then come untimed calls, since a core that was idle is
 slow at first. On a GPU a time is taken by events on the stream, and
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -148,9 +150,11 @@ def interleaved(clock: Clock, calls: Mapping[str, Call], budget: float) -> dict[
     slow = max((clock.once(call) for call in calls.values()), default=0.0) > 1
     rounds = clock.rounds_of_slow if slow else clock.rounds
     share = budget / max(rounds * len(calls), 1)
+    order, chance = list(calls.items()), random.Random(0)
     with uncollected():
         for _ in range(rounds):
-            for name, call in calls.items():
+            chance.shuffle(order)
+            for name, call in order:
                 clock.settle(call, slow)
                 end = time.perf_counter() + share
                 times[name].seconds.append(clock.once(call))

@@ -102,21 +102,7 @@ def lengths(block: Sequence[slice]) -> tuple[int, ...]:
     return tuple(part.stop - part.start for part in block)
 
 
-def span(pixels: Sequence[int], problem: ConvProblem) -> tuple[int, ...]:
-    """How many padded input cells a block of so many output pixels reads along each axis."""
-    axes = zip(pixels, problem.stride, problem.reach, strict=True)
-    return tuple((count - 1) * stride + reach for count, stride, reach in axes)
-
-
 def tap_cells(problem: ConvProblem, tap: Sequence[int], pixels: Sequence[slice]) -> tuple[slice, ...]:
     """The padded input cells that one filter tap meets for a block of output pixels."""
     axes = zip(tap, pixels, problem.stride, problem.dilation, strict=True)
     return tuple(slice(part.start * s + t * d, (part.stop - 1) * s + t * d + 1, s) for t, part, s, d in axes)
-
-
-def filter_cells(problem: ConvProblem, pixel: Sequence[int], pixels: Sequence[slice]) -> tuple[slice, ...]:
-    """The padded input cells that the whole filter meets for one output pixel of a block."""
-    axes = zip(pixel, pixels, problem.stride, problem.dilation, problem.reach, strict=True)
-    return tuple(
-        slice((part.start + p) * s, (part.start + p) * s + reach, d) for p, part, s, d, reach in axes
-    )

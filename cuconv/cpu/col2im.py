@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
-from ..problem import ConvProblem, Request
+from ..problem import Request
 from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
-from .blocking import ALL, WORKSPACE, Launch, Scratch, blocks, fit, lengths, workers
+from .blocking import ALL, WORKSPACE, Launch, Scratch, blocks, fit, lengths, tap_cells, workers
 from .gemm import product_time
 from .lowering import arranged, for_blas
 from .padding import fold, fold_elements
@@ -50,18 +49,12 @@ def dgrad(request: Request, launch: Launch, dy: np.ndarray, w: np.ndarray, resul
             np.matmul(matrices, grad, out=columns)
             by_tap = columns.reshape(images, g, len(taps), count, *extents)
             for index, tap in enumerate(taps):
-                padded[(ALL, ALL, ALL, *_seen(problem, tap, cells))] += by_tap[:, :, index]
+                padded[(ALL, ALL, ALL, *tap_cells(problem, tap, cells))] += by_tap[:, :, index]
         inputs = slice(groups.start * c + channels.start, (groups.stop - 1) * c + channels.stop)
         dx = fold(padded.reshape(images, g * count, *problem.padded), problem)
         result.store((n, inputs, ALL, ALL, ALL), dx)
 
     spread(block, blocks((problem.n, problem.groups, c), launch.tile[:3]), launch.threads)
-
-
-def _seen(problem: ConvProblem, tap: Sequence[int], cells: Sequence[slice]) -> tuple[slice, ...]:
-    """The padded input's cells that one tap meets for a block of output cells."""
-    axes = zip(tap, cells, problem.stride, problem.dilation, strict=True)
-    return tuple(slice(part.start * s + t * d, (part.stop - 1) * s + t * d + 1, s) for t, part, s, d in axes)
 
 
 def _applies(request: Request, processor: Processor) -> None:

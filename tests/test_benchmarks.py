@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+import time
 import types
 from dataclasses import replace
 
@@ -288,6 +289,32 @@ def test_an_interruption_keeps_what_is_there(quick, tmp_path, capsys, monkeypatc
     assert len(record.read(out).rows) == 1
     assert main(command) == 0
     assert len(record.read(out).rows) == 3
+
+
+def test_one_that_is_far_behind_is_timed_by_the_call_that_was_checked(quick, tmp_path, monkeypatch):
+    real, calls = contenders.ours, []
+
+    def slow(task, algorithm):
+        call = real(task, algorithm).call
+
+        def late():
+            calls.append(algorithm)
+            ends = time.perf_counter() + 0.7
+            while time.perf_counter() < ends:
+                pass
+            return call()
+
+        return contenders.Contender(late if algorithm == "fft" else call)
+
+    monkeypatch.setattr(measure, "ours", slow)
+    out = tmp_path / "record.json"
+    both = ("--algorithm", "gemm", "--algorithm", "fft", "--op", "fprop", "--peers", "none")
+    assert main([*TINY, *both, "--out", str(out)]) == 0
+    (row,) = record.read(out).rows.values()
+    timings = {timing.contender: timing for timing in row.ours}
+    assert (row.algorithm, timings["fft"].calls, calls) == ("gemm", 1, ["fft"])
+    assert timings["fft"].median_s >= 0.7
+    assert timings["gemm"].calls >= 5
 
 
 def test_a_wrong_result_fails_and_is_not_timed(quick, tmp_path, capsys, monkeypatch):

@@ -149,7 +149,7 @@ def _threads(count: int, clock: Clock, peers: list[Peer]) -> Iterator[int]:
     try:
         from threadpoolctl import threadpool_limits
     except ImportError as error:
-        raise ImportError("the benchmarks need threadpoolctl: pip install 'cuconv[bench]'") from error
+        raise ImportError("the benchmarks need threadpoolctl: pip install threadpoolctl") from error
     for peer in peers:
         peer.start(clock, count)
     with threadpool_limits(count):

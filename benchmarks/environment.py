@@ -35,10 +35,10 @@ def environment(clock: Clock, threads: int) -> Environment:
     processor = machine.processor().rpartition("model name ")[2]
     if clock.device == "cuda":
         processor = _gpu(clock.namespace, versions)
-    blas: Any = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    versions["BLAS"] = f"{blas['name']} {blas['version']}"
+    versions["BLAS"] = machine.blas_library()
+    kernels = next((str(pool.get("architecture", "unknown")) for pool in machine.blas_pools()), "unknown")
     coretype = os.environ.get("OPENBLAS_CORETYPE")
-    return Environment(clock.device, processor, machine.cores(), threads, _kernels(), coretype, versions)
+    return Environment(clock.device, processor, machine.cores(), threads, kernels, coretype, versions)
 
 
 def _gpu(cupy: Any, versions: dict[str, str]) -> str:
@@ -62,14 +62,6 @@ def _gpu(cupy: Any, versions: dict[str, str]) -> str:
 
 def _dotted(version: int) -> str:
     return f"{version // 1000}.{version % 1000 // 10}"
-
-
-def _kernels() -> str:
-    """The kernels that NumPy's BLAS chose for the processor."""
-    from threadpoolctl import threadpool_info
-
-    pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
-    return str(pools[0].get("architecture", "unknown")) if pools else "unknown"
 
 
 @functools.cache

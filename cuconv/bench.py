@@ -17,7 +17,7 @@ from .check import place
 from .clock import Clock, CpuClock, GpuClock, Times, interleaved
 from .contenders import Contender, Task
 from .cuda import jit
-from .plan import INPUTS, Plan, make_plan
+from .plan import INPUTS, Plan, current_arch, make_plan
 from .problem import ConvProblem, Request
 from .sampled import sample
 
@@ -99,8 +99,7 @@ def plan_of(task: Task, clock: Clock, algorithm: str = "auto") -> Plan:
     """The plan by which the task's op would be done."""
     conjugate = task.op != "fprop" and task.dtype.startswith("complex")
     request = Request(task.op, task.problem, task.dtype, task.layout, conjugate=conjugate)
-    arch = jit.current_arch() if clock.device == "cuda" else None
-    return make_plan(request, algorithm, clock.device, arch)
+    return make_plan(request, algorithm, clock.device, current_arch(clock.device))
 
 
 def _columns(task: Task, plan: Plan, times: Times, error: float) -> str:

@@ -58,18 +58,27 @@ def blas() -> str:
 
     Only threadpoolctl knows the last two; without it, what the environment asks for stands in their place.
     """
-    built: Any = np.show_config(mode="dicts")
-    library = built.get("Build Dependencies", {}).get("blas", {})  # what is empty is left out
-    text = f"{library.get('name', 'unknown')} {library.get('version', 'unknown')}"
-    if importlib.util.find_spec("threadpoolctl"):
-        from threadpoolctl import threadpool_info
-
-        for pool in threadpool_info():
-            if pool["user_api"] == "blas":
-                text += f", {pool['num_threads']} threads, {pool.get('architecture', 'unknown')} kernels"
-                break
-    else:
+    text, pools = blas_library(), blas_pools()
+    if pools:
+        text += f", {pools[0]['num_threads']} threads, {pools[0].get('architecture', 'unknown')} kernels"
+    elif not importlib.util.find_spec("threadpoolctl"):
         asked = (f"{name} {value}" for name, value in os.environ.items() if name.endswith("_THREADS"))
         text = ", ".join([text, *sorted(asked)])
     core = os.environ.get("OPENBLAS_CORETYPE")
     return f"{text}, OPENBLAS_CORETYPE {core or 'not set'}"
+
+
+def blas_library() -> str:
+    """The name and version of the BLAS that NumPy was built with."""
+    built: Any = np.show_config(mode="dicts")
+    library = built.get("Build Dependencies", {}).get("blas", {})  # what is empty is left out
+    return f"{library.get('name', 'unknown')} {library.get('version', 'unknown')}"
+
+
+def blas_pools() -> list[dict[str, Any]]:
+    """What threadpoolctl says of the BLAS libraries in this process; nothing without it."""
+    if not importlib.util.find_spec("threadpoolctl"):
+        return []
+    from threadpoolctl import threadpool_info
+
+    return [pool for pool in threadpool_info() if pool["user_api"] == "blas"]

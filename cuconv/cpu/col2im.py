@@ -19,7 +19,7 @@ from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
 from .blocking import ALL, WORKSPACE, Launch, Scratch, blocks, fit, lengths, tap_cells, workers
 from .gemm import product_time
-from .lowering import arranged, for_blas
+from .lowering import filter_columns, for_blas
 from .padding import fold, fold_elements
 from .result import Result, accumulator, finishing_blocks
 
@@ -29,9 +29,7 @@ def dgrad(request: Request, launch: Launch, dy: np.ndarray, w: np.ndarray, resul
     problem, dtype = request.problem.volumetric, accumulator(request)
     scratch = Scratch()
     c, k = problem.c // problem.groups, problem.k // problem.groups
-    taps_outside = w.reshape(problem.groups, k, c, *problem.filter).transpose(0, 3, 4, 5, 1, 2)
-    filters = arranged(taps_outside, 4, dtype, launch.threads)
-    filters = filters.reshape(problem.groups, math.prod(problem.filter), k, c)
+    filters = filter_columns(problem, w, (ALL, ALL, ALL), dtype, launch.threads)
     filters = filters.conj() if request.conjugate else filters
     taps = list(itertools.product(*map(range, problem.filter)))
 

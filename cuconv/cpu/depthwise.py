@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from ..problem import Request
 from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
 from .blocking import ALL, Launch, Scratch, blocks, fit, lengths, workers
-from .lowering import Axes, every, phases_of, windows_of
+from .lowering import Axes, every, most_cells, phases_of, windows_and_columns, windows_of
 from .padding import fold, fold_elements
 from .result import Result, accumulator, finishing_blocks
 from .runs import Runs, run_elements
@@ -65,6 +66,11 @@ Weigh = Callable[..., np.ndarray]
 """`by_taps`, or another function that does the same."""
 
 
+def outputs_of(channels: slice, multiplier: int) -> slice:
+    """The output channels that are made of a range of input channels."""
+    return slice(channels.start * multiplier, channels.stop * multiplier)
+
+
 def fprop(
     request: Request, launch: Launch, x: np.ndarray, w: np.ndarray, result: Result, weigh: Weigh = by_taps
 ) -> None:
@@ -76,7 +82,7 @@ def fprop(
 
     def block(channels: slice, n: slice, *cells: slice) -> None:
         y = weigh(x[n, channels], axes, cells, problem.padding_mode, weights[channels], scratch, False)
-        outputs = slice(channels.start * multiplier, channels.stop * multiplier)
+        outputs = outputs_of(channels, multiplier)
         result.store((n, outputs, *cells), y)
 
     parts = blocks((problem.c, problem.n, *problem.output), launch.tile)
@@ -102,7 +108,7 @@ def dgrad(
     ) -> None:
         """The block `part` of one residue, put at the images and channels `where` of the target."""
         axes, cells, filters = phases[index]
-        outputs = slice(channels.start * multiplier, channels.stop * multiplier)
+        outputs = outputs_of(channels, multiplier)
         dx = weigh(dy[n, outputs], axes, part, "zeros", filters[channels], scratch, True)
         target.store((*where, *map(every, cells, part)), dx)
 
@@ -134,7 +140,7 @@ def wgrad(request: Request, launch: Launch, x: np.ndarray, dy: np.ndarray, resul
     multiplier = problem.k // problem.c
 
     def part(channels: slice) -> None:
-        outputs = slice(channels.start * multiplier, channels.stop * multiplier)
+        outputs = outputs_of(channels, multiplier)
         count = channels.stop - channels.start
         total = np.zeros((count, multiplier, *problem.filter), dtype)
         for n, *cells in blocks((problem.n, *problem.output), launch.tile[1:]):
@@ -183,29 +189,8 @@ def _elements(c: int, n: int, counts: Sequence[int], axes: Axes, mode: str, mult
     return c * multiplier * run_elements(n, c, counts, axes, mode)[1]
 
 
-def plan_fprop(
-    request: Request, processor: Processor, kernel: Any = fprop, elements: Elements = _elements
-) -> Schedule:
-    problem = request.problem.volumetric
-    return _plan(request, processor, kernel, elements, [windows_of(problem)], problem.output)
-
-
-def plan_dgrad(
-    request: Request, processor: Processor, kernel: Any = dgrad, elements: Elements = _elements
-) -> Schedule:
-    phases = phases_of(request.problem.volumetric)
-    counts = tuple(max((phase.counts[axis] for phase in phases), default=0) for axis in range(3))
-    return _plan(request, processor, kernel, elements, [phase.axes for phase in phases], counts)
-
-
-def _plan(
-    request: Request,
-    processor: Processor,
-    kernel: Any,
-    elements: Elements,
-    windows: Sequence[Axes],
-    counts: tuple[int, ...],
-) -> Schedule:
+def schedule(request: Request, processor: Processor, kernel: Any, elements: Elements = _elements) -> Schedule:
+    """fprop or dgrad in blocks of channels, images and cells; those of dx of one residue of the stride."""
     problem, item = request.problem.volumetric, accumulator(request).itemsize
     multiplier, threads = problem.k // problem.c, workers(request, processor)
     mode = "zeros" if request.op == "dgrad" else problem.padding_mode
@@ -215,7 +200,7 @@ def _plan(
 
     def cost(c: int, n: int, *cells: int) -> int:
         largest = 0
-        for axes in windows:
+        for axes, _ in windows_and_columns(request):
             images, run = run_elements(n, c * seen, cells, axes, mode)
             finishing = 0 if folding else (finishing_blocks(request) - 1) * n * c * made * math.prod(cells)
             beside = elements(c, n, cells, axes, mode, multiplier)
@@ -225,7 +210,7 @@ def _plan(
     def gradient(c: int, n: int, *cells: int) -> int:
         return folding * n * c * per_channel * item
 
-    extents = (problem.c, problem.n, *counts)
+    extents = (problem.c, problem.n, *most_cells(request))
     if folding:
         tile = fit(extents, gradient, threads, order=(0, 1), share=0.5)
         tile = fit(tile, cost, threads, share=0.5, parts=1)
@@ -262,7 +247,7 @@ def estimate(request: Request, processor: Processor) -> float:
 
 
 ENTRIES = {
-    "fprop": Algorithm("depthwise", applies, plan_fprop, estimate),
+    "fprop": Algorithm("depthwise", applies, partial(schedule, kernel=fprop), estimate),
     "wgrad": Algorithm("depthwise", applies, plan_wgrad, estimate),
-    "dgrad": Algorithm("depthwise", applies, plan_dgrad, estimate),
+    "dgrad": Algorithm("depthwise", applies, partial(schedule, kernel=dgrad), estimate),
 }

@@ -25,7 +25,7 @@ from ..processor import Processor
 from ..table import Algorithm
 from . import gemm
 from .blocking import Launch, Scratch
-from .lowering import Axes
+from .lowering import Axes, windows_and_columns
 from .result import Result, accumulator
 from .runs import Runs, extent, run_elements, used_phases
 
@@ -73,9 +73,7 @@ def by_columns(
             begun = True
     k = columns // len(places)
     y = runs.inside(product.reshape(groups, len(places), k, runs.size))
-    for index, (n, _, *there) in enumerate(places):
-        for group in range(groups):
-            result.store((n, slice(group * k, (group + 1) * k), *there), y[:, group, index])
+    gemm.store_by_place(y, places, result)
 
 
 Taps = list[tuple[int, ...]]
@@ -136,8 +134,8 @@ def _estimate(request: Request, processor: Processor) -> float:
     problem, item = request.problem.volumetric, accumulator(request).itemsize
     seconds = 5e-5 * problem.groups**0.5
     strided = 0 if request.layout == "channels_first" else 1e-8
-    channels, products = gemm.lowered(request)
-    for axes, columns in products:
+    channels = gemm.channels_read(request)
+    for axes, columns in windows_and_columns(request):
         outer, inner = _outer_and_inner(axes, channels // problem.groups)
         counts = [axis.cells for axis in axes]
         _, height, width = (extent(axis, count) for axis, count in zip(axes, counts, strict=True))

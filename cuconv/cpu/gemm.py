@@ -15,7 +15,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,13 +27,15 @@ from .blocking import ALL, Launch, Scratch, blocks, fit, lengths, workers
 from .lowering import (
     Axes,
     Phase,
-    arranged,
     every,
+    filter_columns,
     filter_rows,
     for_blas,
     lower,
     lowered_elements,
+    most_cells,
     phases_of,
+    windows_and_columns,
     windows_of,
 )
 from .padding import fold, fold_elements
@@ -69,12 +70,18 @@ def by_rows(
     else:
         product = scratch("product", (images, groups, count, columns), rows.dtype)
     np.matmul(rows, filters, out=product)
-    extents = lengths(cells)
+    # Images are the first axis or the third; the other of the two is 1.
+    y = product.reshape(images, groups, a.shape[0] // max(images, 1), *lengths(cells), len(places), k)
+    y = y.transpose(0, 2, 1, 6, 7, 3, 4, 5)
+    store_by_place(y.reshape(a.shape[0], *y.shape[2:]), places, result)
+
+
+def store_by_place(y: np.ndarray, places: Places, result: Result) -> None:
+    """Store products (N, groups, places, K/groups, D, H, W), each where it belongs."""
+    k = y.shape[3]
     for index, (n, _, *there) in enumerate(places):
-        for group in range(groups):
-            y = product[:, group, :, index * k : (index + 1) * k].reshape(a.shape[0], *extents, k)
-            where = (n, slice(group * k, (group + 1) * k), *there)
-            result.store(where, y.transpose(0, 4, 1, 2, 3))
+        for group in range(y.shape[1]):
+            result.store((n, slice(group * k, (group + 1) * k), *there), y[:, group, index])
 
 
 Multiply = Callable[..., None]
@@ -111,13 +118,10 @@ def dgrad(
     """dX = Y' W' for the residues of the stride, a block of images and input cells at a time."""
     problem, dtype = request.problem.volumetric, accumulator(request)
     scratch = Scratch()
-    g, c, k = problem.groups, problem.c // problem.groups, problem.k // problem.groups
-    w = w.reshape(g, k, c, *problem.filter)
 
     def filters_of(taps: Sequence[slice]) -> np.ndarray:
-        taps_outside = w[(ALL, ALL, ALL, *taps)].transpose(0, 3, 4, 5, 1, 2)
-        terms = math.prod(taps_outside.shape[1:4]) * k
-        matrix = arranged(taps_outside, 4, dtype, launch.threads).reshape(g, terms, c)
+        by_tap = filter_columns(problem, w, taps, dtype, launch.threads)
+        matrix = by_tap.reshape(by_tap.shape[0], by_tap.shape[1] * by_tap.shape[2], by_tap.shape[3])
         return matrix.conj() if request.conjugate else matrix
 
     def side_by_side(phase: Phase) -> np.ndarray:
@@ -127,7 +131,7 @@ def dgrad(
     phases = phases_of(problem)
     if problem.padding_mode == "zeros" and result.plain and any(phase.empty for phase in phases):
         _clear(result.out, launch.threads)
-        phases = [phase for phase in phases if not phase.empty]
+        phases = tuple(phase for phase in phases if not phase.empty)
     filters = [side_by_side(phase) for phase in phases]
 
     def block(index: int, target: Result, n: slice, where: slice, *part: slice) -> None:
@@ -228,19 +232,16 @@ def _elements(n: int, c: int, columns: int, counts: Sequence[int], axes: Axes, m
     return lowered_elements(n, c, counts, axes, mode) + n * math.prod(counts) * columns
 
 
-def lowered(request: Request) -> tuple[int, list[tuple[Axes, int]]]:
-    """What fprop or dgrad lowers: how many channels, and the windows and columns of each product."""
-    problem = request.problem.volumetric
-    if request.op == "fprop":
-        return problem.c, [(windows_of(problem), problem.k)]
-    return problem.k, [(phase.axes, problem.c * len(phase.taps)) for phase in phases_of(problem)]
+def channels_read(request: Request) -> int:
+    """How many channels the array has that an op reads through windows."""
+    return request.problem.k if request.op == "dgrad" else request.problem.c
 
 
 def schedule(request: Request, processor: Processor, kernel: Any, elements: Elements = _elements) -> Schedule:
     """fprop or dgrad in blocks of images and cells; those of dx of one residue of the stride."""
     problem, item = request.problem.volumetric, accumulator(request).itemsize
-    channels, products = lowered(request)
-    counts = [max((axes[axis].cells for axes, _ in products), default=0) for axis in range(3)]
+    channels, products = channels_read(request), windows_and_columns(request)
+    counts = most_cells(request)
     mode = problem.padding_mode if request.op == "fprop" else "zeros"
     folding = request.op == "dgrad" and problem.padding_mode != "zeros"
     per_image = (
@@ -310,8 +311,8 @@ def estimate(request: Request, processor: Processor) -> float:
     problem, item = request.problem.volumetric, accumulator(request).itemsize
     first = request.layout == "channels_first" and math.prod(problem.filter) > 1
     seconds = 5e-5 * problem.groups**0.5
-    channels, products = lowered(replace(request, op="fprop") if request.op == "wgrad" else request)
-    for axes, columns in products:
+    channels = channels_read(request)
+    for axes, columns in windows_and_columns(request):
         windows = problem.n * math.prod(axis.cells for axis in axes)
         taps = math.prod(axis.taps for axis in axes)
         run = channels // problem.groups * (axes[2].taps if axes[2].step == 1 else 1)

@@ -19,12 +19,13 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from ..problem import ConvProblem
+from ..problem import ConvProblem, Request
 from ..processor import spread
 from .blocking import Scratch, blocks, lengths
 from .padding import CHANNELS_LAST, gather
@@ -46,6 +47,13 @@ class Axis:
 
 
 Axes = tuple[Axis, Axis, Axis]
+
+
+def spanned(axes: Axes, cells: Sequence[slice]) -> tuple[list[int], list[int]]:
+    """The cells that the windows of a block of output cells span: per axis the first, and how many."""
+    parts = list(zip(axes, cells, strict=True))
+    lows = [axis.start + part.start * axis.stride for axis, part in parts]
+    return lows, [axis.read(part.stop - part.start) for axis, part in parts]
 
 
 def windows_of(problem: ConvProblem) -> Axes:
@@ -73,7 +81,8 @@ class Phase:
         return not all(axis.taps for axis in self.axes)
 
 
-def phases_of(problem: ConvProblem) -> list[Phase]:
+@lru_cache(maxsize=1024)
+def phases_of(problem: ConvProblem) -> tuple[Phase, ...]:
     """All cells of dx; of the gradient of the padded input where the padding holds other than zeros."""
     if problem.padding_mode == "zeros":
         extents, befores = problem.input, [before for before, _ in problem.padding]
@@ -84,7 +93,21 @@ def phases_of(problem: ConvProblem) -> list[Phase]:
     for residue in itertools.product(*(list(_residues(*axis)) for axis in each)):
         cells, taps, axes = zip(*residue, strict=True)
         together.setdefault(axes, []).append((cells, taps))
-    return [Phase(axes, *zip(*members, strict=True)) for axes, members in together.items()]
+    return tuple(Phase(axes, *zip(*members, strict=True)) for axes, members in together.items())
+
+
+def windows_and_columns(request: Request) -> list[tuple[Axes, int]]:
+    """The windows by which an op reads, and how many channels come of each; several for dgrad."""
+    problem = request.problem.volumetric
+    if request.op == "dgrad":
+        return [(phase.axes, problem.c * len(phase.taps)) for phase in phases_of(problem)]
+    return [(windows_of(problem), problem.k)]
+
+
+def most_cells(request: Request) -> tuple[int, ...]:
+    """Per axis the largest number of output cells that windows of one kind have."""
+    every = [axes for axes, _ in windows_and_columns(request)]
+    return tuple(max((axes[axis].cells for axes in every), default=0) for axis in range(3))
 
 
 def _residues(
@@ -118,9 +141,7 @@ def lower(
     `a`; then, and where they come last, the matrices are views of `a` if its memory allows.
     """
     n, c = a.shape[:2]
-    counts = lengths(cells)
-    lows = [axis.start + part.start * axis.stride for axis, part in zip(axes, cells, strict=True)]
-    spans = [axis.read(count) for axis, count in zip(axes, counts, strict=True)]
+    counts, (lows, spans) = lengths(cells), spanned(axes, cells)
     taps, pixels = math.prod(axis.taps for axis in axes), math.prod(counts)
     if taps == 0:
         return np.empty((1, groups, n * pixels, 0), dtype), False
@@ -168,6 +189,16 @@ def filter_rows(problem: ConvProblem, w: np.ndarray, dtype: np.dtype, threads: i
     g, c, k = problem.groups, problem.c // problem.groups, problem.k // problem.groups
     taps_outside = w.reshape(g, k, c, *problem.filter).transpose(0, 1, 3, 4, 5, 2)
     return arranged(taps_outside, 1, dtype, threads).reshape(g, k, math.prod(problem.filter) * c)
+
+
+def filter_columns(
+    problem: ConvProblem, w: np.ndarray, taps: Sequence[slice], dtype: np.dtype, threads: int
+) -> np.ndarray:
+    """Some taps of the filters as matrices (groups, taps, K/groups, C/groups)."""
+    g, c, k = problem.groups, problem.c // problem.groups, problem.k // problem.groups
+    taken = w.reshape(g, k, c, *problem.filter)[(slice(None),) * 3 + tuple(taps)]
+    taps_outside = taken.transpose(0, 3, 4, 5, 1, 2)
+    return arranged(taps_outside, 4, dtype, threads).reshape(g, math.prod(taken.shape[3:]), k, c)
 
 
 def arranged(a: np.ndarray, axis: int, dtype: np.dtype, threads: int) -> np.ndarray:

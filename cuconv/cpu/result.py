@@ -46,10 +46,7 @@ class Result:
 
         The block is the caller's own memory and is overwritten.
         """
-        if self.bias is not None:
-            block += self.bias[where[1]]
-        if self.activation is not None:
-            block = self.activation(block)
+        block = self._finished(where, block)
         if self.accumulate:
             block += self.out[where]
         self.out[where] = block
@@ -78,7 +75,12 @@ class Result:
     def finish(self, where: tuple[slice, ...]) -> None:
         """Bias and activation for a product that stands at out[where]."""
         y = self.out[where]
+        finished = self._finished(where, y)
+        if finished is not y:
+            y[...] = finished
+
+    def _finished(self, where: tuple[slice, ...], block: np.ndarray) -> np.ndarray:
+        """A block, overwritten by itself with the bias, or what the activation makes of that."""
         if self.bias is not None:
-            y += self.bias[where[1]]
-        if self.activation is not None:
-            y[...] = self.activation(y)
+            block += self.bias[where[1]]
+        return block if self.activation is None else self.activation(block)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .blocking import Scratch, lengths
-from .lowering import Axes, Axis
+from .lowering import Axes, Axis, spanned
 from .padding import IMAGES_INSIDE, gather
 
 
@@ -37,9 +37,7 @@ class Runs:
         self.phases: dict[tuple[int, ...], np.ndarray] = {}
         if not all(axis.taps for axis in axes):
             return
-        lows = [axis.start + part.start * axis.stride for axis, part in zip(axes, cells, strict=True)]
-        spans = [axis.read(count) for axis, count in zip(axes, self.counts, strict=True)]
-        padded = gather(a, lows, spans, mode, dtype, scratch, IMAGES_INSIDE)
+        padded = gather(a, *spanned(axes, cells), mode, dtype, scratch, IMAGES_INSIDE)
         for phase in used_phases(axes):
             image = phase_cells(padded, phase, axes, self.extents, scratch)
             ordered = image.transpose(IMAGES_INSIDE)

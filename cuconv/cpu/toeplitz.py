@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -26,7 +27,7 @@ from numpy.lib.stride_tricks import as_strided
 from ..dtypes import DTYPES
 from ..problem import Request
 from ..processor import Processor, spread
-from ..table import Algorithm, Schedule
+from ..table import Algorithm
 from . import depthwise
 from .blocking import ALL, Launch, Scratch, blocks, lengths
 from .lowering import Axes, Axis, windows_of
@@ -174,7 +175,7 @@ def wgrad(request: Request, launch: Launch, x: np.ndarray, dy: np.ndarray, resul
     grads = np.empty((problem.c, multiplier, *problem.filter), dtype)
 
     def part(channels: slice) -> None:
-        outputs = slice(channels.start * multiplier, channels.stop * multiplier)
+        outputs = depthwise.outputs_of(channels, multiplier)
         c = channels.stop - channels.start
         sums = np.zeros((c, multiplier, *problem.filter), dtype)
         for n, *cells in blocks((problem.n, *problem.output), launch.tile[1:]):
@@ -226,18 +227,6 @@ def _elements(c: int, n: int, counts: Sequence[int], axes: Axes, mode: str, mult
     return c * multiplier * (made + 2 * bands) + c * beyond
 
 
-def _plan_fprop(request: Request, processor: Processor) -> Schedule:
-    return depthwise.plan_fprop(request, processor, fprop, _elements)
-
-
-def _plan_dgrad(request: Request, processor: Processor) -> Schedule:
-    return depthwise.plan_dgrad(request, processor, dgrad, _elements)
-
-
-def _plan_wgrad(request: Request, processor: Processor) -> Schedule:
-    return depthwise.plan_wgrad(request, processor, wgrad, _elements)
-
-
 def _estimate(request: Request, processor: Processor) -> float:
     """Passes over the images and one per tap along W; the products, zeros included; the calls."""
     problem, item = request.problem.volumetric, accumulator(request).itemsize
@@ -249,8 +238,11 @@ def _estimate(request: Request, processor: Processor) -> float:
     return elements * item * (2e-10 + products) / processor.threads + 2e-4
 
 
+_schedule = partial(depthwise.schedule, elements=_elements)
+_plan_wgrad = partial(depthwise.plan_wgrad, kernel=wgrad, elements=_elements)
+
 ENTRIES = {
-    "fprop": Algorithm("toeplitz", _applies, _plan_fprop, _estimate),
+    "fprop": Algorithm("toeplitz", _applies, partial(_schedule, kernel=fprop), _estimate),
     "wgrad": Algorithm("toeplitz", _applies, _plan_wgrad, _estimate),
-    "dgrad": Algorithm("toeplitz", _applies, _plan_dgrad, _estimate),
+    "dgrad": Algorithm("toeplitz", _applies, partial(_schedule, kernel=dgrad), _estimate),
 }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import cuconv
-from cuconv.cpu import TABLE, flat
+from cuconv.cpu import TABLE, flat, toeplitz
 
 from .cases import OPS, PUBLIC, Case, applies, check, ops_of, threads, values, workspace
 from .reference import Reference, wrapped
@@ -59,6 +59,15 @@ def test_flat_however_its_taps_are_split(line, terms, monkeypatch):
     ops = ops_of(case, "flat")
     assert ops == ("fprop", "dgrad") or np.prod(case.problem.filter) == 1
     check(case, "flat", ops=ops)
+
+
+@pytest.mark.parametrize("small", [(1, 1), (200, 30)])
+@pytest.mark.parametrize("line", CORNERS["toeplitz"])
+def test_toeplitz_however_its_products_are_split(line, small, monkeypatch):
+    """From one column and one row at a time."""
+    monkeypatch.setattr(toeplitz, "SMALL", small)
+    case = Case(cuconv.ConvProblem.parse(line), "float64", threads=2)
+    check(case, "toeplitz", ops=ops_of(case, "toeplitz"))
 
 
 @pytest.mark.parametrize("bound", [1, 3000, 1 << 20])

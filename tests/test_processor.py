@@ -2,6 +2,9 @@
 
 import itertools
 import os
+import platform
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -258,3 +261,22 @@ def test_calls_from_many_threads_give_the_bits_of_serial_calls(two):
 
         in_threads(8, work)
     assert blas_threads() == 2
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that gives memory back")
+def test_memory_of_one_call_serves_the_next():
+    """Scratch arrays and results do not come back page by page, in a process where nothing else was large."""
+    script = """
+import resource
+import numpy as np
+import cuconv
+x, w = np.ones((8, 256, 14, 14), np.float32), np.ones((256, 256, 3, 3), np.float32)
+for _ in range(3):
+    cuconv.conv(x, w, padding=1, algorithm="gemm")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    cuconv.conv(x, w, padding=1, algorithm="gemm")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(found.stdout) < 10 * 256  # a result alone has 392 pages

@@ -10,6 +10,7 @@ from ..arrays import canonical
 from ..problem import Request
 from ..table import Schedule, Table
 from . import bias, col2im, depthwise, fft, flat, gemm, toeplitz
+from .blocking import keep_freed_memory
 from .result import Result
 
 _FAMILIES = (toeplitz, depthwise, fft, flat, col2im, gemm)
@@ -32,6 +33,7 @@ def run(
     Overflow gives infinity and infinity times zero NaN, without a warning, as on a GPU: with warnings turned
     into exceptions a result would be left half-written.
     """
+    keep_freed_memory()
     *inputs, out = (canonical(request, role, array) for role, array in operands.items())
     with np.errstate(all="ignore"):
         for launch in schedule.launches:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import threading
@@ -41,6 +42,17 @@ class Launch:
         return f"{place} in blocks of {sizes}{shared}" if sizes else place
 
 
+@functools.cache
+def keep_freed_memory() -> None:
+    """Have the C library keep what scratch arrays and results give back, for the next call.
+
+    glibc returns freed memory to the system beyond a size that depends on the largest piece freed so far, up
+    to 32 MiB. Every page that comes back then costs a fault, and all of them as long as a convolution may
+    take. So one such piece is freed here, of which no page was ever touched.
+    """
+    np.empty((32 << 20) - (64 << 10), np.uint8)
+
+
 class Scratch(threading.local):
     """Memory that one thread's blocks use one after the other, by name, as long as this object lives."""
 
@@ -53,6 +65,10 @@ class Scratch(threading.local):
             self.__dict__.pop(name, None)  # before another is made
             memory = self.__dict__[name] = np.empty(size, dtype)
         return memory[:size].reshape(shape)
+
+    def clear(self) -> None:
+        """Give this thread's memory back."""
+        self.__dict__.clear()
 
 
 def fit(

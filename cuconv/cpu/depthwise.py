@@ -16,7 +16,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -62,8 +62,39 @@ def by_taps(
     return made.reshape(made.shape[0], made.shape[1] * made.shape[2], *made.shape[3:])
 
 
-Weigh = Callable[..., np.ndarray]
-"""`by_taps`, or another function that does the same."""
+def elements(op: str, c: int, n: int, counts: Sequence[int], axes: Axes, mode: str, multiplier: int) -> int:
+    """Scratch elements of a block of so many channels of x, images and output cells."""
+    images, run = run_elements(n, c * multiplier if op == "dgrad" else c, counts, axes, mode)
+    beside = {"fprop": 2 * multiplier, "dgrad": 1 + multiplier, "wgrad": 2 * multiplier + 2}
+    return images + c * beside[op] * run
+
+
+class Way(NamedTuple):
+    """How filters meet what they see, and the memory that it takes."""
+
+    arrange: Callable[[np.ndarray, Axes], np.ndarray]
+    """The weights (C, m, T, R, S) of windows, arranged once for all blocks; C stays the first axis."""
+
+    block: Callable[..., np.ndarray]
+    """`by_taps`, or another function that does the same, with arranged weights."""
+
+    elements: Callable[[str, int, int, Sequence[int], Axes, str, int], int]
+    """As `elements`."""
+
+    filters: Callable[[Request], int]
+    """Scratch elements for all filters."""
+
+    share: float
+    """The part it takes of the memory that blocks may have."""
+
+
+TAPS = Way(
+    lambda weights, axes: weights,
+    by_taps,
+    elements,
+    lambda request: 2 * math.prod(request.problem.w_shape()),
+    1.0,
+)
 
 
 def outputs_of(channels: slice, multiplier: int) -> slice:
@@ -72,16 +103,17 @@ def outputs_of(channels: slice, multiplier: int) -> slice:
 
 
 def fprop(
-    request: Request, launch: Launch, x: np.ndarray, w: np.ndarray, result: Result, weigh: Weigh = by_taps
+    request: Request, launch: Launch, x: np.ndarray, w: np.ndarray, result: Result, way: Way = TAPS
 ) -> None:
     """Each tap's weight times the input shifted by the tap, added up in the taps' order."""
     problem, dtype = request.problem.volumetric, accumulator(request)
     axes, scratch = windows_of(problem), Scratch()
     multiplier = problem.k // problem.c
     weights = w.reshape(problem.c, multiplier, *problem.filter).astype(dtype, copy=False)
+    weights = way.arrange(weights, axes)
 
     def block(channels: slice, n: slice, *cells: slice) -> None:
-        y = weigh(x[n, channels], axes, cells, problem.padding_mode, weights[channels], scratch, False)
+        y = way.block(x[n, channels], axes, cells, problem.padding_mode, weights[channels], scratch, False)
         outputs = outputs_of(channels, multiplier)
         result.store((n, outputs, *cells), y)
 
@@ -90,7 +122,7 @@ def fprop(
 
 
 def dgrad(
-    request: Request, launch: Launch, dy: np.ndarray, w: np.ndarray, result: Result, weigh: Weigh = by_taps
+    request: Request, launch: Launch, dy: np.ndarray, w: np.ndarray, result: Result, way: Way = TAPS
 ) -> None:
     """The same for each residue of the stride, with dy, the taps that meet the residue, and a sum over j."""
     problem, dtype = request.problem.volumetric, accumulator(request)
@@ -98,7 +130,7 @@ def dgrad(
     weights = w.reshape(problem.c, multiplier, *problem.filter).astype(dtype, copy=False)
     weights = weights.conj() if request.conjugate else weights
     phases = [
-        (phase.axes, cells, weights[(ALL, ALL, *taps)])
+        (phase.axes, cells, way.arrange(weights[(ALL, ALL, *taps)], phase.axes))
         for phase in phases_of(problem)
         for cells, taps in zip(phase.cells, phase.taps, strict=True)
     ]
@@ -109,7 +141,7 @@ def dgrad(
         """The block `part` of one residue, put at the images and channels `where` of the target."""
         axes, cells, filters = phases[index]
         outputs = outputs_of(channels, multiplier)
-        dx = weigh(dy[n, outputs], axes, part, "zeros", filters[channels], scratch, True)
+        dx = way.block(dy[n, outputs], axes, part, "zeros", filters[channels], scratch, True)
         target.store((*where, *map(every, cells, part)), dx)
 
     def folded(channels: slice, n: slice) -> None:
@@ -181,30 +213,20 @@ def applies(request: Request, processor: Processor) -> str | None:
     return f"it needs groups == C, and groups is {problem.groups}, C {problem.c}"
 
 
-Elements = Callable[[int, int, Sequence[int], Axes, str, int], int]
-"""Scratch elements beside images and result: channels, images, cells, windows, padding mode, multiplier."""
-
-
-def _elements(c: int, n: int, counts: Sequence[int], axes: Axes, mode: str, multiplier: int) -> int:
-    return c * multiplier * run_elements(n, c, counts, axes, mode)[1]
-
-
-def schedule(request: Request, processor: Processor, kernel: Any, elements: Elements = _elements) -> Schedule:
+def schedule(request: Request, processor: Processor, kernel: Any, way: Way = TAPS) -> Schedule:
     """fprop or dgrad in blocks of channels, images and cells; those of dx of one residue of the stride."""
     problem, item = request.problem.volumetric, accumulator(request).itemsize
     multiplier, threads = problem.k // problem.c, workers(request, processor)
     mode = "zeros" if request.op == "dgrad" else problem.padding_mode
     folding = request.op == "dgrad" and problem.padding_mode != "zeros"
     per_channel = fold_elements(problem) + (finishing_blocks(request) - 1) * math.prod(problem.input)
-    seen, made = (multiplier, 1) if request.op == "dgrad" else (1, multiplier)
+    made = 1 if request.op == "dgrad" else multiplier
 
     def cost(c: int, n: int, *cells: int) -> int:
         largest = 0
         for axes, _ in windows_and_columns(request):
-            images, run = run_elements(n, c * seen, cells, axes, mode)
             finishing = 0 if folding else (finishing_blocks(request) - 1) * n * c * made * math.prod(cells)
-            beside = elements(c, n, cells, axes, mode, multiplier)
-            largest = max(largest, images + c * made * run + beside + finishing)
+            largest = max(largest, way.elements(request.op, c, n, cells, axes, mode, multiplier) + finishing)
         return largest * item
 
     def gradient(c: int, n: int, *cells: int) -> int:
@@ -215,35 +237,38 @@ def schedule(request: Request, processor: Processor, kernel: Any, elements: Elem
         tile = fit(extents, gradient, threads, order=(0, 1), share=0.5)
         tile = fit(tile, cost, threads, share=0.5, parts=1)
     else:
-        tile = fit(extents, cost, threads)
-    filters = 2 * math.prod(problem.w_shape()) * item
-    workspace = threads * (cost(*tile) + gradient(*tile)) + filters
+        tile = fit(extents, cost, threads, share=way.share)
+    workspace = threads * (cost(*tile) + gradient(*tile)) + way.filters(request) * item
     return Schedule(workspace, (Launch(kernel, "c n z p q", tile, threads),))
 
 
-def plan_wgrad(
-    request: Request, processor: Processor, kernel: Any = wgrad, elements: Elements = _elements
-) -> Schedule:
+def plan_wgrad(request: Request, processor: Processor, kernel: Any = wgrad, way: Way = TAPS) -> Schedule:
     problem, item = request.problem.volumetric, accumulator(request).itemsize
     axes, multiplier, threads = windows_of(problem), problem.k // problem.c, workers(request, processor)
 
     def cost(c: int, n: int, *cells: int) -> int:
-        images, run = run_elements(n, c, cells, axes, problem.padding_mode)
-        beside = elements(c, n, cells, axes, problem.padding_mode, multiplier)
-        return (images + c * run * (multiplier + 2) + beside) * item
+        return way.elements(request.op, c, n, cells, axes, problem.padding_mode, multiplier) * item
 
-    tile = fit((problem.c, problem.n, *problem.output), cost, threads)
-    filters = 2 * math.prod(problem.w_shape()) * item
-    return Schedule(threads * cost(*tile) + filters, (Launch(kernel, "c n z p q", tile, threads),))
+    tile = fit((problem.c, problem.n, *problem.output), cost, threads, share=way.share)
+    return Schedule(
+        threads * cost(*tile) + way.filters(request) * item, (Launch(kernel, "c n z p q", tile, threads),)
+    )
 
 
 def estimate(request: Request, processor: Processor) -> float:
     """Passes over the images, and two or, in wgrad, one per tap over a block in cache; the calls."""
-    problem, item = request.problem, accumulator(request).itemsize
-    taps = math.prod(problem.filter)
-    elements = problem.n * problem.k * math.prod(problem.output)
-    per_tap = 3e-11 if request.op == "wgrad" else 5.5e-11
-    return elements * item * (2e-10 + taps * per_tap) / processor.threads + 1e-4 + taps * 3e-6
+    problem, item = request.problem.volumetric, accumulator(request).itemsize
+    per_tap = 5e-11 if request.op == "wgrad" else 8e-11
+    seconds, calls = 0.0, 0.0
+    for axes, columns in windows_and_columns(request):
+        counts = [axis.cells for axis in axes]
+        images, run = run_elements(problem.n, problem.k, counts, axes, "zeros")
+        taps, rows = math.prod(axis.taps for axis in axes), images / max(axes[2].read(counts[2]), 1)
+        same = columns // problem.c if request.op == "dgrad" else 1
+        seconds += same * item * (images * 2.5e-11 + problem.k * run * (taps * per_tap + 1e-10))
+        seconds += same * (rows + problem.k * run / max(counts[2], 1)) * 6e-9
+        calls += same * (1e-4 + taps * 3e-6)
+    return seconds / processor.threads + calls
 
 
 ENTRIES = {

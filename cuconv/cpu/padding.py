@@ -55,21 +55,31 @@ def gather(
         cells = (source(mode, np.arange(low, high), extent) for low, high, extent in each)
         a = a[(slice(None), slice(None), *np.ix_(*cells))]
         lows, highs = [0, 0, 0], list(counts)
-    inside, there = [], []
-    for low, high, extent in zip(lows, highs, a.shape[2:], strict=True):
-        first, last = min(max(low, 0), extent), max(min(high, extent), 0)
-        inside.append(slice(first, max(first, last)))
-        there.append(slice(first - low, max(first, last) - low))
-    cells_of_a = a[(slice(None), slice(None), *inside)]
-    whole = cells_of_a.shape[2:] == tuple(counts)
-    if whole and a.dtype == dtype and cells_of_a.strides[order[-1]] == a.itemsize:
-        return cells_of_a
+    cells_of_a = tuple(slice(max(low, 0), max(high, 0)) for low, high in zip(lows, highs, strict=True))
+    inside = a[(slice(None), slice(None), *cells_of_a)]
+    whole = inside.shape[2:] == tuple(counts)
+    if whole and a.dtype == dtype and inside.strides[order[-1]] == a.itemsize:
+        return inside
     shape = (*a.shape[:2], *counts)
     padded = scratch("padded", [shape[axis] for axis in order], dtype).transpose(np.argsort(order))
-    if not whole:
-        padded[...] = 0
-    padded[(slice(None), slice(None), *there)] = cells_of_a
+    _fill(padded, a, lows)
     return padded
+
+
+def _fill(target: np.ndarray, a: np.ndarray, lows: Sequence[int]) -> None:
+    """Set all of `target` to the cells of `a` from `lows` on, per spatial axis; to zero outside of it."""
+    source: list[Any] = [slice(None), slice(None)]
+    there: list[Any] = [slice(None), slice(None)]
+    for axis, low in enumerate(lows, 2):
+        count, extent = target.shape[axis], a.shape[axis]
+        first = min(max(-low, 0), count)
+        last = max(min(extent - low, count), first)
+        for beside in (slice(0, first), slice(last, count)):
+            if beside.start < beside.stop:
+                target[(slice(None),) * axis + (beside,)] = 0
+        there.append(slice(first, last))
+        source.append(slice(low + first, max(low + last, 0)))
+    target[tuple(there)] = a[tuple(source)]
 
 
 def fold_elements(problem: ConvProblem) -> int:

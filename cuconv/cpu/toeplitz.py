@@ -2,14 +2,15 @@
 
 Along H, a tile of h output cells is a matrix times the cells it sees: for the taps w[r, s] of one channel
 
-    B_s[p, i] = w[r, s]  where  i = p stride + r dilation,  otherwise 0
-    fprop  Y[p, q] = sum over s of  (B_s X)[p, q stride + s dilation]
-    wgrad  dw[r, s] = sum over p of  (dY X_s^T)[p, p stride + r dilation]
+    B[p, (i, s)] = w[r, s]  where  i = p stride + r dilation,  otherwise 0
+    fprop  Y[p, q] = sum over i and s of  B[p, (i, s)] X[(i, s), q]
+    wgrad  dw[r, s] = sum over p of  (dY X^T)[p, (p stride + r dilation, s)]
 
-with X_s the cells shifted by the tap s. All S matrices are one product, whose columns are all cells along W
-of all images of a block; then its S parts are shifted and added up. Most products are with zeros, and still
-BLAS is done before `depthwise` has passed over the block twice for each tap. dgrad is as fprop, residue by
-residue of the stride.
+with X[(i, s), q] the cell of row i that the tap s along W sees for the output cell q; q runs along W of
+all images of a block. So the images are lowered along W only, one row of memory for each of their rows and
+taps s, and what a tile sees is a piece of that memory. Most products are with zeros, and still BLAS is done
+before `depthwise` has passed over the block twice for each tap. dgrad is as fprop, residue by residue of the
+stride.
 
 A zero of B times an infinity would spoil its neighbours in the tile, so a block of images that are not finite
 is left to `depthwise`.
@@ -17,6 +18,7 @@ is left to `depthwise`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -30,74 +32,102 @@ from ..processor import Processor, spread
 from ..table import Algorithm
 from . import depthwise
 from .blocking import ALL, Launch, Scratch, blocks, lengths
-from .lowering import Axes, Axis, windows_of
+from .lowering import Axes, Axis, spanned, windows_and_columns, windows_of
+from .padding import CHANNELS_FIRST, gather
 from .result import Result, accumulator
-from .runs import Runs
+
+TILE = 4
+"""Output rows of a tile. More are more zeros to multiply; OpenBLAS multiplies four rows at a time."""
+
+SMALL = 800_000, 1_200
+"""Multiplications of one product, in wgrad also its elements, up to which OpenBLAS copies no operand."""
+
+
+SHARE = 0.375
+"""Of the memory a block may have: what is lowered is read at once, from a cache as near as possible."""
 
 
 def fprop(request: Request, launch: Launch, x: np.ndarray, w: np.ndarray, result: Result) -> None:
-    """Y = sum over s of shifted B_s X."""
-    depthwise.fprop(request, launch, x, w, result, by_bands)
+    """Y = B X."""
+    depthwise.fprop(request, launch, x, w, result, BANDS)
 
 
 def dgrad(request: Request, launch: Launch, dy: np.ndarray, w: np.ndarray, result: Result) -> None:
     """The same from dy, with the taps that meet a residue of the stride."""
-    depthwise.dgrad(request, launch, dy, w, result, by_bands)
+    depthwise.dgrad(request, launch, dy, w, result, BANDS)
 
 
 class Tiles:
-    """A block of images, padded, in overlapping tiles along H: (C, D, tiles, cells that a tile sees, N W)."""
+    """A block of images, lowered along W, in overlapping tiles along H."""
 
     def __init__(
         self, a: np.ndarray, axes: Axes, cells: Sequence[slice], mode: str, dtype: np.dtype, scratch: Scratch
     ) -> None:
-        depth, height, width = axes
-        self.axes, (self.depth, self.rows, self.columns) = axes, lengths(cells)
-        self.count, self.tile = tiling(height, self.rows)
-        self.seen = height.read(self.tile)
-        # Every row is a cell of its own here, strides included, up to the end of the last tile.
-        first = cells[1].start * height.stride
-        each = Axis(height.start + first, 1, 1, 1, height.read(self.count * self.tile))
-        self.runs = Runs(
-            a, (depth, each, width), (cells[0], slice(0, each.cells), cells[2]), mode, dtype, scratch
+        self.axes, (depth, self.rows, self.columns), self.images = axes, lengths(cells), a.shape[0]
+        self.tile, self.seen = tiling(axes[1])
+        self.count = -(-self.rows // self.tile)
+        self.shape = (depth, self.count, self.tile, self.images * self.columns)
+        height, width = axes[1:]
+        lows, spans = spanned(axes, cells)
+        spans[1] = max(height.read(self.count * self.tile), 0)  # the last rows may be of no output
+        padded = gather(a, lows, spans, mode, dtype, scratch, CHANNELS_FIRST)
+        shape = (a.shape[1], *spans[:2], width.taps, self.images, self.columns)
+        image, channel, *planes, item = padded.strides
+        windows = as_strided(
+            padded, shape, (channel, *planes, item * width.step, image, item * width.stride), writeable=False
         )
-        self.row = self.runs.row
-        self.width = self.row - max((t * width.step // width.stride for t in range(width.taps)), default=0)
+        self.memory = scratch("lowered", shape, dtype)
+        self.memory[...] = windows
 
-    def phase(self, t: int, residue: int) -> np.ndarray:
-        """The tiles that the taps t along D see, of one residue of the stride along W."""
+    def seen_by(self, t: int) -> np.ndarray:
+        """What the taps t along D see: (C, D, tiles, rows that a tile sees times taps along W, N W)."""
         depth, height, _ = self.axes
-        shift, phase = divmod(t * depth.step, depth.stride)
-        image = self.runs.phases[phase, 0, residue]
-        channel, item = image.strides
-        plane = self.runs.extents[1] * self.row
+        channel, plane, row, tap, *_, item = self.memory.strides
         return as_strided(
-            image[:, shift * plane :],
-            (image.shape[0], self.depth, self.count, self.seen, self.row),
-            (channel, plane * item, self.tile * height.stride * self.row * item, self.row * item, item),
+            self.memory[:, t * depth.step :],
+            (len(self.memory), *self.shape[:2], self.seen * self.axes[2].taps, self.shape[-1]),
+            (channel, plane * depth.stride, self.tile * height.stride * row, tap, item),
             writeable=False,
         )
 
     def inside(self, tiles: np.ndarray) -> np.ndarray:
-        """The output cells (N, C, m, D, H, W) of tiles (C, m, D, tiles, rows of N W)."""
-        cells = (self.count * self.tile, self.runs.images, self.runs.extents[2])
-        rows = tiles.reshape(*tiles.shape[:3], *cells)[..., : self.rows, :, : self.columns]
-        return np.moveaxis(rows, -2, 0)
-
-    def taps(self) -> list[tuple[int, int, list[int]]]:
-        """For every tap along D and residue along W: the taps along W that fall on it."""
-        depth, _, width = self.axes
-        by_residue: dict[int, list[int]] = {}
-        for s in range(width.taps):
-            by_residue.setdefault(s * width.step % width.stride, []).append(s)
-        return [(t, residue, s) for t in range(depth.taps) for residue, s in by_residue.items()]
+        """The output cells (N, C, m, D, H, W) of (C, m, *self.shape)."""
+        cells = (self.count * self.tile, self.images, self.columns)
+        rows = tiles.reshape(*tiles.shape[:3], *cells)
+        return np.moveaxis(rows[..., : self.rows, :, :], -2, 0)
 
 
-def tiling(height: Axis, rows: int) -> tuple[int, int]:
-    """How many tiles, and of how many output rows, so many rows are taken apart into."""
-    longest = max(8, 2 * height.taps)
-    count = max(1, -(-rows // longest))
-    return count, -(-rows // count)
+def tiling(height: Axis) -> tuple[int, int]:
+    """Of how many output rows a tile is, and how many rows it sees."""
+    tile = min(TILE, height.cells)
+    return tile, max(height.read(tile), 0)
+
+
+def _bands(weights: np.ndarray, axes: Axes) -> np.ndarray:
+    """The matrices B of weights (C, m, T, R, S): (C, m, T, tile, seen S)."""
+    c, multiplier, depth, taps, shifts = weights.shape
+    tile, seen = tiling(axes[1])
+    bands = np.zeros((c, multiplier, depth, tile, seen, shifts), weights.dtype)
+    for r in range(taps):
+        _diagonal(bands, r, axes[1])[...] = weights[..., None, r, :]
+    return bands.reshape(c, multiplier, depth, tile, seen * shifts)
+
+
+def _weights(bands: np.ndarray, axes: Axes) -> np.ndarray:
+    """The weights that `_bands` arranged: a tile's first row meets each tap once."""
+    _, height, width = axes
+    if not bands.size:
+        return np.empty((*bands.shape[:2], *(axis.taps for axis in axes)), bands.dtype)
+    by_row = bands[..., 0, :].reshape(*bands.shape[:3], -1, width.taps)
+    return by_row[..., :: height.step, :][..., : height.taps, :]
+
+
+def _diagonal(matrices: np.ndarray, r: int, height: Axis) -> np.ndarray:
+    """The elements [p, p stride + r step] of matrices (tile, seen, S), which belong to one tap: (tile, S)."""
+    *outer, tile, _, shifts = matrices.shape
+    *strides, down, across, item = matrices.strides
+    first = matrices[..., r * height.step :, :]
+    return as_strided(first, (*outer, tile, shifts), (*strides, down + height.stride * across, item))
 
 
 def by_bands(
@@ -105,104 +135,93 @@ def by_bands(
     axes: Axes,
     cells: Sequence[slice],
     mode: str,
-    weights: np.ndarray,
+    bands: np.ndarray,
     scratch: Scratch,
     summed: bool,
 ) -> np.ndarray:
-    """What `depthwise.by_taps` gives, by way of matrices."""
-    if not weights.size:
-        return depthwise.by_taps(a, axes, cells, mode, weights, scratch, summed)
-    c, multiplier = weights.shape[:2]
-    tiles = Tiles(a, axes, cells, mode, weights.dtype, scratch)
-    width, length = axes[2], (tiles.tile - 1) * tiles.row + tiles.width
+    """What `depthwise.by_taps` gives, by way of matrices where all is finite."""
+    y = _products(a, axes, cells, mode, bands, scratch, summed) if bands.size else None
+    if y is None:
+        scratch.clear()
+        return depthwise.by_taps(a, axes, cells, mode, _weights(bands, axes), scratch, summed)
+    return y
+
+
+def _products(
+    a: np.ndarray,
+    axes: Axes,
+    cells: Sequence[slice],
+    mode: str,
+    bands: np.ndarray,
+    scratch: Scratch,
+    summed: bool,
+) -> np.ndarray | None:
+    c, multiplier = bands.shape[:2]
+    tiles = Tiles(a, axes, cells, mode, bands.dtype, scratch)
     made = 1 if summed else multiplier
-    whole = scratch("total", (c, made, tiles.depth, tiles.count, tiles.tile * tiles.row), weights.dtype)
-    total, begun, finite = whole[..., :length], False, True
-    for t, residue, taps in tiles.taps():
-        seen = tiles.phase(t, residue)
-        seen = seen.reshape(c, multiplier, *seen.shape[1:]) if summed else seen[:, None]
-        bands = _bands(weights[:, :, t][..., taps], axes[1], tiles.tile, scratch)
-        shape = (c, multiplier, tiles.depth, tiles.count)
-        product = scratch("product", (*shape, bands.shape[-2], tiles.row), weights.dtype)
-        np.matmul(bands, seen, out=product)
-        finite = finite and bool(np.isfinite(product[..., -1, :].sum()))
-        by_tap = product[..., :-1, :].reshape(*shape, len(taps), tiles.tile * tiles.row)
-        shifts = [s * width.step // width.stride for s in taps]
-        shifted = [by_tap[..., index, shift : shift + length] for index, shift in enumerate(shifts)]
-        if summed:
-            shifted = [part[:, j : j + 1] for part in shifted for j in range(multiplier)]
-        if not begun:
-            begun, first = True, shifted.pop(0)
-            np.add(first, shifted.pop(0) if shifted else 0, out=total)
-        for part in shifted:
-            np.add(total, part, out=total)
-    if not finite:
-        return depthwise.by_taps(a, axes, cells, mode, weights, scratch, summed)
-    y = tiles.inside(whole)
+    total = scratch("total", (c, made, *tiles.shape), bands.dtype)
+    parts = list(itertools.product(range(axes[0].taps), range(multiplier) if summed else [None]))
+    for index, (t, j) in enumerate(parts):
+        seen, matrices = tiles.seen_by(t)[:, None], bands[:, :, t, None, None]
+        if j is not None:
+            seen, matrices = seen[j::multiplier], matrices[:, j : j + 1]
+        product = scratch("product", total.shape, total.dtype) if index else total
+        _multiply(matrices, seen, product)
+        if index:
+            np.add(total, product, out=total)
+    # What is not finite shows in every row of a tile that sees it, by a product with a zero or without.
+    if not np.isfinite(total[..., 0, :].sum()):
+        return None
+    y = tiles.inside(total)
     return y.reshape(y.shape[0], c * made, *y.shape[3:])
 
 
-def _bands(weights: np.ndarray, height: Axis, tile: int, scratch: Scratch) -> np.ndarray:
-    """The matrices B_s, one above the other, of weights (C, m, R, S), and a row of ones.
-
-    (C, m, 1, 1, S tile + 1, seen); the ones add up what is seen, so that what is not finite shows.
-    """
-    c, multiplier, taps, shifts = weights.shape
-    seen = height.read(tile)
-    rows = scratch("bands", (c, multiplier, 1, 1, shifts * tile + 1, seen), weights.dtype)
-    rows[...] = 0
-    rows[..., -1, :] = 1
-    bands = rows[..., 0, 0, :-1, :].reshape(c, multiplier, shifts, tile, seen)
-    for r in range(taps):
-        _diagonal(bands, r, height)[...] = weights[:, :, r, :, None]
-    return rows
-
-
-def _diagonal(matrices: np.ndarray, r: int, height: Axis) -> np.ndarray:
-    """The elements [p, p stride + r step] of matrices, which belong to one tap."""
-    *outer, tile, _ = matrices.shape
-    *strides, down, across = matrices.strides
-    first = matrices[..., r * height.step :]
-    return as_strided(first, (*outer, tile), (*strides, down + height.stride * across))
+def _multiply(bands: np.ndarray, seen: np.ndarray, out: np.ndarray) -> None:
+    """The matrices' products, of so many columns at a time that each is small."""
+    step = max(1, SMALL[0] // math.prod(bands.shape[-2:]))
+    for (columns,) in blocks(seen.shape[-1:], (step,)):
+        np.matmul(bands, seen[..., columns], out=out[..., columns])
 
 
 def wgrad(request: Request, launch: Launch, x: np.ndarray, dy: np.ndarray, result: Result) -> None:
-    """dw from the diagonals of dY X_s^T, summed over tiles and blocks of images."""
+    """dw from the diagonals of dY X^T, summed over tiles and blocks of images."""
     problem, dtype = request.problem.volumetric, accumulator(request)
     axes, scratch = windows_of(problem), Scratch()
     multiplier = problem.k // problem.c
-    depth, height, width = axes
-    grads = np.empty((problem.c, multiplier, *problem.filter), dtype)
+    tile, seen = tiling(axes[1])
+    products = np.zeros((problem.c, multiplier, problem.filter[0], tile, seen * problem.filter[2]), dtype)
 
     def part(channels: slice) -> None:
         outputs = depthwise.outputs_of(channels, multiplier)
-        c = channels.stop - channels.start
-        sums = np.zeros((c, multiplier, *problem.filter), dtype)
         for n, *cells in blocks((problem.n, *problem.output), launch.tile[1:]):
             tiles = Tiles(x[n, channels], axes, cells, problem.padding_mode, dtype, scratch)
-            shape = (c, multiplier, tiles.depth, tiles.count, tiles.tile, tiles.row)
-            grad = scratch("grad", shape, dtype)
-            grad[...] = 0
+            grad = scratch("grad", (tiles.memory.shape[0], multiplier, *tiles.shape), dtype)
+            grad[:, :, :, -1] = 0  # the last tile may be longer than what is left for it
             inside = tiles.inside(grad)
             inside[...] = dy[(n, outputs, *cells)].reshape(inside.shape)
-            grad = grad[..., : tiles.width]
-            found = np.empty((c, multiplier, depth.taps, width.taps, tiles.tile, tiles.seen), dtype)
-            for t, residue, taps in tiles.taps():
-                seen = tiles.phase(t, residue)[:, None]
-                for s in taps:
-                    shift = s * width.step // width.stride
-                    shifted = seen[..., shift : shift + tiles.width].swapaxes(-1, -2)
-                    products = scratch("products", (*grad.shape[:5], tiles.seen), dtype)
-                    found[:, :, t, s] = np.matmul(grad, shifted, out=products).sum(axis=(2, 3))
-            for r in range(height.taps):
-                sums[:, :, :, r] += _diagonal(found, r, height).sum(axis=-1)
-        grads[channels] = sums
+            for t in range(problem.filter[0]):
+                dots = _dots(grad, tiles.seen_by(t)[:, None], scratch)
+                products[channels, :, t] += dots.sum(axis=(2, 3))
 
     spread(part, blocks((problem.c,), launch.tile[:1]), launch.threads)
+    grads = np.empty((problem.c, multiplier, *problem.filter), dtype)
+    by_row = products.reshape(*products.shape[:-1], seen, problem.filter[2])
+    for r in range(problem.filter[1]):
+        grads[..., r, :] = _diagonal(by_row, r, axes[1]).sum(axis=-2)
     if not np.isfinite(grads.sum()):
         depthwise.wgrad(request, launch, x, dy, result)
         return
     result.store((ALL,) * 5, grads.reshape(problem.w_shape()))
+
+
+def _dots(grad: np.ndarray, seen: np.ndarray, scratch: Scratch) -> np.ndarray:
+    """dY X^T, of so many columns and rows of X at a time that each product is small."""
+    (tile, columns), rows = grad.shape[-2:], seen.shape[-2]
+    found = scratch("dots", (*grad.shape[:-1], rows), grad.dtype)
+    step = max(1, min(SMALL[1], SMALL[0] // columns) // tile)
+    for (part,) in blocks((rows,), (step,)):
+        np.matmul(grad, seen[..., part, :].swapaxes(-1, -2), out=found[..., part])
+    return found
 
 
 # -- the table's entries ----------------------------------------------------------------------------
@@ -216,30 +235,60 @@ def _applies(request: Request, processor: Processor) -> str | None:
     return depthwise.applies(request, processor)
 
 
-def _elements(c: int, n: int, counts: Sequence[int], axes: Axes, mode: str, multiplier: int) -> int:
-    """Scratch elements beside the images and the result: bands, their products, rows beyond the last tile."""
+def _elements(op: str, c: int, n: int, counts: Sequence[int], axes: Axes, mode: str, multiplier: int) -> int:
     depth, height, width = axes
-    count, tile = tiling(height, counts[1])
-    row = n * (counts[2] + max(width.taps - 1, 0) * width.step // width.stride)
-    made = counts[0] * count * max(width.taps, 1) * tile * row
-    bands = depth.taps * width.taps * tile * max(height.read(tile), 0)
-    beyond = 3 * max(depth.read(counts[0]), 0) * height.stride * (tile + 1) * width.stride * row
-    return c * multiplier * (made + 2 * bands) + c * beyond
+    tile, seen = tiling(height)
+    count = -(-counts[1] // max(tile, 1))
+    plane = max(depth.read(counts[0]), 0) * max(height.read(count * tile), 0)
+    lowered = plane * n * counts[2] * width.taps
+    if mode != "zeros":
+        lowered += 2 * plane * n * max(width.read(counts[2]), 0)
+    made = counts[0] * count * tile * n * counts[2]
+    if op == "wgrad":
+        own = lowered + multiplier * (made + (counts[0] * count + 1) * tile * seen * width.taps)
+    elif op == "fprop":
+        own = lowered + multiplier * 2 * made
+    else:
+        own = multiplier * lowered + 2 * made
+    return max(c * own, depthwise.elements(op, c, n, counts, axes, mode, multiplier))
+
+
+def _band_elements(request: Request) -> int:
+    """Elements of the matrices of all filters, of every residue of the stride."""
+    problem, elements = request.problem.volumetric, 0
+    for axes, columns in windows_and_columns(request):
+        same = columns // problem.c if request.op == "dgrad" else 1
+        depth, height, width = axes
+        elements += same * problem.k * depth.taps * math.prod(tiling(height)) * width.taps
+    return elements
 
 
 def _estimate(request: Request, processor: Processor) -> float:
-    """Passes over the images and one per tap along W; the products, zeros included; the calls."""
+    """The pass that lowers along W and the one that stores, the products, zeros included, and the calls."""
     problem, item = request.problem.volumetric, accumulator(request).itemsize
-    _, height, width = windows_of(problem)
-    _, tile = tiling(height, height.cells)
-    elements = problem.n * problem.k * math.prod(problem.output)
-    planes = problem.filter[0] * width.taps
-    products = planes * (2 * height.read(tile) / 8e11 + 4e-11)
-    return elements * item * (2e-10 + products) / processor.threads + 2e-4
+    seconds = 0.0
+    for axes, columns in windows_and_columns(request):
+        depth, height, width = axes
+        tile, seen = tiling(height)
+        count = -(-height.cells // max(tile, 1))
+        lowered = max(depth.read(depth.cells) * height.read(count * tile), 0) * width.taps * width.cells
+        made = depth.cells * count * tile * width.cells
+        lowering, storing = (2 if width.stride > 1 else 1), (2 if max(problem.stride) == 1 else 4)
+        if request.op == "wgrad":
+            storing = 2
+        copied = item * (lowering * lowered + storing * made) * 3e-11
+        copied += (lowered + 2 * made) / max(width.cells, 1) * 6e-9
+        multiplied = made * depth.taps * seen * width.taps * item * 2.5e-12
+        calls = depth.taps * depth.cells * count * (1e-6 if request.op == "wgrad" else 3e-7)
+        same = columns // problem.c if request.op == "dgrad" else 1
+        seconds += same * problem.k * (problem.n * (copied + multiplied) + calls)
+    return seconds / processor.threads + 1e-4
 
 
-_schedule = partial(depthwise.schedule, elements=_elements)
-_plan_wgrad = partial(depthwise.plan_wgrad, kernel=wgrad, elements=_elements)
+BANDS = depthwise.Way(_bands, by_bands, _elements, _band_elements, SHARE)
+
+_schedule = partial(depthwise.schedule, way=BANDS)
+_plan_wgrad = partial(depthwise.plan_wgrad, kernel=wgrad, way=BANDS)
 
 ENTRIES = {
     "fprop": Algorithm("toeplitz", _applies, partial(_schedule, kernel=fprop), _estimate),

@@ -24,6 +24,7 @@ from cuconv.sampled import Sampled, sample
 from . import ceilings, environment
 from .peers import Peer
 from .record import Ceilings, Key, Memory, Row, Timing
+from .steps import steps
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ class Bench:
             memory=workspace(self.clock, plan, ours(task, chosen).call) if chosen in right else None,
             floor_s=ceilings.floor(self.ceilings, task.problem, key.op, key.dtype),
             graph_s=self._replayed(ours(task, chosen).call) if chosen in right else None,
+            steps=steps(ours(task, chosen).call) if chosen in right and self.clock.device == "cpu" else None,
         )
 
     def _replayed(self, call: Call) -> float | None:

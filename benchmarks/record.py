@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2
 RESULTS = Path(__file__).parent / "results"
 KEPT_FREE = 64 << 20
 """The workspace that an op may always take, in bytes; beyond it, no more than its output has."""
@@ -115,6 +115,8 @@ class Row:
     memory: Memory | None
     floor_s: float
     graph_s: float | None
+    steps: dict[str, float] | None
+    """On the CPU, the part of the time that each step takes: see `steps`."""
 
     @property
     def chosen(self) -> Timing:

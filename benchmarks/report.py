@@ -160,7 +160,10 @@ def details(records: dict[str, Record]) -> str:
         "Written by `python -m benchmarks.report` from the records in `benchmarks/results`. Times are\n"
         "medians; the ratio is the best peer's time divided by ours, so above one cuconv is faster. Errors\n"
         "are root mean squares relative to float64. The floor is the least time by the copy bandwidth and\n"
-        "the GEMM rate that were measured in the same run.\n",
+        "the GEMM rate that were measured in the same run. The last column says in which steps the\n"
+        "calling thread spends its time (cProfile): products, with the sums that belong to them; lowering\n"
+        "and padding; bringing filters into order; storing results; waiting for other threads; the rest is\n"
+        "Python's calls.\n",
     ]
     if not records:
         parts.append("There is no record yet; `python -m benchmarks` makes one.\n")
@@ -197,7 +200,7 @@ def _machine(found: Record) -> str:
 def _rows_table(rows: list[Row]) -> str:
     header = [
         "problem", "op", "ms", "algorithm", "best peer", "its ms", "ratio", "x floor", "error", "peer's",
-        "workspace MiB",
+        "workspace MiB", "time in, %",
     ]  # fmt: skip
     lines = []
     for row in rows:
@@ -207,9 +210,15 @@ def _rows_table(rows: list[Row]) -> str:
             best.contender if best else "", _number(best.median_s if best else None, 1e3, ".3f"),
             _number(row.ratio(), 1, ".2f"), _number(row.of_floor, 1, ".1f"), _number(mine.error, 1, ".1e"),
             _number(best.error if best else None, 1, ".1e"),
-            _number(row.memory.measured if row.memory else None, 2**-20, ".1f"),
+            _number(row.memory.measured if row.memory else None, 2**-20, ".1f"), _parts(row.steps),
         ])  # fmt: skip
     return table(header, lines)
+
+
+def _parts(steps: dict[str, float] | None) -> str:
+    """The steps that take at least a twentieth of the time, the longest first."""
+    ordered = sorted((steps or {}).items(), key=lambda step: -step[1])
+    return ", ".join(f"{name} {100 * part:.0f}" for name, part in ordered if part >= 0.05)
 
 
 def _number(value: float | None, scale: float, form: str) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 import time
 import types
@@ -10,7 +11,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import measure, peers, record, report, suites
+import cuconv
+from benchmarks import measure, peers, record, report, steps, suites
 from benchmarks.__main__ import main
 from cuconv import ConvProblem, bench, check, clock, contenders, sampled
 from cuconv.__main__ import main as command_line
@@ -392,9 +394,37 @@ def made_record():
             timing = record.Timing("gemm", 1e-7, 0.002, 0.002, 5, None)
             peer = record.Timing("torch channels_first", 2e-7, 0.001 * 4**index, 0.001, 5, None)
             made.rows[key] = record.Row(
-                key, code, "again", "gemm", "least", (timing,), (peer,), record.Memory(8, 9, 10), 1e-3, None
+                key=key,
+                code=code,
+                command="again",
+                algorithm="gemm",
+                why="least",
+                ours=(timing,),
+                peers=(peer,),
+                memory=record.Memory(8, 9, 10),
+                floor_s=1e-3,
+                graph_s=None,
+                steps={"products": 0.75, "calls": 0.21, "storing": 0.04},
             )
     return made
+
+
+def test_steps_of_a_call():
+    """They are all of its time, and what multiplies and what copies is told apart."""
+    x, w = np.ones((8, 64, 28, 28), np.float32), np.ones((64, 64, 3, 3), np.float32)
+    for algorithm in ("gemm", "mec", "im2col"):
+        found = steps.steps(lambda name=algorithm: cuconv.conv(x, w, padding=1, algorithm=name))
+        assert sum(found.values()) == pytest.approx(1)
+        assert min(found["products"], found["lowering"], found["storing"]) > 0.001
+        assert found["products"] + found["lowering"] > 0.3
+
+
+def test_steps_name_functions_that_there_are():
+    """What is renamed must not count as Python's calls from then on."""
+    for files in steps.STEPS.values():
+        for name, functions in files.items():
+            defined = re.findall(r"^ *def (\w+)\(", (steps.FOLDER / name).read_text(), re.MULTILINE)
+            assert set(functions) <= set(defined), name
 
 
 def test_a_record_comes_back(tmp_path):
@@ -406,8 +436,8 @@ def test_a_record_comes_back(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.pop("format"), "format must be 1"),
-        (lambda content: content.update(format=99), "format must be 1"),
+        (lambda content: content.pop("format"), "format must be 2"),
+        (lambda content: content.update(format=99), "format must be 2"),
         (lambda content: content.update(more=1), r"record must have the fields .*got .*'more'"),
         (lambda content: content["environment"].pop("cores"), "record.environment must have the fields"),
         (lambda content: content["environment"].update(cores="2"), "environment.cores must be int, got '2'"),

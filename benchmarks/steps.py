@@ -1,0 +1,76 @@
+"""Where the time of a call on the CPU goes: each function's own time, as cProfile has it, by its step.
+
+What a function has NumPy do counts as its own, so the functions that multiply, copy or store stand for these
+steps. The calling thread is looked at, which does as much as the others.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import pstats
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cuconv.cpu
+
+FOLDER = Path(cuconv.cpu.__file__).parent
+STEPS = {
+    "products": {
+        "gemm.py": ("by_rows", "part"),
+        "mec.py": ("by_rows",),
+        "im2col.py": ("block", "part"),
+        "col2im.py": ("block",),
+        "toeplitz.py": ("_multiply", "_dots", "_products", "part"),
+        "depthwise.py": ("by_taps", "_dot", "part"),
+    },
+    "lowering": {
+        "lowering.py": ("__init__", "by_group", "for_blas", "lower", "lower_columns"),
+        "padding.py": ("_fill", "gather"),
+        "runs.py": ("__init__", "phase_cells"),
+    },
+    "filters": {
+        "gemm.py": ("side_by_side",),
+        "lowering.py": ("arranged", "filter_columns", "filter_rows", "part"),
+        "toeplitz.py": ("_bands",),
+    },
+    "storing": {
+        "gemm.py": ("_clear", "store_by_place"),
+        "padding.py": ("fold",),
+        "result.py": ("_finished", "finish", "store"),
+    },
+}
+"""The functions of each step, by file; `products` include the sums that belong to them."""
+
+
+def steps(call: Callable[[], Any], calls: int = 3) -> dict[str, float]:
+    """The parts of the time of a few calls that the steps take, waiting for other threads, and all else."""
+    profile = cProfile.Profile()
+    profile.enable()
+    try:
+        for _ in range(calls):
+            call()
+    finally:
+        profile.disable()
+    seconds: defaultdict[str, float] = defaultdict(float)
+    for function, (*_, own, _, callers) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
+        if "acquire" in function[2]:
+            seconds["waiting"] += own
+        elif function[0] == "~" and callers:
+            # What is built in belongs to whoever called it.
+            for caller, (*_, taken, _) in callers.items():
+                seconds[_step(caller)] += taken
+        else:
+            seconds[_step(function)] += own
+    total = sum(seconds.values())
+    return {name: seconds[name] / total for name in (*STEPS, "waiting", "calls")}
+
+
+def _step(function: tuple[str, int, str]) -> str:
+    path, _, name = function
+    if Path(path).parent == FOLDER:
+        for step, files in STEPS.items():
+            if name in files.get(Path(path).name, ()):
+                return step
+    return "calls"

@@ -8,6 +8,7 @@ threads as NumPy's BLAS would use, so what the environment or threadpoolctl says
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -44,13 +45,13 @@ def spread(work: Callable[..., None], parts: Iterable[tuple[Any, ...]], threads:
     A single part is left to BLAS's own threads. The first exception ends the call, after the parts already
     begun.
     """
-    parts = list(parts)
-    threads = min(threads, len(parts))
+    rest = iter(parts)
+    first = list(itertools.islice(rest, threads))
+    left, lock, threads = itertools.chain(first, rest), threading.Lock(), len(first)
     if threads < 2:
-        for part in parts:
+        for part in left:
             work(*part)
         return
-    left, lock = iter(parts), threading.Lock()
 
     def take() -> tuple[Any, ...] | None:
         with lock:

@@ -6,18 +6,25 @@ import numpy as np
 import pytest
 
 import cuconv
-from cuconv.cpu import TABLE, flat, toeplitz
+from cuconv.cpu import TABLE, im2col, toeplitz
 
 from .cases import OPS, PUBLIC, Case, applies, check, ops_of, threads, values, workspace
 from .reference import Reference, wrapped
 
 CORNERS = {
-    "flat": (
+    "mec": (
         "n2c3w19 k4s4 sw3 dw2 p2",
         "n2c4h9w8 k6r3s2 g2 sh2sw1 dh1dw3 p2",
         "n3c2h7w9 k3r2s4 sh3sw2 dh2dw2 ph-1pw3:1",
         "n2c3d4h5w5 k2t2r3s2 sd2sh1sw2 dd1dh2dw1 p1 circular",
         "n1c2h3w3 k2r5s5 p3 reflect",
+    ),
+    "im2col": (
+        "n3c4h7w5 k6r3s2 g2 sh2sw1 p1",
+        "n2c3h6w9 k5r2s3 dh2dw3 ph-1pw2",
+        "n1c6d3h4w5 k6t2r2s3 g3 sd1sh2sw1 p1 reflect",
+        "n4c2w33 k9s5 sw2 p3:1 circular",
+        "n5c8h1w2 k16r1s2",
     ),
     "col2im": (
         "n3c2w17 k4s2 sw5 p1",
@@ -50,17 +57,6 @@ CORNERS = {
 }
 
 
-@pytest.mark.parametrize("terms", [1, flat.TERMS, 10**9])
-@pytest.mark.parametrize("line", [line for lines in CORNERS.values() for line in lines])
-def test_flat_however_its_taps_are_split(line, terms, monkeypatch):
-    """From as many outer taps as there are to none."""
-    monkeypatch.setattr(flat, "TERMS", terms)
-    case = Case(cuconv.ConvProblem.parse(line), "float64", workspace=4000, threads=2)
-    ops = ops_of(case, "flat")
-    assert ops == ("fprop", "dgrad") or np.prod(case.problem.filter) == 1
-    check(case, "flat", ops=ops)
-
-
 @pytest.mark.parametrize("small", [(1, 1), (200, 30)])
 @pytest.mark.parametrize("line", CORNERS["toeplitz"])
 def test_toeplitz_however_its_products_are_split(line, small, monkeypatch):
@@ -68,6 +64,18 @@ def test_toeplitz_however_its_products_are_split(line, small, monkeypatch):
     monkeypatch.setattr(toeplitz, "SMALL", small)
     case = Case(cuconv.ConvProblem.parse(line), "float64", threads=2)
     check(case, "toeplitz", ops=ops_of(case, "toeplitz"))
+
+
+@pytest.mark.parametrize("few", [0, 1 << 30])
+@pytest.mark.parametrize(
+    ("name", "line"), [(name, line) for name in ("im2col", "col2im") for line in CORNERS[name]]
+)
+def test_columns_shared_by_cells_or_by_channels(name, line, few, monkeypatch):
+    """What threads share does not change what they compute."""
+    monkeypatch.setattr(im2col, "FEW", few)
+    for dtype, layout in itertools.product(("float16", "complex128"), ("channels_first", "channels_last")):
+        case = Case(cuconv.ConvProblem.parse(line), dtype, layout, workspace=3000, threads=2)
+        check(case, name, ops=ops_of(case, name))
 
 
 @pytest.mark.parametrize("bound", [1, 3000, 1 << 20])
@@ -87,7 +95,7 @@ def test_corners(name, line, bound):
 )
 def test_one_tap_or_one_cell_in_any_memory(line, layout, memory):
     """Matrices as thin as a row or a column, of any strides, and their products land where they belong."""
-    for name, dtype in itertools.product(("gemm", "flat", "col2im"), ("float32", "complex128", "int64")):
+    for name, dtype in itertools.product(("gemm", "mec", "col2im"), ("float32", "complex128", "int64")):
         case = Case(cuconv.ConvProblem.parse(line), dtype, layout, memory=memory)
         check(case, name, ops=ops_of(case, name))
 

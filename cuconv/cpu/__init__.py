@@ -9,11 +9,11 @@ import numpy as np
 from ..arrays import canonical
 from ..problem import Request
 from ..table import Schedule, Table
-from . import bias, col2im, depthwise, fft, flat, gemm, toeplitz
+from . import bias, col2im, depthwise, fft, gemm, im2col, mec, toeplitz
 from .blocking import keep_freed_memory
 from .result import Result
 
-_FAMILIES = (toeplitz, depthwise, fft, flat, col2im, gemm)
+_FAMILIES = (toeplitz, depthwise, fft, mec, im2col, col2im, gemm)
 
 TABLE: Table = {
     op: tuple(family.ENTRIES[op] for family in _FAMILIES if op in family.ENTRIES)

@@ -1,6 +1,6 @@
 """dgrad by columns: every cell of dy times every tap of the filter, added where the tap had read.
 
-    columns = W^T dY,  a row per tap and input channel, and a column per output cell
+    columns = W^T dY,  a row per input channel and tap, and a column per output cell
 
 A cell of dy is multiplied by each tap once, whatever the padding and the stride, where `gemm` multiplies the
 zeros around dy too. That pays for filters that shrink the image much, and for few input channels, for which
@@ -19,7 +19,8 @@ from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
 from .blocking import ALL, WORKSPACE, Launch, Scratch, blocks, fit, lengths, tap_cells, workers
 from .gemm import product_time
-from .lowering import filter_columns, for_blas
+from .im2col import few_cells, share
+from .lowering import arranged, by_group, for_blas
 from .padding import fold, fold_elements
 from .result import Result, accumulator, finishing_blocks
 
@@ -29,25 +30,24 @@ def dgrad(request: Request, launch: Launch, dy: np.ndarray, w: np.ndarray, resul
     problem, dtype = request.problem.volumetric, accumulator(request)
     scratch = Scratch()
     c, k = problem.c // problem.groups, problem.k // problem.groups
-    filters = filter_columns(problem, w, (ALL, ALL, ALL), dtype, launch.threads)
-    filters = filters.conj() if request.conjugate else filters
     taps = list(itertools.product(*map(range, problem.filter)))
+    filters = arranged(w, 0, dtype, launch.threads).reshape(problem.groups, k, c * len(taps))
+    filters = filters.conj() if request.conjugate else filters
 
     def block(n: slice, groups: slice, channels: slice) -> None:
         images, g, count = lengths((n, groups, channels))
         padded = scratch("padded", (images, g, count, *problem.padded), dtype)
         padded[...] = 0
-        matrices = for_blas(filters[groups, :, :, channels].swapaxes(2, 3))
-        outputs = slice(groups.start * k, groups.stop * k)
+        rows = slice(channels.start * len(taps), channels.stop * len(taps))
+        matrices = for_blas(filters[groups, :, rows].swapaxes(1, 2))
         for cells in blocks(problem.output, launch.tile[3:]):
-            extents = lengths(cells)
-            grad = dy[(n, outputs, *cells)].astype(dtype, copy=False)
-            grad = for_blas(grad.reshape(images, g, 1, k, math.prod(extents)))
-            columns = scratch("columns", (images, g, len(taps), count, math.prod(extents)), dtype)
+            grad = for_blas(by_group(dy[(n, ALL, *cells)], problem.groups, groups, ALL, dtype))
+            columns = scratch("columns", (g, count * len(taps), grad.shape[-1]), dtype)
             np.matmul(matrices, grad, out=columns)
-            by_tap = columns.reshape(images, g, len(taps), count, *extents)
+            by_tap = columns.reshape(g, count, len(taps), images, *lengths(cells))
             for index, tap in enumerate(taps):
-                padded[(ALL, ALL, ALL, *tap_cells(problem, tap, cells))] += by_tap[:, :, index]
+                seen = padded[(ALL, ALL, ALL, *tap_cells(problem, tap, cells))]
+                seen += np.moveaxis(by_tap[:, :, index], 2, 0)
         inputs = slice(groups.start * c + channels.start, (groups.stop - 1) * c + channels.stop)
         dx = fold(padded.reshape(images, g * count, *problem.padded), problem)
         result.store((n, inputs, ALL, ALL, ALL), dx)
@@ -72,11 +72,14 @@ def _plan(request: Request, processor: Processor) -> Schedule:
     def columns(n: int, g: int, c: int, *cells: int) -> int:
         return n * math.prod(cells) * g * (c * taps + 2 * k) * item
 
-    extents = (problem.n, problem.groups, c, *problem.output)
-    tile = fit(extents, padded, threads, order=(0, 1, 2), share=0.75)
+    few = few_cells(problem, threads)
+    channels = share(problem.groups, c, threads) if few else (problem.groups, c)
+    extents = (problem.n, *channels, *problem.output)
+    tile = fit(extents, padded, threads, order=(0, 1, 2), share=0.75, parts=1 if few else threads)
     tile = fit(tile, columns, threads, order=(0, 3, 4, 5, 1, 2), share=0.25, parts=1)
     filters = 3 * math.prod(problem.w_shape()) * item
-    blocks_of = [-(-extent // part) for extent, part in zip(extents[:3], tile[:3], strict=True)]
+    parts = zip((problem.n, problem.groups, c), tile[:3], strict=True)
+    blocks_of = [-(-extent // part) for extent, part in parts]
     used = min(threads, math.prod(blocks_of))
     launch = Launch(dgrad, "n g c z p q", tile, threads)
     return Schedule(used * (padded(*tile) + columns(*tile)) + filters, (launch,))
@@ -87,12 +90,12 @@ def _estimate(request: Request, processor: Processor) -> float:
     problem, item = request.problem.volumetric, accumulator(request).itemsize
     cells, taps = problem.n * math.prod(problem.output), math.prod(problem.filter)
     added = cells * taps * problem.c
-    strided = 2 if problem.stride[2] > 1 else 1
-    seconds = added * (item * 2.2e-10 * strided + 1.2e-8 / max(problem.output[2], 1))
+    strided = 1.2 if problem.stride[2] > 1 else 1
+    seconds = added * (item * 1.8e-10 * strided + 1.2e-8 / max(problem.output[2], 1))
     seconds += problem.n * problem.c * math.prod(problem.padded) * item * 2e-10
-    # dy is read again for every block of channels, which are few where an image is large.
-    read_again = problem.c * math.prod(problem.padded) * item / (0.75 * WORKSPACE)
-    seconds += cells * problem.k * item * 1e-10 * read_again
+    # dy is read for every block of channels, which are few where an image is large.
+    read = max(1.0, problem.c * math.prod(problem.padded) * item / (0.75 * WORKSPACE))
+    seconds += cells * problem.k * item * 5e-10 * read
     seconds += product_time(request, cells, problem.k // problem.groups, taps * problem.c)
     return seconds / processor.threads + 1e-4
 

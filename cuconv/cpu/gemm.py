@@ -237,7 +237,21 @@ def channels_read(request: Request) -> int:
     return request.problem.k if request.op == "dgrad" else request.problem.c
 
 
-def schedule(request: Request, processor: Processor, kernel: Any, elements: Elements = _elements) -> Schedule:
+Cost = Callable[..., int]
+"""Bytes of a block of so many images and cells."""
+
+
+def _shape(extents: Sequence[int], cost: Cost, threads: int) -> tuple[int, ...]:
+    return fit(extents, cost, threads, share=0.5)
+
+
+def schedule(
+    request: Request,
+    processor: Processor,
+    kernel: Any,
+    elements: Elements = _elements,
+    shape: Callable[[Sequence[int], Cost, int], tuple[int, ...]] = _shape,
+) -> Schedule:
     """fprop or dgrad in blocks of images and cells; those of dx of one residue of the stride."""
     problem, item = request.problem.volumetric, accumulator(request).itemsize
     channels, products = channels_read(request), windows_and_columns(request)
@@ -263,7 +277,7 @@ def schedule(request: Request, processor: Processor, kernel: Any, elements: Elem
         # The padded input's gradient is shared by all threads, for as many images as their memory allows.
         (images,) = fit((problem.n,), lambda n: n * per_image * item // threads, threads, share=0.5, parts=1)
         axes, gradient = f"gradient {axes}", images * per_image * item
-    tile = fit((images, *counts), cost, threads, share=0.5)
+    tile = shape((images, *counts), cost, threads)
     count = math.prod(-(-extent // part) for extent, part in zip((images, *counts), tile, strict=True))
     used = max(1, min(threads, count * len(products)))
     launch = Launch(kernel, axes, (images, *tile) if folding else tile, threads)
@@ -310,7 +324,7 @@ def estimate(request: Request, processor: Processor) -> float:
     """Time of the products at BLAS's rate, of copies by their bytes and their runs, and of the calls."""
     problem, item = request.problem.volumetric, accumulator(request).itemsize
     first = request.layout == "channels_first" and math.prod(problem.filter) > 1
-    seconds = 5e-5 * problem.groups**0.5
+    seconds = 5e-5 * problem.groups**0.5 + first * filters_time(request)
     channels = channels_read(request)
     for axes, columns in windows_and_columns(request):
         windows = problem.n * math.prod(axis.cells for axis in axes)
@@ -321,6 +335,11 @@ def estimate(request: Request, processor: Processor) -> float:
         seconds += first * windows * (channels + columns) * 1e-9
         seconds += product_time(request, windows, taps * channels // problem.groups, columns)
     return seconds / processor.threads
+
+
+def filters_time(request: Request) -> float:
+    """Seconds of one thread to bring filters into the order of channels inside, or dw out of it."""
+    return math.prod(request.problem.w_shape()) * accumulator(request).itemsize * 3e-10
 
 
 def product_time(request: Request, rows: int, terms: int, columns: int) -> float:

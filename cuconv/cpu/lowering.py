@@ -28,7 +28,7 @@ from numpy.lib.stride_tricks import as_strided
 from ..problem import ConvProblem, Request
 from ..processor import spread
 from .blocking import Scratch, blocks, lengths
-from .padding import CHANNELS_LAST, gather
+from .padding import CHANNELS_FIRST, CHANNELS_LAST, gather
 
 
 @dataclass(frozen=True)
@@ -177,11 +177,114 @@ def lower(
 
 
 def lowered_elements(n: int, c: int, counts: Sequence[int], axes: Axes, mode: str) -> int:
-    """Scratch elements that `lower` needs at the most."""
+    """Scratch elements that `lower` and `lower_columns` need at the most."""
     padded = math.prod(axis.read(count) for axis, count in zip(axes, counts, strict=True))
     copies = 1 if mode == "zeros" else 2
     taps = math.prod(axis.taps for axis in axes)
     return n * c * (copies * padded + taps * math.prod(counts))
+
+
+def lower_columns(
+    a: np.ndarray,
+    axes: Axes,
+    cells: Sequence[slice],
+    groups: int,
+    mode: str,
+    dtype: np.dtype,
+    scratch: Scratch,
+) -> np.ndarray:
+    """The windows of a block as matrices (groups, C/groups taps, images cells), in `lowered_elements`."""
+    (n, c), counts, (lows, spans) = a.shape[:2], lengths(cells), spanned(axes, cells)
+    padded = gather(a, lows, spans, mode, dtype, scratch, CHANNELS_FIRST)
+    at_n, at_c, *at = padded.strides
+    columns = scratch("lowered", (c, *(axis.taps for axis in axes), n, *counts), dtype)
+    columns[...] = as_strided(
+        padded,
+        columns.shape,
+        (
+            at_c,
+            *(stride * axis.step for stride, axis in zip(at, axes, strict=True)),
+            at_n,
+            *(stride * axis.stride for stride, axis in zip(at, axes, strict=True)),
+        ),
+        writeable=False,
+    )
+    return columns.reshape(groups, math.prod(columns.shape[:4]) // groups, n * math.prod(counts))
+
+
+def by_group(a: np.ndarray, groups: int, taken: slice, channels: slice, dtype: np.dtype) -> np.ndarray:
+    """Channels of some groups as matrices (groups, channels, images cells)."""
+    n, c, *cells = a.shape
+    each = a.reshape(n, groups, c // groups, *cells)[:, taken, channels].transpose(1, 2, 0, 3, 4, 5)
+    return each.astype(dtype, copy=False).reshape(*each.shape[:2], math.prod(each.shape[2:]))
+
+
+class Rows:
+    """A block's images lowered along W: every row of cells once for each tap along W, as that tap sees it.
+
+    In memory the axes are (groups, H, S, C/groups, N, D, W), W being that of the output. So rows that follow
+    each other are the rows of one matrix (R S C/groups, columns). Its columns are the cells along W of all
+    images, or of one image's planes; what is neither is a matrix of its own.
+    """
+
+    def __init__(
+        self,
+        a: np.ndarray,
+        axes: Axes,
+        cells: Sequence[slice],
+        rows: int,
+        groups: int,
+        mode: str,
+        dtype: np.dtype,
+        scratch: Scratch,
+    ) -> None:
+        images, (planes, _, width), self.axes = a.shape[0], lengths(cells), axes
+        lows, spans = spanned(axes, cells)
+        spans[1] = rows
+        padded = gather(a, lows, spans, mode, dtype, scratch, CHANNELS_FIRST)
+        by_group = padded.reshape(images, groups, a.shape[1] // groups, *spans)
+        image, group, channel, plane, row, item = by_group.strides
+        shape = (groups, rows, axes[2].taps, by_group.shape[2], images, spans[0], width)
+        strides = (group, row, item * axes[2].step, channel, image, plane, item * axes[2].stride)
+        self.memory = scratch("lowered", shape, dtype)
+        self.memory[...] = as_strided(by_group, shape, strides, writeable=False)
+        # Along N and D: how many matrices, and how many of them are in the columns of one.
+        self.inside = (images, 1) if spans[0] == 1 else (1, planes if axes[0].stride == 1 else 1)
+        self.outside = (images // max(self.inside[0], 1), planes // max(self.inside[1], 1))
+        self.columns = math.prod(self.inside) * width
+
+    def seen(self, t: int, r: int, count: int, down: int, terms: int) -> np.ndarray:
+        """What is seen from the taps t and r on by rows of output cells, each so many rows further down.
+
+        Matrices (groups, *outside, count, terms, columns).
+        """
+        depth, height, _ = self.axes
+        group, row, _, channel, image, plane, item = self.memory.strides
+        return as_strided(
+            self.memory[:, r * height.step :, :, :, :, t * depth.step :],
+            (len(self.memory), *self.outside, count, terms, self.columns),
+            (group, image, plane * depth.stride, down * row, channel, item),
+            writeable=False,
+        )
+
+    def cells(self, y: np.ndarray, lead: int) -> np.ndarray:
+        """The output cells (N, ..., D, H, W) of (lead axes, *outside, H, further axes, columns)."""
+        further = y.ndim - lead - 4
+        split = y.reshape(*y.shape[:-1], *self.inside, self.memory.shape[-1])
+        first, (n, d, h) = range(lead), range(lead, lead + 3)
+        *others, n_inside, d_inside, w = range(lead + 3, split.ndim)
+        ordered = split.transpose(n, n_inside, *first, *others, d, d_inside, h, w)
+        middle = ordered.shape[2 : 2 + lead + further]
+        images, planes = math.prod(ordered.shape[:2]), math.prod(ordered.shape[-4:-2])
+        return ordered.reshape(images, *middle, planes, *ordered.shape[-2:])
+
+
+def rows_elements(n: int, counts: Sequence[int], axes: Axes, rows: int, mode: str) -> int:
+    """Scratch elements per channel that `Rows` needs at the most."""
+    depth, _, width = axes
+    planes = n * max(depth.read(counts[0]), 0) * max(rows, 0)
+    padded = (1 if mode == "zeros" else 2) * max(width.read(counts[2]), 0)
+    return planes * (padded + width.taps * counts[2])
 
 
 def filter_rows(problem: ConvProblem, w: np.ndarray, dtype: np.dtype, threads: int) -> np.ndarray:

@@ -72,6 +72,13 @@ class Result:
             pass
         return None
 
+    def matrix(self, channels: slice) -> np.ndarray | None:
+        """These channels of a result dw, for a matrix product to be written there, if `store` did no more."""
+        if not self.plain or self.out.dtype != self.dtype:
+            return None
+        dw = self.out[channels]
+        return dw.reshape(len(dw), -1) if dw.flags.c_contiguous and dw.size else None
+
     def finish(self, where: tuple[slice, ...]) -> None:
         """Bias and activation for a product that stands at out[where]."""
         y = self.out[where]

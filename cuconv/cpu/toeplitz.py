@@ -31,9 +31,8 @@ from ..problem import Request
 from ..processor import Processor, spread
 from ..table import Algorithm
 from . import depthwise
-from .blocking import ALL, Launch, Scratch, blocks, lengths
-from .lowering import Axes, Axis, spanned, windows_and_columns, windows_of
-from .padding import CHANNELS_FIRST, gather
+from .blocking import ALL, Launch, Scratch, blocks
+from .lowering import Axes, Axis, Rows, rows_elements, windows_and_columns, windows_of
 from .result import Result, accumulator
 
 TILE = 4
@@ -57,44 +56,28 @@ def dgrad(request: Request, launch: Launch, dy: np.ndarray, w: np.ndarray, resul
     depthwise.dgrad(request, launch, dy, w, result, BANDS)
 
 
-class Tiles:
+class Tiles(Rows):
     """A block of images, lowered along W, in overlapping tiles along H."""
 
     def __init__(
         self, a: np.ndarray, axes: Axes, cells: Sequence[slice], mode: str, dtype: np.dtype, scratch: Scratch
     ) -> None:
-        self.axes, (depth, self.rows, self.columns), self.images = axes, lengths(cells), a.shape[0]
-        self.tile, self.seen = tiling(axes[1])
+        self.tile, self.seen_rows = tiling(axes[1])
+        self.rows = cells[1].stop - cells[1].start
         self.count = -(-self.rows // self.tile)
-        self.shape = (depth, self.count, self.tile, self.images * self.columns)
-        height, width = axes[1:]
-        lows, spans = spanned(axes, cells)
-        spans[1] = max(height.read(self.count * self.tile), 0)  # the last rows may be of no output
-        padded = gather(a, lows, spans, mode, dtype, scratch, CHANNELS_FIRST)
-        shape = (a.shape[1], *spans[:2], width.taps, self.images, self.columns)
-        image, channel, *planes, item = padded.strides
-        windows = as_strided(
-            padded, shape, (channel, *planes, item * width.step, image, item * width.stride), writeable=False
-        )
-        self.memory = scratch("lowered", shape, dtype)
-        self.memory[...] = windows
+        rows = max(axes[1].read(self.count * self.tile), 0)  # the last may be of no output
+        super().__init__(a, axes, cells, rows, a.shape[1], mode, dtype, scratch)
+        self.shape = (*self.outside, self.count, self.tile, self.columns)
 
     def seen_by(self, t: int) -> np.ndarray:
-        """What the taps t along D see: (C, D, tiles, rows that a tile sees times taps along W, N W)."""
-        depth, height, _ = self.axes
-        channel, plane, row, tap, *_, item = self.memory.strides
-        return as_strided(
-            self.memory[:, t * depth.step :],
-            (len(self.memory), *self.shape[:2], self.seen * self.axes[2].taps, self.shape[-1]),
-            (channel, plane * depth.stride, self.tile * height.stride * row, tap, item),
-            writeable=False,
-        )
+        """What the taps t along D see: (C, 1, *outside, tiles, rows of a tile times taps, columns)."""
+        _, height, width = self.axes
+        return self.seen(t, 0, self.count, self.tile * height.stride, self.seen_rows * width.taps)[:, None]
 
-    def inside(self, tiles: np.ndarray) -> np.ndarray:
+    def outputs(self, tiles: np.ndarray) -> np.ndarray:
         """The output cells (N, C, m, D, H, W) of (C, m, *self.shape)."""
-        cells = (self.count * self.tile, self.images, self.columns)
-        rows = tiles.reshape(*tiles.shape[:3], *cells)
-        return np.moveaxis(rows[..., : self.rows, :, :], -2, 0)
+        rows = tiles.reshape(*tiles.shape[:4], self.count * self.tile, self.columns)
+        return self.cells(rows, 2)[..., : self.rows, :]
 
 
 def tiling(height: Axis) -> tuple[int, int]:
@@ -162,7 +145,7 @@ def _products(
     total = scratch("total", (c, made, *tiles.shape), bands.dtype)
     parts = list(itertools.product(range(axes[0].taps), range(multiplier) if summed else [None]))
     for index, (t, j) in enumerate(parts):
-        seen, matrices = tiles.seen_by(t)[:, None], bands[:, :, t, None, None]
+        seen, matrices = tiles.seen_by(t), bands[:, :, t, None, None, None]
         if j is not None:
             seen, matrices = seen[j::multiplier], matrices[:, j : j + 1]
         product = scratch("product", total.shape, total.dtype) if index else total
@@ -172,7 +155,7 @@ def _products(
     # What is not finite shows in every row of a tile that sees it, by a product with a zero or without.
     if not np.isfinite(total[..., 0, :].sum()):
         return None
-    y = tiles.inside(total)
+    y = tiles.outputs(total)
     return y.reshape(y.shape[0], c * made, *y.shape[3:])
 
 
@@ -195,13 +178,12 @@ def wgrad(request: Request, launch: Launch, x: np.ndarray, dy: np.ndarray, resul
         outputs = depthwise.outputs_of(channels, multiplier)
         for n, *cells in blocks((problem.n, *problem.output), launch.tile[1:]):
             tiles = Tiles(x[n, channels], axes, cells, problem.padding_mode, dtype, scratch)
-            grad = scratch("grad", (tiles.memory.shape[0], multiplier, *tiles.shape), dtype)
-            grad[:, :, :, -1] = 0  # the last tile may be longer than what is left for it
-            inside = tiles.inside(grad)
+            grad = scratch("grad", (len(tiles.memory), multiplier, *tiles.shape), dtype)
+            grad[..., -1, :, :] = 0  # the last tile may be longer than what is left for it
+            inside = tiles.outputs(grad)
             inside[...] = dy[(n, outputs, *cells)].reshape(inside.shape)
             for t in range(problem.filter[0]):
-                dots = _dots(grad, tiles.seen_by(t)[:, None], scratch)
-                products[channels, :, t] += dots.sum(axis=(2, 3))
+                products[channels, :, t] += _dots(grad, tiles.seen_by(t), scratch).sum(axis=(2, 3, 4))
 
     spread(part, blocks((problem.c,), launch.tile[:1]), launch.threads)
     grads = np.empty((problem.c, multiplier, *problem.filter), dtype)
@@ -236,13 +218,10 @@ def _applies(request: Request, processor: Processor) -> str | None:
 
 
 def _elements(op: str, c: int, n: int, counts: Sequence[int], axes: Axes, mode: str, multiplier: int) -> int:
-    depth, height, width = axes
+    _, height, width = axes
     tile, seen = tiling(height)
     count = -(-counts[1] // max(tile, 1))
-    plane = max(depth.read(counts[0]), 0) * max(height.read(count * tile), 0)
-    lowered = plane * n * counts[2] * width.taps
-    if mode != "zeros":
-        lowered += 2 * plane * n * max(width.read(counts[2]), 0)
+    lowered = rows_elements(n, counts, axes, height.read(count * tile), mode)
     made = counts[0] * count * tile * n * counts[2]
     if op == "wgrad":
         own = lowered + multiplier * (made + (counts[0] * count + 1) * tile * seen * width.taps)

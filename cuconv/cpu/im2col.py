@@ -1,0 +1,156 @@
+"""fprop and wgrad by columns, filters as they are: for few cells of many channels.
+
+    fprop  Y = W X        wgrad  dW = dY X^T
+
+W is the filter's own memory, a row per output channel. X has a row per input channel and tap, in the order of
+those rows, and a column per output cell. `gemm` copies windows in longer runs, but brings the filter into
+another order first; where there are fewer cells than output channels, that is the larger part of the work.
+`col2im` is the same for dgrad.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..problem import ConvProblem, Request
+from ..processor import Processor, spread
+from ..table import Algorithm, Schedule
+from .blocking import ALL, Launch, Scratch, blocks, fit, lengths, workers
+from .gemm import product_time
+from .lowering import arranged, by_group, for_blas, lower_columns, lowered_elements, windows_of
+from .result import Result, accumulator, finishing_blocks
+
+FEW = 1024
+"""Output cells per thread below which threads share the output channels and not the cells."""
+
+
+def fprop(request: Request, launch: Launch, x: np.ndarray, w: np.ndarray, result: Result) -> None:
+    """Y = W X, a block of images, groups, output channels and output cells at a time."""
+    problem, dtype = request.problem.volumetric, accumulator(request)
+    axes, scratch = windows_of(problem), Scratch()
+    c, k = problem.c // problem.groups, problem.k // problem.groups
+    filters = arranged(w, 0, dtype, launch.threads).reshape(problem.groups, k, c * math.prod(problem.filter))
+
+    def block(n: slice, groups: slice, outputs: slice, *cells: slice) -> None:
+        images, g, count = lengths((n, groups, outputs))
+        inputs = slice(groups.start * c, groups.stop * c)
+        columns = lower_columns(x[n, inputs], axes, cells, g, problem.padding_mode, dtype, scratch)
+        product = scratch("product", (g, count, columns.shape[-1]), dtype)
+        np.matmul(filters[groups, outputs], columns, out=product)
+        y = product.reshape(g, count, images, *lengths(cells)).swapaxes(1, 2)
+        for group, made in enumerate(y, groups.start):
+            result.store((n, _channels(problem, group, outputs), *cells), made)
+
+    spread(block, blocks((problem.n, problem.groups, k, *problem.output), launch.tile), launch.threads)
+
+
+def wgrad(request: Request, launch: Launch, x: np.ndarray, dy: np.ndarray, result: Result) -> None:
+    """dW = dY X^T for blocks of groups and output channels, summed over images and output cells in order."""
+    problem, dtype = request.problem.volumetric, accumulator(request)
+    axes, scratch = windows_of(problem), Scratch()
+    c, k, taps = problem.c // problem.groups, problem.k // problem.groups, math.prod(problem.filter)
+    images, groups_tile, outputs_tile, *cells_tile = launch.tile
+
+    def part(groups: slice, outputs: slice) -> None:
+        g, count = lengths((groups, outputs))
+        inputs = slice(groups.start * c, groups.stop * c)
+        target = result.matrix(_channels(problem, groups.start, outputs)) if g == 1 else None
+        total = scratch("total", (g, count, c * taps), dtype) if target is None else target[None]
+        begun = False
+        for n, *cells in blocks((problem.n, *problem.output), (images, *cells_tile)):
+            columns = lower_columns(x[n, inputs], axes, cells, g, problem.padding_mode, dtype, scratch)
+            grad = for_blas(by_group(dy[(n, ALL, *cells)], problem.groups, groups, outputs, dtype))
+            product = scratch("product", total.shape, dtype) if begun else total
+            np.matmul(grad.conj() if request.conjugate else grad, columns.swapaxes(1, 2), out=product)
+            if begun:
+                np.add(total, product, out=total)
+            begun = True
+        if not begun:
+            total[...] = 0
+        if request.conjugate:
+            np.conjugate(total, out=total)
+        if target is None:
+            for group, dw in enumerate(total, groups.start):
+                where = (_channels(problem, group, outputs), ALL, ALL, ALL, ALL)
+                result.store(where, dw.reshape(count, c, *problem.filter))
+
+    spread(part, blocks((problem.groups, k), (groups_tile, outputs_tile)), launch.threads)
+
+
+def _channels(problem: ConvProblem, group: int, outputs: slice) -> slice:
+    """The output channels of one group's range."""
+    first = group * (problem.k // problem.groups)
+    return slice(first + outputs.start, first + outputs.stop)
+
+
+# -- the table's entries ----------------------------------------------------------------------------
+
+
+def _applies(request: Request, processor: Processor) -> str | None:
+    return None if math.prod(request.problem.filter) > 1 else "the filter has one tap: nothing is lowered"
+
+
+def few_cells(problem: ConvProblem, threads: int) -> bool:
+    """Whether threads share the channels, and each all cells."""
+    return problem.n * math.prod(problem.output) < FEW * threads
+
+
+def share(groups: int, channels: int, threads: int) -> tuple[int, int]:
+    """The groups and the channels of each that one of the threads takes."""
+    if groups >= threads:
+        return -(-groups // threads), channels
+    return 1, -(-max(channels, 1) // threads)
+
+
+def _plan(request: Request, processor: Processor) -> Schedule:
+    problem, item = request.problem.volumetric, accumulator(request).itemsize
+    axes, threads = windows_of(problem), workers(request, processor)
+    c, k, taps = problem.c // problem.groups, problem.k // problem.groups, math.prod(problem.filter)
+
+    def block(n: int, g: int, k: int, *cells: int) -> int:
+        lowered = lowered_elements(n, g * c, cells, axes, problem.padding_mode)
+        if request.op == "fprop":
+            return (lowered + finishing_blocks(request) * g * k * n * math.prod(cells)) * item
+        # A product that is alone may be made where it belongs; others wait to be added up.
+        here = g == 1 and not request.accumulate and accumulator(request) == request.dtype
+        sums = 2 - here - (n * math.prod(cells) == problem.n * math.prod(problem.output))
+        return (lowered + g * k * (2 * n * math.prod(cells) + sums * c * taps)) * item
+
+    by_channels = request.op == "wgrad" or few_cells(problem, threads)
+    channels = share(problem.groups, k, threads) if by_channels else (problem.groups, k)
+    parts = 1 if by_channels else threads
+
+    # Fewer cells first, as long as there are enough of them; then fewer channels.
+    def while_long(n: int, g: int, k: int, *cells: int) -> int:
+        return block(n, g, k, *cells) if n * math.prod(cells) > FEW // 2 else 0
+
+    extents, cells_first = (problem.n, *channels, *problem.output), (0, 3, 4, 5)
+    tile = fit(extents, while_long, threads, order=cells_first, share=0.5, parts=parts)
+    tile = fit(tile, block, threads, order=(2, 1, *cells_first), share=0.5, parts=1)
+    filters = math.prod(problem.w_shape()) * item if request.op == "fprop" else 0
+    kernel = {"fprop": fprop, "wgrad": wgrad}[request.op]
+    return Schedule(threads * block(*tile) + filters, (Launch(kernel, "n g k z p q", tile, threads),))
+
+
+def _estimate(request: Request, processor: Processor) -> float:
+    """Lowering, by bytes and rows, by every thread where all need all cells; the products; storing."""
+    problem, item = request.problem.volumetric, accumulator(request).itemsize
+    threads = workers(request, processor)
+    taps, cells = math.prod(problem.filter), problem.n * math.prod(problem.output)
+    few = few_cells(problem, threads)
+    alone = few or request.op == "wgrad"
+    lowering = cells * taps * problem.c * (item * 4e-11 + 6e-9 / max(problem.output[2], 1))
+    # BLAS multiplies by a transposed matrix more slowly where it does not fit a cache.
+    narrow = 2 if request.op == "wgrad" and not few else 1 + 20 / max(cells, 1)
+    terms, columns = taps * problem.c // problem.groups, problem.k
+    seconds = narrow * product_time(request, cells, terms, columns)
+    seconds += cells * problem.k * (item * 6e-11 + 6e-9 / max(problem.output[2], 1))
+    return (seconds + lowering * (threads if alone else 1)) / threads + 5e-5 * problem.groups**0.5
+
+
+ENTRIES = {
+    "fprop": Algorithm("im2col", _applies, _plan, _estimate),
+    "wgrad": Algorithm("im2col", _applies, _plan, _estimate),
+}

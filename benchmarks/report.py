@@ -163,7 +163,7 @@ def details(records: dict[str, Record]) -> str:
         "the GEMM rate that were measured in the same run. The last column says in which steps the\n"
         "calling thread spends its time (cProfile): products, with the sums that belong to them; lowering\n"
         "and padding; bringing filters into order; storing results; waiting for other threads; the rest is\n"
-        "Python's calls.\n",
+        "Python's calls, which the profiler makes longer than they are.\n",
     ]
     if not records:
         parts.append("There is no record yet; `python -m benchmarks` makes one.\n")

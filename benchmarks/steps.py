@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import cProfile
 import pstats
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -44,27 +45,28 @@ STEPS = {
 """The functions of each step, by file; `products` include the sums that belong to them."""
 
 
-def steps(call: Callable[[], Any], calls: int = 3) -> dict[str, float]:
-    """The parts of the time of a few calls that the steps take, waiting for other threads, and all else."""
-    profile = cProfile.Profile()
+def steps(call: Callable[[], Any], seconds: float = 0.1, calls: int = 3) -> dict[str, float]:
+    """The parts of the time of calls that the steps take, waiting for other threads, and all else."""
+    profile, end = cProfile.Profile(), time.perf_counter() + seconds
     profile.enable()
     try:
-        for _ in range(calls):
+        while calls > 0 or time.perf_counter() < end:
             call()
+            calls -= 1
     finally:
         profile.disable()
-    seconds: defaultdict[str, float] = defaultdict(float)
+    taken: defaultdict[str, float] = defaultdict(float)
     for function, (*_, own, _, callers) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
         if "acquire" in function[2]:
-            seconds["waiting"] += own
+            taken["waiting"] += own
         elif function[0] == "~" and callers:
             # What is built in belongs to whoever called it.
-            for caller, (*_, taken, _) in callers.items():
-                seconds[_step(caller)] += taken
+            for caller, (*_, there, _) in callers.items():
+                taken[_step(caller)] += there
         else:
-            seconds[_step(function)] += own
-    total = sum(seconds.values())
-    return {name: seconds[name] / total for name in (*STEPS, "waiting", "calls")}
+            taken[_step(function)] += own
+    total = sum(taken.values())
+    return {name: taken[name] / total for name in (*STEPS, "waiting", "calls")}
 
 
 def _step(function: tuple[str, int, str]) -> str:

@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
 OPS = ("fprop", "dgrad", "wgrad")
 HALVES = ("float16", "bfloat16")
+LEAST = 0.3
+"""The ratio to the best peer that no problem is to stay below."""
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,7 @@ def _ratios(group: Group, rows: list[Row], op: str) -> str:
     ratios = [ratio for ratio in found if ratio is not None]
     if not ratios:
         return ""
-    mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-    text = f"{mean:.2f} ({min(ratios):.2f})"
+    text = f"{_mean(ratios):.2f} ({min(ratios):.2f})"
     return text + (f", target {target.least[OPS.index(op)]:g}" if target else "")
 
 
@@ -169,7 +170,7 @@ def details(records: dict[str, Record]) -> str:
         parts.append("There is no record yet; `python -m benchmarks` makes one.\n")
     for name, found in records.items():
         parts.append(f"## {found.environment.processor}, {found.environment.device}\n")
-        parts += [f"{environment(found)}\n", _machine(found)]
+        parts += [f"{environment(found)}\n", _machine(found), _together(found)]
         parts.append(
             f"![Speed-up](benchmarks-{name}-speedup.svg)\n\n![Roofline](benchmarks-{name}-roofline.svg)\n"
         )
@@ -195,6 +196,40 @@ def _machine(found: Record) -> str:
         for each in found.overheads
     ]
     return "\n".join([*lines, f"A call of a tiny problem: {', '.join(costs)}."]) + "\n"
+
+
+def _together(found: Record) -> str:
+    """What all rows together say of errors, of memory, and of the least ratio."""
+    counted = [row for rows in groups(found).values() for row in rows]
+    lines = []
+    by_dtype: dict[str, list[float]] = {}
+    for row in counted:
+        mine, best = row.chosen.error, row.best()
+        if mine and best and best.error:
+            by_dtype.setdefault(row.key.dtype, []).append(mine / best.error)
+    if by_dtype:
+        each = (f"{dtype} {_mean(of):.2f} ({max(of):.2f})" for dtype, of in sorted(by_dtype.items()))
+        lines.append(f"Errors, ours divided by the best peer's, geometric mean (largest): {', '.join(each)}.")
+    known = [(row.memory, row.key) for row in counted if row.memory]
+    if known:
+        memory, key = max(known, key=lambda pair: pair[0].measured)
+        beyond = sum(not memory.kept for memory, _ in known)
+        lines.append(
+            f"Workspace: {memory.measured / 2**20:.1f} MiB at the most ({key.problem} {key.op} {key.dtype}); "
+            f"{beyond} of {len(known)} rows take more than 64 MiB or their output, whichever is larger."
+        )
+    ratios = [(row.ratio() or math.inf, row.key.suite) for row in counted]
+    low = [suite for ratio, suite in ratios if ratio < LEAST]
+    suites_of = ", ".join(f"{suite} {low.count(suite)}" for suite in dict.fromkeys(low))
+    lines.append(
+        f"Ratio below {LEAST}: {len(low)} of {len(ratios)} rows" + (f" ({suites_of})." if low else ".")
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _mean(ratios: Sequence[float]) -> float:
+    """The geometric mean."""
+    return math.exp(sum(map(math.log, ratios)) / len(ratios))
 
 
 def _rows_table(rows: list[Row]) -> str:

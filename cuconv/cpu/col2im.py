@@ -91,13 +91,13 @@ def _estimate(request: Request, processor: Processor) -> float:
     cells, taps = problem.n * math.prod(problem.output), math.prod(problem.filter)
     added = cells * taps * problem.c
     strided = 1.2 if problem.stride[2] > 1 else 1
-    seconds = added * (item * 1.8e-10 * strided + 1.2e-8 / max(problem.output[2], 1))
+    seconds = added * (item * 1.8e-10 * strided + 6e-9 / max(problem.output[2], 1))
     seconds += problem.n * problem.c * math.prod(problem.padded) * item * 2e-10
     # dy is read for every block of channels, which are few where an image is large.
     read = max(1.0, problem.c * math.prod(problem.padded) * item / (0.75 * WORKSPACE))
     seconds += cells * problem.k * item * 5e-10 * read
     seconds += product_time(request, cells, problem.k // problem.groups, taps * problem.c)
-    return seconds / processor.threads + 1e-4
+    return (seconds + problem.groups * 2e-6) / processor.threads + 1e-4
 
 
 ENTRIES = {"dgrad": Algorithm("col2im", _applies, _plan, _estimate)}

@@ -333,7 +333,10 @@ def estimate(request: Request, processor: Processor) -> float:
         copied = windows * taps * channels if taps > 1 else 0
         seconds += copied * (item / 1.5e10 + 6e-9 / max(run, 1))
         seconds += first * windows * (channels + columns) * 1e-9
-        seconds += product_time(request, windows, taps * channels // problem.groups, columns)
+        # In place, each image's cells are a product of its own.
+        alone = taps == 1 and request.layout == "channels_first" and request.op != "wgrad"
+        narrow = 1 + 20 * problem.n / max(windows, 1) if alone else 1
+        seconds += narrow * product_time(request, windows, taps * channels // problem.groups, columns)
     return seconds / processor.threads
 
 

@@ -88,8 +88,8 @@ def _channels(problem: ConvProblem, group: int, outputs: slice) -> slice:
 # -- the table's entries ----------------------------------------------------------------------------
 
 
-def _applies(request: Request, processor: Processor) -> str | None:
-    return None if math.prod(request.problem.filter) > 1 else "the filter has one tap: nothing is lowered"
+def _applies(request: Request, processor: Processor) -> None:
+    return None
 
 
 def few_cells(problem: ConvProblem, threads: int) -> bool:
@@ -143,9 +143,11 @@ def _estimate(request: Request, processor: Processor) -> float:
     alone = few or request.op == "wgrad"
     lowering = cells * taps * problem.c * (item * 4e-11 + 6e-9 / max(problem.output[2], 1))
     # BLAS multiplies by a transposed matrix more slowly where it does not fit a cache.
-    narrow = 2 if request.op == "wgrad" and not few else 1 + 20 / max(cells, 1)
+    narrow = 3 if request.op == "wgrad" and not few else 1 + 20 / max(cells, 1)
     terms, columns = taps * problem.c // problem.groups, problem.k
     seconds = narrow * product_time(request, cells, terms, columns)
+    if problem.k == problem.groups:
+        seconds += cells * problem.k * 8e-9  # matrices of one row
     seconds += cells * problem.k * (item * 6e-11 + 6e-9 / max(problem.output[2], 1))
     return (seconds + lowering * (threads if alone else 1)) / threads + 5e-5 * problem.groups**0.5
 

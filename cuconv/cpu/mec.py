@@ -127,7 +127,7 @@ def _estimate(request: Request, processor: Processor) -> float:
         seconds += (lowered + stored) / max(counts[2], 1) * 6e-9
         seconds += problem.n * cells * (channels + columns) * strided
         long = counts[2] * (problem.n if counts[0] == 1 else counts[0])
-        narrow = 1 + 20 / max(min(long, COLUMNS), 1)
+        narrow = 1.1 + 20 / max(min(long, COLUMNS), 1)
         each = gemm.product_time(request, problem.n * cells, terms // parts, columns)
         if columns == problem.groups:
             each += stored * 8e-9  # matrices of one row

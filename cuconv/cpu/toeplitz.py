@@ -258,7 +258,8 @@ def _estimate(request: Request, processor: Processor) -> float:
         copied = item * (lowering * lowered + storing * made) * 3e-11
         copied += (lowered + 2 * made) / max(width.cells, 1) * 6e-9
         multiplied = made * depth.taps * seen * width.taps * item * 2.5e-12
-        calls = depth.taps * depth.cells * count * (1e-6 if request.op == "wgrad" else 3e-7)
+        each = 7e-7 if request.op == "wgrad" else 3e-7 if max(problem.stride) == 1 else 5e-7
+        calls = depth.taps * depth.cells * count * each
         same = columns // problem.c if request.op == "dgrad" else 1
         seconds += same * problem.k * (problem.n * (copied + multiplied) + calls)
     return seconds / processor.threads + 1e-4

@@ -45,9 +45,9 @@ def dgrad(request: Request, launch: Launch, dy: np.ndarray, w: np.ndarray, resul
             columns = scratch("columns", (g, count * len(taps), grad.shape[-1]), dtype)
             np.matmul(matrices, grad, out=columns)
             by_tap = columns.reshape(g, count, len(taps), images, *lengths(cells))
-            for index, tap in enumerate(taps):
-                seen = padded[(ALL, ALL, ALL, *tap_cells(problem, tap, cells))]
-                seen += np.moveaxis(by_tap[:, :, index], 2, 0)
+            by_tap = by_tap.transpose(2, 3, 0, 1, 4, 5, 6)
+            for made, tap in zip(by_tap, taps, strict=True):
+                padded[(ALL, ALL, ALL, *tap_cells(problem, tap, cells))] += made
         inputs = slice(groups.start * c + channels.start, (groups.stop - 1) * c + channels.stop)
         dx = fold(padded.reshape(images, g * count, *problem.padded), problem)
         result.store((n, inputs, ALL, ALL, ALL), dx)

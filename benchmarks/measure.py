@@ -132,6 +132,7 @@ class Bench:
         if self.algorithms:
             chosen = min(plans, key=lambda name: timings[name].median_s or math.inf)
         plan = plans[chosen]
+        call = ours(task, chosen).call if chosen in right else None
         return Row(
             key=key,
             code=environment.code(),
@@ -140,10 +141,10 @@ class Bench:
             why=plan.why,
             ours=tuple(timings[entry.name] for entry in mine),
             peers=tuple(timings[entry.name] for entry in rivals),
-            memory=workspace(self.clock, plan, ours(task, chosen).call) if chosen in right else None,
+            memory=workspace(self.clock, plan, call) if call else None,
             floor_s=ceilings.floor(self.ceilings, task.problem, key.op, key.dtype),
-            graph_s=self._replayed(ours(task, chosen).call) if chosen in right else None,
-            steps=steps(ours(task, chosen).call) if chosen in right and self.clock.device == "cpu" else None,
+            graph_s=self._replayed(call) if call else None,
+            steps=steps(call) if call and self.clock.device == "cpu" else None,
         )
 
     def _replayed(self, call: Call) -> float | None:

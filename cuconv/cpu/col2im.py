@@ -19,7 +19,7 @@ from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
 from .blocking import ALL, WORKSPACE, Launch, Scratch, blocks, fit, lengths, tap_cells, workers
 from .gemm import product_time
-from .im2col import few_cells, share
+from .im2col import few_cells, taken_by_one
 from .lowering import arranged, by_group, for_blas
 from .padding import fold, fold_elements
 from .result import Result, accumulator, finishing_blocks
@@ -73,7 +73,7 @@ def _plan(request: Request, processor: Processor) -> Schedule:
         return n * math.prod(cells) * g * (c * taps + 2 * k) * item
 
     few = few_cells(problem, threads)
-    channels = share(problem.groups, c, threads) if few else (problem.groups, c)
+    channels = taken_by_one(problem.groups, c, threads) if few else (problem.groups, c)
     extents = (problem.n, *channels, *problem.output)
     tile = fit(extents, padded, threads, order=(0, 1, 2), share=0.75, parts=1 if few else threads)
     tile = fit(tile, columns, threads, order=(0, 3, 4, 5, 1, 2), share=0.25, parts=1)

@@ -120,8 +120,7 @@ def dgrad(
     scratch = Scratch()
 
     def filters_of(taps: Sequence[slice]) -> np.ndarray:
-        by_tap = filter_columns(problem, w, taps, dtype, launch.threads)
-        matrix = by_tap.reshape(by_tap.shape[0], by_tap.shape[1] * by_tap.shape[2], by_tap.shape[3])
+        matrix = filter_columns(problem, w, taps, dtype, launch.threads)
         return matrix.conj() if request.conjugate else matrix
 
     def side_by_side(phase: Phase) -> np.ndarray:

@@ -97,7 +97,7 @@ def few_cells(problem: ConvProblem, threads: int) -> bool:
     return problem.n * math.prod(problem.output) < FEW * threads
 
 
-def share(groups: int, channels: int, threads: int) -> tuple[int, int]:
+def taken_by_one(groups: int, channels: int, threads: int) -> tuple[int, int]:
     """The groups and the channels of each that one of the threads takes."""
     if groups >= threads:
         return -(-groups // threads), channels
@@ -119,7 +119,7 @@ def _plan(request: Request, processor: Processor) -> Schedule:
         return (lowered + g * k * (2 * n * math.prod(cells) + sums * c * taps)) * item
 
     by_channels = request.op == "wgrad" or few_cells(problem, threads)
-    channels = share(problem.groups, k, threads) if by_channels else (problem.groups, k)
+    channels = taken_by_one(problem.groups, k, threads) if by_channels else (problem.groups, k)
     parts = 1 if by_channels else threads
 
     # Fewer cells first, as long as there are enough of them; then fewer channels.

@@ -42,8 +42,8 @@ class Axis:
     cells: int
 
     def read(self, count: int) -> int:
-        """How many cells a block of so many output cells spans."""
-        return (count - 1) * self.stride + (self.taps - 1) * self.step + 1
+        """How many cells a block of so many output cells spans; none where there is nothing."""
+        return max((count - 1) * self.stride + (self.taps - 1) * self.step + 1, 0)
 
 
 Axes = tuple[Axis, Axis, Axis]
@@ -158,22 +158,28 @@ def lower(
             return for_blas(rows), False
         return for_blas(x.reshape(n, groups, c // groups, pixels).swapaxes(2, 3)), True
     padded = gather(a, lows, spans, mode, dtype, scratch, CHANNELS_LAST)
-    at_n, at_c, *at = padded.strides
-    windows = as_strided(
-        padded,
-        (groups, n, *counts, *(axis.taps for axis in axes), c // groups),
-        (
-            at_c * (c // groups),
-            at_n,
-            *(stride * axis.stride for stride, axis in zip(at, axes, strict=True)),
-            *(stride * axis.step for stride, axis in zip(at, axes, strict=True)),
-            at_c,
-        ),
-        writeable=False,
+    by_group = _windows(padded, axes, counts).reshape(
+        n, groups, c // groups, *counts, *(axis.taps for axis in axes)
     )
+    windows = by_group.transpose(1, 0, 3, 4, 5, 6, 7, 8, 2)
     rows = scratch("rows", windows.shape, dtype)
     rows[...] = windows
     return rows.reshape(1, groups, n * pixels, taps * (c // groups)), False
+
+
+def _windows(padded: np.ndarray, axes: Axes, counts: Sequence[int]) -> np.ndarray:
+    """A view of what the windows of so many output cells have: (N, C, D, H, W, T, R, S)."""
+    along = list(zip(padded.strides[2:], axes, strict=True))
+    return as_strided(
+        padded,
+        (*padded.shape[:2], *counts, *(axis.taps for axis in axes)),
+        (
+            *padded.strides[:2],
+            *(stride * axis.stride for stride, axis in along),
+            *(stride * axis.step for stride, axis in along),
+        ),
+        writeable=False,
+    )
 
 
 def lowered_elements(n: int, c: int, counts: Sequence[int], axes: Axes, mode: str) -> int:
@@ -194,22 +200,12 @@ def lower_columns(
     scratch: Scratch,
 ) -> np.ndarray:
     """The windows of a block as matrices (groups, C/groups taps, images cells), in `lowered_elements`."""
-    (n, c), counts, (lows, spans) = a.shape[:2], lengths(cells), spanned(axes, cells)
-    padded = gather(a, lows, spans, mode, dtype, scratch, CHANNELS_FIRST)
-    at_n, at_c, *at = padded.strides
-    columns = scratch("lowered", (c, *(axis.taps for axis in axes), n, *counts), dtype)
-    columns[...] = as_strided(
-        padded,
-        columns.shape,
-        (
-            at_c,
-            *(stride * axis.step for stride, axis in zip(at, axes, strict=True)),
-            at_n,
-            *(stride * axis.stride for stride, axis in zip(at, axes, strict=True)),
-        ),
-        writeable=False,
-    )
-    return columns.reshape(groups, math.prod(columns.shape[:4]) // groups, n * math.prod(counts))
+    counts = lengths(cells)
+    padded = gather(a, *spanned(axes, cells), mode, dtype, scratch, CHANNELS_FIRST)
+    windows = _windows(padded, axes, counts).transpose(1, 5, 6, 7, 0, 2, 3, 4)
+    columns = scratch("lowered", windows.shape, dtype)
+    columns[...] = windows
+    return columns.reshape(groups, math.prod(columns.shape[:4]) // groups, len(a) * math.prod(counts))
 
 
 def by_group(a: np.ndarray, groups: int, taken: slice, channels: slice, dtype: np.dtype) -> np.ndarray:
@@ -282,8 +278,8 @@ class Rows:
 def rows_elements(n: int, counts: Sequence[int], axes: Axes, rows: int, mode: str) -> int:
     """Scratch elements per channel that `Rows` needs at the most."""
     depth, _, width = axes
-    planes = n * max(depth.read(counts[0]), 0) * max(rows, 0)
-    padded = (1 if mode == "zeros" else 2) * max(width.read(counts[2]), 0)
+    planes = n * depth.read(counts[0]) * rows
+    padded = (1 if mode == "zeros" else 2) * width.read(counts[2])
     return planes * (padded + width.taps * counts[2])
 
 
@@ -297,11 +293,11 @@ def filter_rows(problem: ConvProblem, w: np.ndarray, dtype: np.dtype, threads: i
 def filter_columns(
     problem: ConvProblem, w: np.ndarray, taps: Sequence[slice], dtype: np.dtype, threads: int
 ) -> np.ndarray:
-    """Some taps of the filters as matrices (groups, taps, K/groups, C/groups)."""
+    """Some taps of the filters as matrices (groups, taps K/groups, C/groups)."""
     g, c, k = problem.groups, problem.c // problem.groups, problem.k // problem.groups
     taken = w.reshape(g, k, c, *problem.filter)[(slice(None),) * 3 + tuple(taps)]
     taps_outside = taken.transpose(0, 3, 4, 5, 1, 2)
-    return arranged(taps_outside, 4, dtype, threads).reshape(g, math.prod(taken.shape[3:]), k, c)
+    return arranged(taps_outside, 4, dtype, threads).reshape(g, math.prod(taken.shape[3:]) * k, c)
 
 
 def arranged(a: np.ndarray, axis: int, dtype: np.dtype, threads: int) -> np.ndarray:

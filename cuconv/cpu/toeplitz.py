@@ -41,7 +41,6 @@ TILE = 4
 SMALL = 800_000, 1_200
 """Multiplications of one product, in wgrad also its elements, up to which OpenBLAS copies no operand."""
 
-
 SHARE = 0.375
 """Of the memory a block may have: what is lowered is read at once, from a cache as near as possible."""
 
@@ -65,7 +64,7 @@ class Tiles(Rows):
         self.tile, self.seen_rows = tiling(axes[1])
         self.rows = cells[1].stop - cells[1].start
         self.count = -(-self.rows // self.tile)
-        rows = max(axes[1].read(self.count * self.tile), 0)  # the last may be of no output
+        rows = axes[1].read(self.count * self.tile)  # the last may be of no output
         super().__init__(a, axes, cells, rows, a.shape[1], mode, dtype, scratch)
         self.shape = (*self.outside, self.count, self.tile, self.columns)
 
@@ -83,7 +82,7 @@ class Tiles(Rows):
 def tiling(height: Axis) -> tuple[int, int]:
     """Of how many output rows a tile is, and how many rows it sees."""
     tile = min(TILE, height.cells)
-    return tile, max(height.read(tile), 0)
+    return tile, height.read(tile)
 
 
 def _bands(weights: np.ndarray, axes: Axes) -> np.ndarray:
@@ -123,27 +122,21 @@ def by_bands(
     summed: bool,
 ) -> np.ndarray:
     """What `depthwise.by_taps` gives, by way of matrices where all is finite."""
-    y = _products(a, axes, cells, mode, bands, scratch, summed) if bands.size else None
+    y = None
+    if bands.size:
+        y = _products(Tiles(a, axes, cells, mode, bands.dtype, scratch), bands, scratch, summed)
     if y is None:
         scratch.clear()
         return depthwise.by_taps(a, axes, cells, mode, _weights(bands, axes), scratch, summed)
     return y
 
 
-def _products(
-    a: np.ndarray,
-    axes: Axes,
-    cells: Sequence[slice],
-    mode: str,
-    bands: np.ndarray,
-    scratch: Scratch,
-    summed: bool,
-) -> np.ndarray | None:
+def _products(tiles: Tiles, bands: np.ndarray, scratch: Scratch, summed: bool) -> np.ndarray | None:
+    """The output cells, or None where something was not finite."""
     c, multiplier = bands.shape[:2]
-    tiles = Tiles(a, axes, cells, mode, bands.dtype, scratch)
     made = 1 if summed else multiplier
     total = scratch("total", (c, made, *tiles.shape), bands.dtype)
-    parts = list(itertools.product(range(axes[0].taps), range(multiplier) if summed else [None]))
+    parts = list(itertools.product(range(tiles.axes[0].taps), range(multiplier) if summed else [None]))
     for index, (t, j) in enumerate(parts):
         seen, matrices = tiles.seen_by(t), bands[:, :, t, None, None, None]
         if j is not None:
@@ -250,7 +243,7 @@ def _estimate(request: Request, processor: Processor) -> float:
         depth, height, width = axes
         tile, seen = tiling(height)
         count = -(-height.cells // max(tile, 1))
-        lowered = max(depth.read(depth.cells) * height.read(count * tile), 0) * width.taps * width.cells
+        lowered = depth.read(depth.cells) * height.read(count * tile) * width.taps * width.cells
         made = depth.cells * count * tile * width.cells
         lowering, storing = (2 if width.stride > 1 else 1), (2 if max(problem.stride) == 1 else 4)
         if request.op == "wgrad":

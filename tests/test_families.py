@@ -7,6 +7,8 @@ import pytest
 
 import cuconv
 from cuconv.cpu import TABLE, im2col, toeplitz
+from cuconv.plan import make_plan
+from cuconv.problem import Request
 
 from .cases import OPS, PUBLIC, Case, applies, check, ops_of, threads, values, workspace
 from .reference import Reference, wrapped
@@ -33,6 +35,7 @@ CORNERS = {
         "n2c3h10w9 k2r3s2 sh2sw1 dh2dw3 p2",
         "n1c2d4h6w5 k3t1r3s2 sd3sh1sw2 dd2dh1dw2 p-1:2 replicate",
         "n2c2h8w8 k2r3s3 p-2 circular",
+        "n2c48h3w3 k4r3s3 g4 p1",
     ),
     "toeplitz": (
         "n2c3h19w9 k3r3s3 g3 p1",
@@ -78,7 +81,28 @@ def test_columns_shared_by_cells_or_by_channels(name, line, few, monkeypatch):
         check(case, name, ops=ops_of(case, name))
 
 
-@pytest.mark.parametrize("bound", [1, 3000, 1 << 20])
+@pytest.mark.parametrize("images", [*range(1, 12), 16, 32, 100])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "c512h7w7 k512r3s3 p1",
+        "c512h14w14 k512r3s3 sh2sw2 p1",
+        "c256d12h13w13 k256t3r3s3",
+        "c512h7w7 k2048r1s1",
+        "c2048h7w7 k512r1s1",
+    ],
+)
+def test_products_of_columns_are_not_thin(line, images):
+    """What does not fit in memory is cells too many, and no block of fewer channels makes up for it."""
+    problem = cuconv.ConvProblem.parse(f"n{images}{line}")
+    for op, name in (("fprop", "im2col"), ("wgrad", "im2col"), ("dgrad", "col2im")):
+        plan = make_plan(Request(op, problem, "float32"), name, "cpu", "2 threads")
+        (launch,) = plan.launches
+        extent = dict(zip(launch.axes.split(), launch.tile, strict=True))
+        assert extent["c" if op == "dgrad" else "k"] >= 64, str(plan)
+
+
+@pytest.mark.parametrize("bound", [1, 3000, 20000, 1 << 20])
 @pytest.mark.parametrize(("name", "line"), [(name, line) for name in CORNERS for line in CORNERS[name]])
 def test_corners(name, line, bound):
     for dtype in ("float32", "complex64", "int32"):

@@ -19,7 +19,7 @@ from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
 from .blocking import ALL, WORKSPACE, Launch, Scratch, blocks, fit, lengths, tap_cells, workers
 from .gemm import product_time
-from .im2col import few_cells, taken_by_one
+from .im2col import FEW, few_cells, taken_by_one
 from .lowering import arranged, by_group, for_blas
 from .padding import fold, fold_elements
 from .result import Result, accumulator, finishing_blocks
@@ -69,14 +69,25 @@ def _plan(request: Request, processor: Processor) -> Schedule:
     def padded(n: int, g: int, c: int, *cells: int) -> int:
         return n * g * c * per_channel * item
 
+    def gradient(n: int, g: int, c: int, *cells: int) -> int:
+        return n * math.prod(cells) * g * 2 * k * item
+
     def columns(n: int, g: int, c: int, *cells: int) -> int:
-        return n * math.prod(cells) * g * (c * taps + 2 * k) * item
+        return n * math.prod(cells) * g * c * taps * item + gradient(n, g, c, *cells)
+
+    # Fewer cells first, as long as there are enough of them; fewer channels where that leaves too little;
+    # part of a group's channels only with one group at a time.
+    def while_long(n: int, g: int, c: int, *cells: int) -> int:
+        return columns(n, g, c, *cells) if n * math.prod(cells) > FEW // 2 else 0
 
     few = few_cells(problem, threads)
     channels = taken_by_one(problem.groups, c, threads) if few else (problem.groups, c)
     extents = (problem.n, *channels, *problem.output)
     tile = fit(extents, padded, threads, order=(0, 1, 2), share=0.75, parts=1 if few else threads)
-    tile = fit(tile, columns, threads, order=(0, 3, 4, 5, 1, 2), share=0.25, parts=1)
+    cells_first = (0, 3, 4, 5)
+    tile = fit(tile, while_long, threads, order=cells_first, share=0.25, parts=1)
+    tile = fit(tile, gradient, threads, order=(*cells_first, 1), share=0.25, parts=1)
+    tile = fit(tile, columns, threads, order=(1, 2, *cells_first), share=0.25, parts=1)
     filters = 3 * math.prod(problem.w_shape()) * item
     parts = zip((problem.n, problem.groups, c), tile[:3], strict=True)
     blocks_of = [-(-extent // part) for extent, part in parts]
@@ -91,12 +102,14 @@ def _estimate(request: Request, processor: Processor) -> float:
     cells, taps = problem.n * math.prod(problem.output), math.prod(problem.filter)
     added = cells * taps * problem.c
     strided = 1.2 if problem.stride[2] > 1 else 1
-    seconds = added * (item * 1.8e-10 * strided + 6e-9 / max(problem.output[2], 1))
-    seconds += problem.n * problem.c * math.prod(problem.padded) * item * 2e-10
+    seconds = added * (item * 1.5e-10 * strided + 6e-9 / max(problem.output[2], 1))
+    seconds += problem.n * problem.c * math.prod(problem.padded) * item * 5e-11
     # dy is read for every block of channels, which are few where an image is large.
     read = max(1.0, problem.c * math.prod(problem.padded) * item / (0.75 * WORKSPACE))
-    seconds += cells * problem.k * item * 5e-10 * read
+    seconds += cells * problem.k * item * 1e-10 * read
     seconds += product_time(request, cells, problem.k // problem.groups, taps * problem.c)
+    if problem.k == problem.groups:
+        seconds += added * 1.5e-9  # matrices of one column
     return (seconds + problem.groups * 2e-6) / processor.threads + 1e-4
 
 

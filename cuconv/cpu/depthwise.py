@@ -265,7 +265,8 @@ def estimate(request: Request, processor: Processor) -> float:
         images, run = run_elements(problem.n, problem.k, counts, axes, "zeros")
         taps, rows = math.prod(axis.taps for axis in axes), images / max(axes[2].read(counts[2]), 1)
         same = columns // problem.c if request.op == "dgrad" else 1
-        seconds += same * item * (images * 2.5e-11 + problem.k * run * (taps * per_tap + 1e-10))
+        each = per_tap * (1 if axes[2].stride == 1 else 2)
+        seconds += same * item * (images * 2.5e-11 + problem.k * run * (taps * each + 1e-10))
         seconds += same * (rows + problem.k * run / max(counts[2], 1)) * 6e-9
         calls += same * (1e-4 + taps * 3e-6)
     return seconds / processor.threads + calls

@@ -23,7 +23,7 @@ import numpy as np
 from ..problem import Request
 from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
-from .blocking import ALL, Launch, Scratch, blocks, fit, lengths, workers
+from .blocking import ALL, WORKSPACE, Launch, Scratch, blocks, fit, lengths, workers
 from .lowering import (
     Axes,
     Phase,
@@ -322,26 +322,38 @@ def plan_wgrad(request: Request, processor: Processor) -> Schedule:
 def estimate(request: Request, processor: Processor) -> float:
     """Time of the products at BLAS's rate, of copies by their bytes and their runs, and of the calls."""
     problem, item = request.problem.volumetric, accumulator(request).itemsize
-    first = request.layout == "channels_first" and math.prod(problem.filter) > 1
-    seconds = 5e-5 * problem.groups**0.5 + first * filters_time(request)
+    first, wgrad = request.layout == "channels_first", request.op == "wgrad"
+    lowered = math.prod(problem.filter) > 1
+    seconds = 5e-5 * problem.groups**0.5 + first * lowered * filters_time(request)
     channels = channels_read(request)
     for axes, columns in windows_and_columns(request):
         windows = problem.n * math.prod(axis.cells for axis in axes)
         taps = math.prod(axis.taps for axis in axes)
         run = channels // problem.groups * (axes[2].taps if axes[2].step == 1 else 1)
-        copied = windows * taps * channels if taps > 1 else 0
-        seconds += copied * (item / 1.5e10 + 6e-9 / max(run, 1))
-        seconds += first * windows * (channels + columns) * 1e-9
-        # In place, each image's cells are a product of its own.
-        alone = taps == 1 and request.layout == "channels_first" and request.op != "wgrad"
-        narrow = 1 + 20 * problem.n / max(windows, 1) if alone else 1
-        seconds += narrow * product_time(request, windows, taps * channels // problem.groups, columns)
+        terms = taps * channels // problem.groups
+        slow = 1.0
+        if taps > 1:
+            seconds += windows * taps * channels * (item / 1.5e10 + 6e-9 / max(run, 1))
+            seconds += first * windows * (channels + columns) * (3e-10 if wgrad else 1e-9)
+        elif first:
+            # In place, each image's cells are a product of its own.
+            slow = 1.3 if wgrad else 1 + 20 * problem.n / max(windows, 1)
+        if not wgrad:
+            seconds += reading_time(request, windows, terms, columns)
+        seconds += slow * product_time(request, windows, terms, columns)
     return seconds / processor.threads
 
 
 def filters_time(request: Request) -> float:
     """Seconds of one thread to bring filters into the order of channels inside, or dw out of it."""
     return math.prod(request.problem.w_shape()) * accumulator(request).itemsize * 3e-10
+
+
+def reading_time(request: Request, rows: int, terms: int, columns: int) -> float:
+    """Seconds of one thread for reading filters that no cache holds, once for each block of so many rows."""
+    item = accumulator(request).itemsize
+    beyond = max(terms * columns * item - (2 << 20), 0)
+    return beyond * rows * terms * item / (WORKSPACE / 2) * 2e-10
 
 
 def product_time(request: Request, rows: int, terms: int, columns: int) -> float:

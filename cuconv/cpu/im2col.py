@@ -109,26 +109,31 @@ def _plan(request: Request, processor: Processor) -> Schedule:
     axes, threads = windows_of(problem), workers(request, processor)
     c, k, taps = problem.c // problem.groups, problem.k // problem.groups, math.prod(problem.filter)
 
+    def lowered(n: int, g: int, k: int, *cells: int) -> int:
+        return lowered_elements(n, g * c, cells, axes, problem.padding_mode) * item
+
     def block(n: int, g: int, k: int, *cells: int) -> int:
-        lowered = lowered_elements(n, g * c, cells, axes, problem.padding_mode)
         if request.op == "fprop":
-            return (lowered + finishing_blocks(request) * g * k * n * math.prod(cells)) * item
-        # A product that is alone may be made where it belongs; others wait to be added up.
-        here = g == 1 and not request.accumulate and accumulator(request) == request.dtype
-        sums = 2 - here - (n * math.prod(cells) == problem.n * math.prod(problem.output))
-        return (lowered + g * k * (2 * n * math.prod(cells) + sums * c * taps)) * item
+            made = finishing_blocks(request) * n * math.prod(cells)
+        else:
+            # A product that is alone may be made where it belongs; others wait to be added up.
+            here = g == 1 and not request.accumulate and accumulator(request) == request.dtype
+            sums = 2 - here - (n * math.prod(cells) == problem.n * math.prod(problem.output))
+            made = 2 * n * math.prod(cells) + sums * c * taps
+        return lowered(n, g, k, *cells) + g * k * made * item
 
     by_channels = request.op == "wgrad" or few_cells(problem, threads)
     channels = taken_by_one(problem.groups, k, threads) if by_channels else (problem.groups, k)
     parts = 1 if by_channels else threads
 
-    # Fewer cells first, as long as there are enough of them; then fewer channels.
+    # Fewer cells first, as long as there are enough of them; fewer channels where that leaves too little.
     def while_long(n: int, g: int, k: int, *cells: int) -> int:
         return block(n, g, k, *cells) if n * math.prod(cells) > FEW // 2 else 0
 
     extents, cells_first = (problem.n, *channels, *problem.output), (0, 3, 4, 5)
     tile = fit(extents, while_long, threads, order=cells_first, share=0.5, parts=parts)
-    tile = fit(tile, block, threads, order=(2, 1, *cells_first), share=0.5, parts=1)
+    tile = fit(tile, lowered, threads, order=(*cells_first, 1), share=0.5, parts=1)
+    tile = fit(tile, block, threads, order=(2, 1, *cells_first), share=0.75, parts=1)
     filters = math.prod(problem.w_shape()) * item if request.op == "fprop" else 0
     kernel = {"fprop": fprop, "wgrad": wgrad}[request.op]
     return Schedule(threads * block(*tile) + filters, (Launch(kernel, "n g k z p q", tile, threads),))
@@ -143,7 +148,7 @@ def _estimate(request: Request, processor: Processor) -> float:
     alone = few or request.op == "wgrad"
     lowering = cells * taps * problem.c * (item * 4e-11 + 6e-9 / max(problem.output[2], 1))
     # BLAS multiplies by a transposed matrix more slowly where it does not fit a cache.
-    narrow = 3 if request.op == "wgrad" and not few else 1 + 20 / max(cells, 1)
+    narrow = 1 + 20 / max(cells, 1) if few else 1.7 if request.op == "wgrad" else 1.05
     terms, columns = taps * problem.c // problem.groups, problem.k
     seconds = narrow * product_time(request, cells, terms, columns)
     if problem.k == problem.groups:

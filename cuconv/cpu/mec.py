@@ -115,7 +115,7 @@ def _estimate(request: Request, processor: Processor) -> float:
     seconds = 5e-5 * problem.groups**0.5
     first = request.layout == "channels_first"
     seconds += first * gemm.filters_time(request)
-    strided = 0 if first else 1e-8
+    strided, slow = 0 if first else 1e-8, 1.1 if request.op == "dgrad" else 1.0
     channels = gemm.channels_read(request)
     for axes, columns in windows_and_columns(request):
         counts, parts = [axis.cells for axis in axes], max(len(_parts(axes)), 1)
@@ -127,10 +127,11 @@ def _estimate(request: Request, processor: Processor) -> float:
         seconds += (lowered + stored) / max(counts[2], 1) * 6e-9
         seconds += problem.n * cells * (channels + columns) * strided
         long = counts[2] * (problem.n if counts[0] == 1 else counts[0])
-        narrow = 1.1 + 20 / max(min(long, COLUMNS), 1)
+        narrow = slow + 20 / max(min(long, COLUMNS), 1)
         each = gemm.product_time(request, problem.n * cells, terms // parts, columns)
         if columns == problem.groups:
             each += stored * 8e-9  # matrices of one row
+        seconds += gemm.reading_time(request, problem.n * cells, terms, columns)
         seconds += parts * (narrow * each + problem.groups * counts[0] * counts[1] * 1e-6)
     return seconds / processor.threads
 

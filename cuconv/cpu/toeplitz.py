@@ -245,9 +245,9 @@ def _estimate(request: Request, processor: Processor) -> float:
         count = -(-height.cells // max(tile, 1))
         lowered = depth.read(depth.cells) * height.read(count * tile) * width.taps * width.cells
         made = depth.cells * count * tile * width.cells
-        lowering, storing = (2 if width.stride > 1 else 1), (2 if max(problem.stride) == 1 else 4)
-        if request.op == "wgrad":
-            storing = 2
+        lowering = 2 if width.stride > 1 else 1
+        strided = max(problem.stride) > 1
+        storing = {"fprop": 4 if strided else 2, "dgrad": 9 if strided else 2, "wgrad": 6}[request.op]
         copied = item * (lowering * lowered + storing * made) * 3e-11
         copied += (lowered + 2 * made) / max(width.cells, 1) * 6e-9
         multiplied = made * depth.taps * seen * width.taps * item * 2.5e-12

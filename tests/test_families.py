@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import cuconv
-from cuconv.cpu import TABLE, im2col, toeplitz
+from cuconv.cpu import TABLE, gemm, im2col, toeplitz
 from cuconv.plan import make_plan
 from cuconv.problem import Request
 
@@ -67,6 +67,18 @@ def test_toeplitz_however_its_products_are_split(line, small, monkeypatch):
     monkeypatch.setattr(toeplitz, "SMALL", small)
     case = Case(cuconv.ConvProblem.parse(line), "float64", threads=2)
     check(case, "toeplitz", ops=ops_of(case, "toeplitz"))
+
+
+@pytest.mark.parametrize(("small", "piece"), [(100, 1), (100, 5), (1000, 7), (1000, 1000)])
+@pytest.mark.parametrize(
+    "line", [*CORNERS["gemm"], "n2c2h9w7 k4r2s2 g2 p1", "n3c2w31 k3s2 p1:0", "n1c2w51 k2s1"]
+)
+def test_gemm_however_its_sums_are_split(line, small, piece, monkeypatch):
+    """Into pieces of a few cells, with a rest or without."""
+    monkeypatch.setattr(gemm, "SMALL", small)
+    monkeypatch.setattr(gemm, "PIECE", piece)
+    for dtype in ("float16", "float64", "complex64", "int32"):
+        check(Case(cuconv.ConvProblem.parse(line), dtype, threads=2), "gemm", ops=("wgrad",))
 
 
 @pytest.mark.parametrize("few", [0, 1 << 30])

@@ -308,6 +308,7 @@ SCRATCH = [
     ("n4c64h40w40 k64r4s4 g64 sh4sw4 p1", "wgrad", "complex64", None, "depthwise"),
     ("n4c16h40w40 k8r3s3", "wgrad", "complex64", None, "gemm"),
     ("n2c4h64w64 k256r1s1", "dgrad", "float32", None, "gemm"),
+    ("n4c13h40w40 k64r2s3", "wgrad", "float16", None, "gemm"),
     ("n4c64h40w40 k64r4s4 g64 sh2sw2 p1 circular", "fprop", "float16", None, "toeplitz"),
     ("n4c64h40w40 k64r3s3 g64 sh2sw2 p1 circular", "dgrad", "float32", None, "toeplitz"),
     ("n8c64h60w60 k64r3s3 g64 ph-20:9pw3:-9 circular", "dgrad", "float16", None, "toeplitz"),

@@ -44,6 +44,9 @@ from .result import Result, accumulator, finishing_blocks
 Places = Sequence[tuple[slice, ...]]
 """Where a product belongs in the result: its columns are the channels of each place in turn."""
 
+SMALL, PIECE = 800_000, 160
+"""Multiplications of one product up to which OpenBLAS copies no operand, and the fewest terms of such."""
+
 
 def by_rows(
     a: np.ndarray,
@@ -190,9 +193,12 @@ def wgrad(request: Request, launch: Launch, x: np.ndarray, dy: np.ndarray, resul
             if request.conjugate:
                 grad = grad.conj()
             if total is None:
-                total = grad @ rows
+                total = np.empty((g, k, rows.shape[2]), dtype)
+                _multiply(grad, rows, total, scratch)
             else:
-                total += np.matmul(grad, rows, out=scratch("product", total.shape, dtype))
+                product = scratch("product", total.shape, dtype)
+                _multiply(grad, rows, product, scratch)
+                np.add(total, product, out=total)
         if total is not None:
             sums[place][first] = total.conj() if request.conjugate else total
 
@@ -209,6 +215,36 @@ def wgrad(request: Request, launch: Launch, x: np.ndarray, dy: np.ndarray, resul
 
     spread(part, itertools.product(range(0, problem.n, section), range(len(places))), launch.threads)
     spread(store, ((place,) for place in range(len(places))), launch.threads)
+
+
+def _multiply(a: np.ndarray, b: np.ndarray, out: np.ndarray, scratch: Scratch) -> None:
+    """out = a @ b, long sums of few rows and columns in pieces, which are added in order."""
+    g, k, cells = a.shape
+    count, size = _pieces(cells, k, b.shape[2])
+    if count < 2:
+        np.matmul(a, b, out=out)
+        return
+    taken = count * size
+    products = scratch("pieces", (g, count, k, b.shape[2]), out.dtype)
+    first = a[:, :, :taken].reshape(g, k, count, size).swapaxes(1, 2)
+    np.matmul(first, b[:, :taken].reshape(g, count, size, b.shape[2]), out=products)
+    np.add.reduce(products, axis=1, out=out)
+    if taken < cells:
+        rest = products[:, 0]
+        np.matmul(a[:, :, taken:], b[:, taken:], out=rest)
+        np.add(out, rest, out=out)
+
+
+def _pieces(cells: int, rows: int, columns: int) -> tuple[int, int]:
+    """Into how many products of how many terms each a sum over so many cells is split."""
+    size = SMALL // max(rows * columns, 1)
+    return (cells // size, size) if PIECE <= size < cells else (1, cells)
+
+
+def _piece_elements(cells: int, rows: int, columns: int) -> int:
+    """Scratch elements of `_multiply` for so many cells, rows and columns or fewer of each."""
+    elements = min(max(rows * columns, 1), SMALL // PIECE)
+    return cells // (SMALL // elements) * elements
 
 
 def _merged(rows: np.ndarray) -> np.ndarray:
@@ -294,7 +330,9 @@ def plan_wgrad(request: Request, processor: Processor) -> Schedule:
 
     def block(groups: int, channels: int, n: int, *cells: int) -> int:
         lowered = lowered_elements(n, groups * channels, cells, axes, problem.padding_mode)
-        return (lowered + (2 if request.conjugate else 1) * n * math.prod(cells) * groups * k) * item
+        summed = n * math.prod(cells)
+        pieces = groups * _piece_elements(summed, k, channels * taps)
+        return (lowered + pieces + (2 if request.conjugate else 1) * summed * groups * k) * item
 
     share = (g, c)
     if g >= threads:

@@ -207,8 +207,9 @@ def read(path: Path) -> Record:
 
 
 def all_records(folder: Path = RESULTS) -> dict[str, Record]:
-    """The records of a folder, by the names of their files."""
-    return {path.stem: read(path) for path in sorted(folder.glob("*.json"))}
+    """The records of a folder, by the names of their files; that of most rows first."""
+    found = {path.stem: read(path) for path in sorted(folder.glob("*.json"))}
+    return dict(sorted(found.items(), key=lambda item: -len(item[1].rows)))
 
 
 def _row(content: Any, where: str) -> Row:

@@ -431,6 +431,10 @@ def test_a_record_comes_back(tmp_path):
     made = made_record()
     made.write(tmp_path / "one.json")
     assert record.all_records(tmp_path) == {"one": made}
+    other = made_record()
+    other.rows.clear()
+    other.write(tmp_path / "empty.json")
+    assert list(record.all_records(tmp_path)) == ["one", "empty"]
 
 
 @pytest.mark.parametrize(

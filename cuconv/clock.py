@@ -103,6 +103,7 @@ class GpuClock:
     def once(self, call: Call) -> float:
         """The seconds between two events around the call, with nothing of its operands in the L2 cache."""
         start, end = self.namespace.cuda.Event(), self.namespace.cuda.Event()
+        self.stream.use()  # CuPy's copies to the host may leave another one current
         self._flushed.fill(0)
         start.record(self.stream)
         result = call()
@@ -127,6 +128,7 @@ class GpuClock:
 
     def replayed(self, call: Call) -> float | None:
         """The median seconds of the call replayed from a CUDA graph; it has run on this stream before."""
+        self.stream.use()
         self.stream.begin_capture()
         try:
             result = call()  # kept until the last replay, since each writes there

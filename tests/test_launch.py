@@ -112,6 +112,13 @@ def test_workspace_comes_from_the_pool_and_null_pointers_where_nothing_is(cupy):
     assert int(main[4][2]) == 0
 
 
+def test_a_workspace_of_nothing_but_empty_arrays(cupy):
+    """A sum over no channels, of an x that has to be padded first."""
+    cuconv.conv(Array((2, 0, 9)), Array((6, 0, 3)), padding=2, padding_mode="reflect")
+    assert cupy.allocated == []
+    assert int(cupy.launched[-1][4][0]) == 0
+
+
 def test_several_arrays_share_the_workspace(cupy, monkeypatch):
     """A padded x and the parts of a sum, each at its own offset."""
     monkeypatch.setattr(work, "PART", 1)

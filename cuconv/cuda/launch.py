@@ -34,16 +34,17 @@ def run(request: Request, schedule: Schedule, operands: Mapping[str, Array], bia
             _prepared.clear()
         found = _prepared[key] = (schedule, _prepare(request, schedule, arrays, device))
     _check(arrays, device)
-    workspace: Any = None
+    start = 0  # where all arrays of the workspace are empty
     if schedule.workspace_bytes:
         workspace = cupy.cuda.alloc(schedule.workspace_bytes)
+        start = workspace.ptr
         if cupy.cuda.get_current_stream().is_capturing():
             _captured.append(workspace)
     for function, grid, block, operands_of_launch, params, shared_bytes in found[1]:
         pointers = [
             _NULL if operand is None
             else arrays[operand] if isinstance(operand, str)
-            else np.uintp(workspace.ptr + operand.offset)
+            else np.uintp(start + operand.offset)
             for operand in operands_of_launch
         ]  # fmt: skip
         function(grid, block, (*pointers, params), shared_mem=shared_bytes)

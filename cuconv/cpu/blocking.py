@@ -97,6 +97,11 @@ def fit(
     return tuple(tile)
 
 
+def while_long(cost: Callable[..., int], axes: Sequence[int], least: int) -> Callable[..., int]:
+    """The cost of tiles that have more than so many cells along these axes together; nothing for others."""
+    return lambda *tile: cost(*tile) if math.prod(tile[axis] for axis in axes) > least else 0
+
+
 def workers(request: Request, processor: Processor) -> int:
     """How many threads are worth their start, which takes as long as this many bytes and operations."""
     problem = request.problem

@@ -17,7 +17,7 @@ import numpy as np
 from ..problem import Request
 from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
-from .blocking import ALL, WORKSPACE, Launch, Scratch, blocks, fit, lengths, tap_cells, workers
+from .blocking import ALL, WORKSPACE, Launch, Scratch, blocks, fit, lengths, tap_cells, while_long, workers
 from .gemm import product_time
 from .im2col import FEW, few_cells, taken_by_one
 from .lowering import arranged, by_group, for_blas
@@ -45,8 +45,7 @@ def dgrad(request: Request, launch: Launch, dy: np.ndarray, w: np.ndarray, resul
             columns = scratch("columns", (g, count * len(taps), grad.shape[-1]), dtype)
             np.matmul(matrices, grad, out=columns)
             by_tap = columns.reshape(g, count, len(taps), images, *lengths(cells))
-            by_tap = by_tap.transpose(2, 3, 0, 1, 4, 5, 6)
-            for made, tap in zip(by_tap, taps, strict=True):
+            for made, tap in zip(by_tap.transpose(2, 3, 0, 1, 4, 5, 6), taps, strict=True):
                 padded[(ALL, ALL, ALL, *tap_cells(problem, tap, cells))] += made
         inputs = slice(groups.start * c + channels.start, (groups.stop - 1) * c + channels.stop)
         dx = fold(padded.reshape(images, g * count, *problem.padded), problem)
@@ -75,17 +74,15 @@ def _plan(request: Request, processor: Processor) -> Schedule:
     def columns(n: int, g: int, c: int, *cells: int) -> int:
         return n * math.prod(cells) * g * c * taps * item + gradient(n, g, c, *cells)
 
-    # Fewer cells first, as long as there are enough of them; fewer channels where that leaves too little;
-    # part of a group's channels only with one group at a time.
-    def while_long(n: int, g: int, c: int, *cells: int) -> int:
-        return columns(n, g, c, *cells) if n * math.prod(cells) > FEW // 2 else 0
-
     few = few_cells(problem, threads)
     channels = taken_by_one(problem.groups, c, threads) if few else (problem.groups, c)
     extents = (problem.n, *channels, *problem.output)
     tile = fit(extents, padded, threads, order=(0, 1, 2), share=0.75, parts=1 if few else threads)
+    # Fewer cells first, as long as there are enough of them; fewer channels where that leaves too little;
+    # part of a group's channels only with one group at a time.
     cells_first = (0, 3, 4, 5)
-    tile = fit(tile, while_long, threads, order=cells_first, share=0.25, parts=1)
+    long = while_long(columns, cells_first, FEW // 2)
+    tile = fit(tile, long, threads, order=cells_first, share=0.25, parts=1)
     tile = fit(tile, gradient, threads, order=(*cells_first, 1), share=0.25, parts=1)
     tile = fit(tile, columns, threads, order=(1, 2, *cells_first), share=0.25, parts=1)
     filters = 3 * math.prod(problem.w_shape()) * item

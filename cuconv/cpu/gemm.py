@@ -23,7 +23,7 @@ import numpy as np
 from ..problem import Request
 from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
-from .blocking import ALL, WORKSPACE, Launch, Scratch, blocks, fit, lengths, workers
+from .blocking import ALL, WORKSPACE, Launch, Scratch, blocks, fit, lengths, while_long, workers
 from .lowering import (
     Axes,
     Phase,
@@ -192,13 +192,10 @@ def wgrad(request: Request, launch: Launch, x: np.ndarray, dy: np.ndarray, resul
             grad = for_blas(grad.astype(dtype, copy=False))
             if request.conjugate:
                 grad = grad.conj()
-            if total is None:
-                total = np.empty((g, k, rows.shape[2]), dtype)
-                _multiply(grad, rows, total, scratch)
-            else:
-                product = scratch("product", total.shape, dtype)
-                _multiply(grad, rows, product, scratch)
-                np.add(total, product, out=total)
+            shape = (g, k, rows.shape[2])
+            product = np.empty(shape, dtype) if total is None else scratch("product", shape, dtype)
+            _multiply(grad, rows, product, scratch)
+            total = product if total is None else np.add(total, product, out=total)
         if total is not None:
             sums[place][first] = total.conj() if request.conjugate else total
 
@@ -343,11 +340,9 @@ def plan_wgrad(request: Request, processor: Processor) -> Schedule:
     section = -(-max(problem.n, 1) // sections)
 
     # Fewer cells first, as long as there are enough of them; then fewer channels.
-    def while_long(groups: int, channels: int, n: int, *cells: int) -> int:
-        return block(groups, channels, n, *cells) if n * math.prod(cells) > 1024 else 0
-
     extents = (*share, min(images, section), *problem.output)
-    tile = fit(extents, while_long, threads, order=(0, 3, 4, 5), share=0.5, parts=1)
+    long = while_long(block, (2, 3, 4, 5), 1024)
+    tile = fit(extents, long, threads, order=(0, 3, 4, 5), share=0.5, parts=1)
     tile = fit(tile, block, threads, share=0.5, parts=1)
     parts = -(-g // tile[0]) * -(-c // tile[1]) * sections
     products = tile[0] * k * taps * tile[1] * item

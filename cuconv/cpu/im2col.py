@@ -17,7 +17,7 @@ import numpy as np
 from ..problem import ConvProblem, Request
 from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
-from .blocking import ALL, Launch, Scratch, blocks, fit, lengths, workers
+from .blocking import ALL, Launch, Scratch, blocks, fit, lengths, while_long, workers
 from .gemm import product_time
 from .lowering import arranged, by_group, for_blas, lower_columns, lowered_elements, windows_of
 from .result import Result, accumulator, finishing_blocks
@@ -127,11 +127,9 @@ def _plan(request: Request, processor: Processor) -> Schedule:
     parts = 1 if by_channels else threads
 
     # Fewer cells first, as long as there are enough of them; fewer channels where that leaves too little.
-    def while_long(n: int, g: int, k: int, *cells: int) -> int:
-        return block(n, g, k, *cells) if n * math.prod(cells) > FEW // 2 else 0
-
     extents, cells_first = (problem.n, *channels, *problem.output), (0, 3, 4, 5)
-    tile = fit(extents, while_long, threads, order=cells_first, share=0.5, parts=parts)
+    long = while_long(block, cells_first, FEW // 2)
+    tile = fit(extents, long, threads, order=cells_first, share=0.5, parts=parts)
     tile = fit(tile, lowered, threads, order=(*cells_first, 1), share=0.5, parts=1)
     tile = fit(tile, block, threads, order=(2, 1, *cells_first), share=0.75, parts=1)
     filters = math.prod(problem.w_shape()) * item if request.op == "fprop" else 0

@@ -26,7 +26,7 @@ from ..problem import Request
 from ..processor import Processor
 from ..table import Algorithm
 from . import gemm
-from .blocking import Launch, Scratch, fit, lengths
+from .blocking import Launch, Scratch, fit, lengths, while_long
 from .lowering import Axes, Rows, rows_elements, windows_and_columns
 from .result import Result, accumulator
 
@@ -101,11 +101,7 @@ def _elements(n: int, c: int, columns: int, counts: Sequence[int], axes: Axes, m
 
 def _shape(extents: Sequence[int], cost: gemm.Cost, threads: int) -> tuple[int, ...]:
     """As few images and planes as make long products, then fewer rows; then fewer of all."""
-
-    def while_long(n: int, *cells: int) -> int:
-        return cost(n, *cells) if n * cells[0] * cells[-1] > COLUMNS else 0
-
-    tile = fit(extents, while_long, threads, order=(0, 1), share=SHARE, parts=1)
+    tile = fit(extents, while_long(cost, (0, 1, 3), COLUMNS), threads, order=(0, 1), share=SHARE, parts=1)
     return fit(tile, cost, threads, order=(2, 1, 0, 3), share=SHARE)
 
 

@@ -30,7 +30,7 @@ from ..dtypes import DTYPES
 from ..problem import Request
 from ..processor import Processor, spread
 from ..table import Algorithm
-from . import depthwise
+from . import depthwise, gemm
 from .blocking import ALL, Launch, Scratch, blocks
 from .lowering import Axes, Axis, Rows, rows_elements, windows_and_columns, windows_of
 from .result import Result, accumulator
@@ -38,7 +38,7 @@ from .result import Result, accumulator
 TILE = 4
 """Output rows of a tile. More are more zeros to multiply; OpenBLAS multiplies four rows at a time."""
 
-SMALL = 800_000, 1_200
+SMALL = gemm.SMALL, 1_200
 """Multiplications of one product, in wgrad also its elements, up to which OpenBLAS copies no operand."""
 
 SHARE = 0.375

@@ -28,7 +28,7 @@ from numpy.lib.stride_tricks import as_strided
 from ..problem import ConvProblem, Request
 from ..processor import spread
 from .blocking import Scratch, blocks, lengths
-from .padding import CHANNELS_FIRST, CHANNELS_LAST, gather
+from .padding import CHANNELS_FIRST, CHANNELS_LAST, fill, gather, room
 
 
 @dataclass(frozen=True)
@@ -41,19 +41,62 @@ class Axis:
     taps: int
     cells: int
 
+    def apart(self, count: int) -> int:
+        """How far apart the taps of a block of so many output cells lie in what `gather_windows` gives.
+
+        As in the array; but where less than half of the cells between the first and the last are seen, just
+        so far that what each tap sees, one tap after the other, does not overlap.
+        """
+        far = count * self.stride
+        return far if self.taps > 1 and self.step > 2 * far else self.step
+
+    def within(self, count: int) -> Axis:
+        """How the windows of a block of so many output cells lie there."""
+        return Axis(0, self.stride, self.apart(count), self.taps, count)
+
     def read(self, count: int) -> int:
-        """How many cells a block of so many output cells spans; none where there is nothing."""
-        return max((count - 1) * self.stride + (self.taps - 1) * self.step + 1, 0)
+        """How many cells are there; none where there is nothing."""
+        return max((count - 1) * self.stride + (self.taps - 1) * self.apart(count) + 1, 0)
 
 
 Axes = tuple[Axis, Axis, Axis]
 
 
-def spanned(axes: Axes, cells: Sequence[slice]) -> tuple[list[int], list[int]]:
-    """The cells that the windows of a block of output cells span: per axis the first, and how many."""
-    parts = list(zip(axes, cells, strict=True))
-    lows = [axis.start + part.start * axis.stride for axis, part in parts]
-    return lows, [axis.read(part.stop - part.start) for axis, part in parts]
+def within(axes: Axes, counts: Sequence[int]) -> Axes:
+    """How the windows of a block of so many output cells lie in what `gather_windows` gives."""
+    depth, height, width = map(Axis.within, axes, counts)
+    return depth, height, width
+
+
+def gather_windows(
+    a: np.ndarray,
+    axes: Axes,
+    cells: Sequence[slice],
+    mode: str,
+    dtype: np.dtype,
+    scratch: Scratch,
+    order: Sequence[int],
+) -> tuple[np.ndarray, Axes]:
+    """The cells that the windows of a block see, as `gather` gives them, and how the windows lie there."""
+    there = within(axes, lengths(cells))
+    lows = [axis.start + part.start * axis.stride for axis, part in zip(axes, cells, strict=True)]
+    counts = [axis.read(axis.cells) for axis in there]
+    if all(axis.step == found.step for axis, found in zip(axes, there, strict=True)):
+        return gather(a, lows, counts, mode, dtype, scratch, order), there
+    padded = room((*a.shape[:2], *counts), dtype, scratch, order)
+    for pieces in itertools.product(*map(_pieces, axes, there)):
+        first, target = zip(*pieces, strict=True)
+        seen = [low + more for low, more in zip(lows, first, strict=True)]
+        fill(padded[(slice(None), slice(None), *target)], a, seen, mode)
+    return padded, there
+
+
+def _pieces(axis: Axis, there: Axis) -> list[tuple[int, slice]]:
+    """What is copied at once along an axis: from which cell on, and to where."""
+    if axis.step == there.step:
+        return [(0, slice(None))]
+    seen = (there.cells - 1) * there.stride + 1
+    return [(t * axis.step, slice(t * there.step, t * there.step + seen)) for t in range(axis.taps)]
 
 
 def windows_of(problem: ConvProblem) -> Axes:
@@ -141,38 +184,36 @@ def lower(
     `a`; then, and where they come last, the matrices are views of `a` if its memory allows.
     """
     n, c = a.shape[:2]
-    counts, (lows, spans) = lengths(cells), spanned(axes, cells)
-    taps, pixels = math.prod(axis.taps for axis in axes), math.prod(counts)
+    counts, taps = lengths(cells), math.prod(axis.taps for axis in axes)
+    pixels = math.prod(counts)
     if taps == 0:
         return np.empty((1, groups, n * pixels, 0), dtype), False
+    lows = [axis.start + part.start * axis.stride for axis, part in zip(axes, cells, strict=True)]
+    highs = [low + (count - 1) * axis.stride + 1 for low, axis, count in zip(lows, axes, counts, strict=True)]
     inside = all(
-        low >= 0 and low + span <= extent for low, span, extent in zip(lows, spans, a.shape[2:], strict=True)
+        low >= 0 and high <= extent for low, high, extent in zip(lows, highs, a.shape[2:], strict=True)
     )
     if taps == 1 and inside:
-        read = (
-            slice(low, low + span, axis.stride) for low, span, axis in zip(lows, spans, axes, strict=True)
-        )
+        read = (slice(low, high, axis.stride) for low, high, axis in zip(lows, highs, axes, strict=True))
         x = a[(slice(None), slice(None), *read)].astype(dtype, copy=False)
         if x.strides[1] == x.itemsize and c > 1:
             rows = x.transpose(0, 2, 3, 4, 1).reshape(1, n * pixels, groups, c // groups).swapaxes(1, 2)
             return for_blas(rows), False
         return for_blas(x.reshape(n, groups, c // groups, pixels).swapaxes(2, 3)), True
-    padded = gather(a, lows, spans, mode, dtype, scratch, CHANNELS_LAST)
-    by_group = _windows(padded, axes, counts).reshape(
-        n, groups, c // groups, *counts, *(axis.taps for axis in axes)
-    )
+    padded, there = gather_windows(a, axes, cells, mode, dtype, scratch, CHANNELS_LAST)
+    by_group = _windows(padded, there).reshape(n, groups, c // groups, *counts, *(axis.taps for axis in axes))
     windows = by_group.transpose(1, 0, 3, 4, 5, 6, 7, 8, 2)
     rows = scratch("rows", windows.shape, dtype)
     rows[...] = windows
     return rows.reshape(1, groups, n * pixels, taps * (c // groups)), False
 
 
-def _windows(padded: np.ndarray, axes: Axes, counts: Sequence[int]) -> np.ndarray:
-    """A view of what the windows of so many output cells have: (N, C, D, H, W, T, R, S)."""
+def _windows(padded: np.ndarray, axes: Axes) -> np.ndarray:
+    """A view of what the windows have: (N, C, D, H, W, T, R, S)."""
     along = list(zip(padded.strides[2:], axes, strict=True))
     return as_strided(
         padded,
-        (*padded.shape[:2], *counts, *(axis.taps for axis in axes)),
+        (*padded.shape[:2], *(axis.cells for axis in axes), *(axis.taps for axis in axes)),
         (
             *padded.strides[:2],
             *(stride * axis.stride for stride, axis in along),
@@ -200,12 +241,11 @@ def lower_columns(
     scratch: Scratch,
 ) -> np.ndarray:
     """The windows of a block as matrices (groups, C/groups taps, images cells), in `lowered_elements`."""
-    counts = lengths(cells)
-    padded = gather(a, *spanned(axes, cells), mode, dtype, scratch, CHANNELS_FIRST)
-    windows = _windows(padded, axes, counts).transpose(1, 5, 6, 7, 0, 2, 3, 4)
+    padded, there = gather_windows(a, axes, cells, mode, dtype, scratch, CHANNELS_FIRST)
+    windows = _windows(padded, there).transpose(1, 5, 6, 7, 0, 2, 3, 4)
     columns = scratch("lowered", windows.shape, dtype)
     columns[...] = windows
-    return columns.reshape(groups, math.prod(columns.shape[:4]) // groups, len(a) * math.prod(counts))
+    return columns.reshape(groups, math.prod(columns.shape[:4]) // groups, len(a) * math.prod(lengths(cells)))
 
 
 def by_group(a: np.ndarray, groups: int, taken: slice, channels: slice, dtype: np.dtype) -> np.ndarray:
@@ -228,24 +268,23 @@ class Rows:
         a: np.ndarray,
         axes: Axes,
         cells: Sequence[slice],
-        rows: int,
         groups: int,
         mode: str,
         dtype: np.dtype,
         scratch: Scratch,
     ) -> None:
-        images, (planes, _, width), self.axes = a.shape[0], lengths(cells), axes
-        lows, spans = spanned(axes, cells)
-        spans[1] = rows
-        padded = gather(a, lows, spans, mode, dtype, scratch, CHANNELS_FIRST)
-        by_group = padded.reshape(images, groups, a.shape[1] // groups, *spans)
+        images, (planes, _, width) = a.shape[0], lengths(cells)
+        padded, self.axes = gather_windows(a, axes, cells, mode, dtype, scratch, CHANNELS_FIRST)
+        by_group = padded.reshape(images, groups, a.shape[1] // groups, *padded.shape[2:])
         image, group, channel, plane, row, item = by_group.strides
-        shape = (groups, rows, axes[2].taps, by_group.shape[2], images, spans[0], width)
-        strides = (group, row, item * axes[2].step, channel, image, plane, item * axes[2].stride)
+        _, _, _, read, rows, _ = by_group.shape
+        across = self.axes[2]
+        shape = (groups, rows, across.taps, by_group.shape[2], images, read, width)
+        strides = (group, row, item * across.step, channel, image, plane, item * across.stride)
         self.memory = scratch("lowered", shape, dtype)
         self.memory[...] = as_strided(by_group, shape, strides, writeable=False)
         # Along N and D: how many matrices, and how many of them are in the columns of one.
-        self.inside = (images, 1) if spans[0] == 1 else (1, planes if axes[0].stride == 1 else 1)
+        self.inside = (images, 1) if read == 1 else (1, planes if axes[0].stride == 1 else 1)
         self.outside = (images // max(self.inside[0], 1), planes // max(self.inside[1], 1))
         self.columns = math.prod(self.inside) * width
 
@@ -275,12 +314,11 @@ class Rows:
         return ordered.reshape(images, *middle, planes, *ordered.shape[-2:])
 
 
-def rows_elements(n: int, counts: Sequence[int], axes: Axes, rows: int, mode: str) -> int:
+def rows_elements(n: int, counts: Sequence[int], axes: Axes, mode: str) -> int:
     """Scratch elements per channel that `Rows` needs at the most."""
-    depth, _, width = axes
-    planes = n * depth.read(counts[0]) * rows
-    padded = (1 if mode == "zeros" else 2) * width.read(counts[2])
-    return planes * (padded + width.taps * counts[2])
+    planes, rows, read = (axis.read(count) for axis, count in zip(axes, counts, strict=True))
+    padded = (1 if mode == "zeros" else 2) * read
+    return n * planes * rows * (padded + axes[2].taps * counts[2])
 
 
 def filter_rows(problem: ConvProblem, w: np.ndarray, dtype: np.dtype, threads: int) -> np.ndarray:

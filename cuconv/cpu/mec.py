@@ -67,7 +67,7 @@ def by_rows(
         gemm.store_by_place(nothing, places, result)
         return
     (_, height, _), (_, count, _), parts = axes, lengths(cells), _parts(axes)
-    rows = Rows(a, axes, cells, height.read(count), groups, mode, filters.dtype, scratch)
+    rows = Rows(a, axes, cells, groups, mode, filters.dtype, scratch)
     total = scratch("product", (groups, *rows.outside, count, columns, rows.columns), filters.dtype)
     more = scratch("more", total.shape, total.dtype) if len(parts) > 1 else total
     size = terms // len(parts)
@@ -96,7 +96,7 @@ def _applies(request: Request, processor: Processor) -> str | None:
 def _elements(n: int, c: int, columns: int, counts: Sequence[int], axes: Axes, mode: str, groups: int) -> int:
     """Scratch elements that `by_rows` needs at the most, its products included."""
     products = columns * n * math.prod(counts) * min(2, max(1, len(_parts(axes))))
-    return c * rows_elements(n, counts, axes, axes[1].read(counts[1]), mode) + products
+    return c * rows_elements(n, counts, axes, mode) + products
 
 
 def _shape(extents: Sequence[int], cost: gemm.Cost, threads: int) -> tuple[int, ...]:
@@ -117,7 +117,7 @@ def _estimate(request: Request, processor: Processor) -> float:
         counts, parts = [axis.cells for axis in axes], max(len(_parts(axes)), 1)
         cells = math.prod(counts)
         terms = math.prod(axis.taps for axis in axes) * channels // problem.groups
-        lowered = channels * rows_elements(problem.n, counts, axes, axes[1].read(counts[1]), "zeros")
+        lowered = channels * rows_elements(problem.n, counts, axes, "zeros")
         stored = problem.n * cells * columns
         seconds += (lowered * (1 if axes[2].stride == 1 else 2) + stored * (3 * parts - 1)) * item * 3e-11
         seconds += (lowered + stored) / max(counts[2], 1) * 6e-9

@@ -47,26 +47,42 @@ def gather(
     `a` and the result are indexed (N, C, D, H, W). The result's memory has the axes in the given order; where
     nothing has to be padded or converted, and the last of that order is last in `a` too, it is a view of it.
     """
+    a, lows = _seen(a, lows, counts, mode)
     highs = [low + count for low, count in zip(lows, counts, strict=True)]
-    if mode != "zeros" and (
-        min(lows) < 0 or any(high > extent for high, extent in zip(highs, a.shape[2:], strict=True))
-    ):
-        each = zip(lows, highs, a.shape[2:], strict=True)
-        cells = (source(mode, np.arange(low, high), extent) for low, high, extent in each)
-        a = a[(slice(None), slice(None), *np.ix_(*cells))]
-        lows, highs = [0, 0, 0], list(counts)
     cells_of_a = tuple(slice(max(low, 0), max(high, 0)) for low, high in zip(lows, highs, strict=True))
     inside = a[(slice(None), slice(None), *cells_of_a)]
     whole = inside.shape[2:] == tuple(counts)
     if whole and a.dtype == dtype and inside.strides[order[-1]] == a.itemsize:
         return inside
-    shape = (*a.shape[:2], *counts)
-    padded = scratch("padded", [shape[axis] for axis in order], dtype).transpose(np.argsort(order))
-    _fill(padded, a, lows)
+    padded = room((*a.shape[:2], *counts), dtype, scratch, order)
+    _copy(padded, a, lows)
     return padded
 
 
-def _fill(target: np.ndarray, a: np.ndarray, lows: Sequence[int]) -> None:
+def room(
+    shape: Sequence[int], dtype: np.dtype, scratch: Callable[..., np.ndarray], order: Sequence[int]
+) -> np.ndarray:
+    """An uninitialised array (N, C, D, H, W) whose memory has the axes in the given order."""
+    return scratch("padded", [shape[axis] for axis in order], dtype).transpose(np.argsort(order))
+
+
+def fill(target: np.ndarray, a: np.ndarray, lows: Sequence[int], mode: str) -> None:
+    """Set all of `target` to what is seen of `a` from the cells `lows` on, per spatial axis."""
+    _copy(target, *_seen(a, lows, target.shape[2:], mode))
+
+
+def _seen(
+    a: np.ndarray, lows: Sequence[int], counts: Sequence[int], mode: str
+) -> tuple[np.ndarray, Sequence[int]]:
+    """An array and the place in it from where on the cells of `a` are seen; zeros outside of it."""
+    each = list(zip(lows, counts, a.shape[2:], strict=True))
+    if mode == "zeros" or all(low >= 0 and low + count <= extent for low, count, extent in each):
+        return a, lows
+    cells = (source(mode, np.arange(low, low + count), extent) for low, count, extent in each)
+    return a[(slice(None), slice(None), *np.ix_(*cells))], [0, 0, 0]
+
+
+def _copy(target: np.ndarray, a: np.ndarray, lows: Sequence[int]) -> None:
     """Set all of `target` to the cells of `a` from `lows` on, per spatial axis; to zero outside of it."""
     source: list[Any] = [slice(None), slice(None)]
     there: list[Any] = [slice(None), slice(None)]

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from .blocking import Scratch, lengths
-from .lowering import Axes, Axis, spanned
-from .padding import IMAGES_INSIDE, gather
+from .lowering import Axes, Axis, gather_windows, within
+from .padding import IMAGES_INSIDE
 
 
 class Runs:
@@ -29,17 +29,18 @@ class Runs:
     def __init__(
         self, a: np.ndarray, axes: Axes, cells: Sequence[slice], mode: str, dtype: np.dtype, scratch: Scratch
     ) -> None:
-        self.axes, self.counts, self.images = axes, lengths(cells), a.shape[0]
-        self.extents = [extent(axis, count) for axis, count in zip(axes, self.counts, strict=True)]
+        self.counts, self.images = lengths(cells), a.shape[0]
+        self.axes = within(axes, self.counts)
+        self.extents = list(map(extent, self.axes))
         depth, height, width = self.counts
         self.row = self.images * self.extents[2]
         self.length = ((depth - 1) * self.extents[1] + height) * self.row - self.extents[2] + width
         self.phases: dict[tuple[int, ...], np.ndarray] = {}
         if not all(axis.taps for axis in axes):
             return
-        padded = gather(a, *spanned(axes, cells), mode, dtype, scratch, IMAGES_INSIDE)
-        for phase in used_phases(axes):
-            image = phase_cells(padded, phase, axes, self.extents, scratch)
+        padded, _ = gather_windows(a, axes, cells, mode, dtype, scratch, IMAGES_INSIDE)
+        for phase in used_phases(self.axes):
+            image = phase_cells(padded, phase, self.axes, self.extents, scratch)
             ordered = image.transpose(IMAGES_INSIDE)
             self.phases[phase] = ordered.reshape(a.shape[1], math.prod(ordered.shape[1:]))
 
@@ -69,15 +70,20 @@ class Runs:
         return np.moveaxis(images[..., :height, :, :width], -2, 0)
 
 
-def extent(axis: Axis, count: int) -> int:
-    """How many cells of one phase a block of so many output cells reads along an axis."""
-    return count + max(axis.taps - 1, 0) * axis.step // axis.stride
+def extent(axis: Axis) -> int:
+    """How many cells of one phase a block's windows read along an axis."""
+    return axis.cells + max(axis.taps - 1, 0) * axis.step // axis.stride
 
 
 def used_phases(axes: Axes) -> list[tuple[int, ...]]:
     """The residues of the stride that taps fall on."""
     each = (sorted({t * axis.step % axis.stride for t in range(axis.taps)}) for axis in axes)
     return list(itertools.product(*each))
+
+
+def phase_count(axis: Axis) -> int:
+    """How many residues of the stride taps fall on."""
+    return min(axis.taps, axis.stride // math.gcd(axis.stride, axis.step))
 
 
 def phase_cells(
@@ -104,7 +110,9 @@ def phase_cells(
 
 def run_elements(n: int, c: int, counts: Sequence[int], axes: Axes, mode: str) -> tuple[int, int]:
     """Scratch elements that `Runs` needs at the most, and cells of memory around a channel's output cells."""
-    extents = [extent(axis, count) for axis, count in zip(axes, counts, strict=True)]
-    padded = math.prod(axis.read(count) for axis, count in zip(axes, counts, strict=True))
-    copies = (2 if mode == "zeros" else 3) * padded + len(used_phases(axes)) * math.prod(extents)
+    there = within(axes, counts)
+    extents = list(map(extent, there))
+    padded = math.prod(axis.read(axis.cells) for axis in there)
+    phases = math.prod(map(phase_count, there))
+    copies = (2 if mode == "zeros" else 3) * padded + phases * math.prod(extents)
     return n * c * copies, n * counts[0] * extents[1] * extents[2]

@@ -64,8 +64,13 @@ class Tiles(Rows):
         self.tile, self.seen_rows = tiling(axes[1])
         self.rows = cells[1].stop - cells[1].start
         self.count = -(-self.rows // self.tile)
-        rows = axes[1].read(self.count * self.tile)  # the last may be of no output
-        super().__init__(a, axes, cells, rows, a.shape[1], mode, dtype, scratch)
+        first = cells[1].start
+        whole = (
+            cells[0],
+            slice(first, first + self.count * self.tile),
+            cells[2],
+        )  # the last may be of no output
+        super().__init__(a, axes, whole, a.shape[1], mode, dtype, scratch)
         self.shape = (*self.outside, self.count, self.tile, self.columns)
 
     def seen_by(self, t: int) -> np.ndarray:
@@ -207,14 +212,19 @@ def _applies(request: Request, processor: Processor) -> str | None:
         return "it needs real numbers, for BLAS"
     if request.problem.volumetric.output[1] == 1:
         return "there is one row of cells along H: no matrix"
-    return depthwise.applies(request, processor)
+    if reason := depthwise.applies(request, processor):
+        return reason
+    heights = [axes[1] for axes, _ in windows_and_columns(request)]
+    if any(height.apart(tiling(height)[0]) != height.step for height in heights):
+        return "taps along H are so far apart that a matrix would hold little but zeros"
+    return None
 
 
 def _elements(op: str, c: int, n: int, counts: Sequence[int], axes: Axes, mode: str, multiplier: int) -> int:
     _, height, width = axes
     tile, seen = tiling(height)
     count = -(-counts[1] // max(tile, 1))
-    lowered = rows_elements(n, counts, axes, height.read(count * tile), mode)
+    lowered = rows_elements(n, (counts[0], count * tile, counts[2]), axes, mode)
     made = counts[0] * count * tile * n * counts[2]
     if op == "wgrad":
         own = lowered + multiplier * (made + (counts[0] * count + 1) * tile * seen * width.taps)

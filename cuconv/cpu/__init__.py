@@ -13,7 +13,7 @@ from . import bias, col2im, depthwise, fft, gemm, im2col, mec, toeplitz
 from .blocking import keep_freed_memory
 from .result import Result
 
-_FAMILIES = (toeplitz, depthwise, fft, mec, im2col, col2im, gemm)
+_FAMILIES = (toeplitz, depthwise, fft, mec, im2col, gemm, col2im)
 
 TABLE: Table = {
     op: tuple(family.ENTRIES[op] for family in _FAMILIES if op in family.ENTRIES)

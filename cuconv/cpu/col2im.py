@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from ..problem import Request
+from ..problem import ConvProblem, Request
 from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
 from .blocking import ALL, WORKSPACE, Launch, Scratch, blocks, fit, lengths, tap_cells, while_long, workers
@@ -33,6 +34,11 @@ def dgrad(request: Request, launch: Launch, dy: np.ndarray, w: np.ndarray, resul
     taps = list(itertools.product(*map(range, problem.filter)))
     filters = arranged(w, 0, dtype, launch.threads).reshape(problem.groups, k, c * len(taps))
     filters = filters.conj() if request.conjugate else filters
+    # Per input channel and tap, whether zeros around dy would give NaN.
+    spoiling = (
+        None if np.isfinite(filters).all() else ~np.isfinite(filters).all(axis=1).reshape(-1, len(taps))
+    )
+    zeros = problem.padding_mode == "zeros"
 
     def block(n: slice, groups: slice, channels: slice) -> None:
         images, g, count = lengths((n, groups, channels))
@@ -48,10 +54,34 @@ def dgrad(request: Request, launch: Launch, dy: np.ndarray, w: np.ndarray, resul
             for made, tap in zip(by_tap.transpose(2, 3, 0, 1, 4, 5, 6), taps, strict=True):
                 padded[(ALL, ALL, ALL, *tap_cells(problem, tap, cells))] += made
         inputs = slice(groups.start * c + channels.start, (groups.stop - 1) * c + channels.stop)
-        dx = fold(padded.reshape(images, g * count, *problem.padded), problem)
+        dx = padded.reshape(images, g * count, *problem.padded)
+        if spoiling is not None and not zeros:
+            _spoil(dx, problem, [0, 0, 0], spoiling[inputs])
+        dx = fold(dx, problem)
+        if spoiling is not None and zeros:
+            _spoil(dx, problem, [before for before, _ in problem.padding], spoiling[inputs])
         result.store((n, inputs, ALL, ALL, ALL), dx)
 
     spread(block, blocks((problem.n, problem.groups, c), launch.tile[:3]), launch.threads)
+
+
+def _spoil(dx: np.ndarray, problem: ConvProblem, befores: Sequence[int], spoiling: np.ndarray) -> None:
+    """Make NaN of the cells where a tap that is not finite meets a zero outside of dy.
+
+    Other algorithms multiply these zeros; `befores` cells of padding come before dx's first.
+    """
+    taps = itertools.product(*map(range, problem.filter))
+    for tap, channels in zip(taps, spoiling.T, strict=True):
+        if channels.any():
+            outside = np.zeros(dx.shape[2:], bool)
+            met = np.ones(dx.shape[2:], bool)
+            for axis, (before, t) in enumerate(zip(befores, tap, strict=True)):
+                reach = np.arange(dx.shape[2 + axis]) + before - t * problem.dilation[axis]
+                cell, rest = np.divmod(reach, problem.stride[axis])
+                shape = [-1 if other == axis else 1 for other in range(3)]
+                met &= (rest == 0).reshape(shape)
+                outside |= ((cell < 0) | (cell >= problem.output[axis])).reshape(shape)
+            dx[:, channels] = np.where(met & outside, np.nan, dx[:, channels])
 
 
 def _applies(request: Request, processor: Processor) -> None:

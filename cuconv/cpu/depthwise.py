@@ -24,7 +24,17 @@ from ..problem import Request
 from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
 from .blocking import ALL, Launch, Scratch, blocks, fit, lengths, workers
-from .lowering import Axes, every, most_cells, phases_of, windows_and_columns, windows_of
+from .gemm import finish_unmet
+from .lowering import (
+    Axes,
+    every,
+    most_cells,
+    phases_of,
+    too_many_residues,
+    unmet,
+    windows_and_columns,
+    windows_of,
+)
 from .padding import fold, fold_elements
 from .result import Result, accumulator, finishing_blocks
 from .runs import Runs, run_elements
@@ -147,6 +157,8 @@ def dgrad(
     def folded(channels: slice, n: slice) -> None:
         """The gradient of the padded input, folded onto the input."""
         padded = scratch("gradient", (*lengths((n, channels)), *problem.padded), dtype)
+        if unmet(problem):
+            padded[...] = 0
         for index, (axes, _, _) in enumerate(phases):
             for part in blocks([axis.cells for axis in axes], launch.tile[2:]):
                 block(index, Result(padded), channels, (ALL, ALL), n, *part)
@@ -160,6 +172,7 @@ def dgrad(
                 (problem.c, problem.n, *(axis.cells for axis in axes)), launch.tile
             )
         )
+        finish_unmet(problem, result, launch.threads)
         spread(block, parts, launch.threads)
     else:
         spread(folded, blocks((problem.c, problem.n), launch.tile[:2]), launch.threads)
@@ -209,7 +222,7 @@ def _dot(runs: Runs, tap: Sequence[int], grad: np.ndarray, conjugate: bool, scra
 def applies(request: Request, processor: Processor) -> str | None:
     problem = request.problem
     if problem.c == problem.groups:
-        return None
+        return too_many_residues(request)
     return f"it needs groups == C, and groups is {problem.groups}, C {problem.c}"
 
 

@@ -16,6 +16,7 @@ it is taken by name only.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -78,14 +79,16 @@ class _Transform:
 
 def fast_length(extent: int) -> int:
     """The next length at or above `extent` that has no prime factor above 7."""
-    while True:
-        rest = extent
-        for prime in (2, 3, 5, 7):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return extent
-        extent += 1
+    bits = extent.bit_length()
+    best = 1 << bits
+    for fives, sevens in itertools.product(range(bits // 2 + 1), range(bits // 2 + 1)):
+        product = 5**fives * 7**sevens
+        while product < best:
+            # Twos for what is missing.
+            length = product << (-(-extent // product) - 1).bit_length()
+            best = min(best, length)
+            product *= 3
+    return best
 
 
 def _every(step: int, count: int) -> slice:

@@ -1,4 +1,4 @@
-"""Convolution as matrix products, which NumPy hands to BLAS: the path for every problem.
+"""Convolution as matrix products, which NumPy hands to BLAS.
 
 With X the lowered input (a row per output cell, holding the cell's window), W the filters as a matrix
 and Y the output, per group:
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ..problem import Request
+from ..problem import ConvProblem, Request
 from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
 from .blocking import ALL, WORKSPACE, Launch, Scratch, blocks, fit, lengths, while_long, workers
@@ -35,6 +35,9 @@ from .lowering import (
     lowered_elements,
     most_cells,
     phases_of,
+    too_many_residues,
+    unmet,
+    unmet_cells,
     windows_and_columns,
     windows_of,
 )
@@ -131,9 +134,6 @@ def dgrad(
         return for_blas(matrices[0] if len(matrices) == 1 else np.concatenate(matrices, axis=2))
 
     phases = phases_of(problem)
-    if problem.padding_mode == "zeros" and result.plain and any(phase.empty for phase in phases):
-        _clear(result.out, launch.threads)
-        phases = tuple(phase for phase in phases if not phase.empty)
     filters = [side_by_side(phase) for phase in phases]
 
     def block(index: int, target: Result, n: slice, where: slice, *part: slice) -> None:
@@ -148,21 +148,25 @@ def dgrad(
                 yield (index, target, slice(first + n.start, first + n.stop), n, *part)
 
     if problem.padding_mode == "zeros":
+        finish_unmet(problem, result, launch.threads)
         spread(block, parts(result, 0, problem.n), launch.threads)
         return
     for (images,) in blocks((problem.n,), launch.tile[:1]):
         padded = scratch("gradient", (images.stop - images.start, problem.c, *problem.padded), dtype)
+        if unmet(problem):
+            padded[...] = 0
         spread(block, parts(Result(padded), images.start, len(padded)), launch.threads)
         result.store((images, ALL, ALL, ALL, ALL), fold(padded, problem))
 
 
-def _clear(out: np.ndarray, threads: int) -> None:
-    """Zero everywhere: better than zero at every second cell, where that is what no tap meets."""
-
-    def part(images: slice) -> None:
-        out[images] = 0
-
-    spread(part, blocks(out.shape[:1], (-(-max(len(out), 1) // threads),)), threads)
+def finish_unmet(problem: ConvProblem, result: Result, threads: int) -> None:
+    """Finish the cells of dx that no tap meets, where zero is the sum; all others are still to be stored."""
+    if not unmet(problem):
+        return
+    # Zero everywhere is made faster than zero at every second cell.
+    mask = None if result.plain else unmet_cells(problem)
+    images = -(-max(problem.n, 1) // threads)
+    spread(partial(result.store_zero, mask=mask), blocks((problem.n,), (images,)), threads)
 
 
 def wgrad(request: Request, launch: Launch, x: np.ndarray, dy: np.ndarray, result: Result) -> None:
@@ -397,8 +401,8 @@ def product_time(request: Request, rows: int, terms: int, columns: int) -> float
     return 2 * rows * terms * columns * (4 if dtype.kind == "c" else 1) * thin / rate
 
 
-def _applies(request: Request, processor: Processor) -> None:
-    return None
+def _applies(request: Request, processor: Processor) -> str | None:
+    return too_many_residues(request)
 
 
 ENTRIES = {

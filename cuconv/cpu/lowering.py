@@ -20,7 +20,6 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -28,7 +27,7 @@ from numpy.lib.stride_tricks import as_strided
 from ..problem import ConvProblem, Request
 from ..processor import spread
 from .blocking import Scratch, blocks, lengths
-from .padding import CHANNELS_FIRST, CHANNELS_LAST, fill, gather, room
+from .padding import CHANNELS_FIRST, CHANNELS_LAST, fill, gather, room, take
 
 
 @dataclass(frozen=True)
@@ -41,22 +40,26 @@ class Axis:
     taps: int
     cells: int
 
-    def apart(self, count: int) -> int:
-        """How far apart the taps of a block of so many output cells lie in what `gather_windows` gives.
+    def reach(self, count: int) -> int:
+        """From the first to the last cell that so many output cells see; none where there is nothing."""
+        return max((count - 1) * self.stride + (self.taps - 1) * self.step + 1, 0)
 
-        As in the array; but where less than half of the cells between the first and the last are seen, just
-        so far that what each tap sees, one tap after the other, does not overlap.
-        """
-        far = count * self.stride
-        return far if self.taps > 1 and self.step > 2 * far else self.step
+    def dense(self, count: int) -> bool:
+        """Whether so many output cells see half of these cells or more."""
+        return 2 * self.taps * count >= self.reach(count)
 
     def within(self, count: int) -> Axis:
-        """How the windows of a block of so many output cells lie there."""
-        return Axis(0, self.stride, self.apart(count), self.taps, count)
+        """How the windows of a block of so many output cells lie in what `gather_windows` gives.
+
+        As in the array, or, where few cells are seen, what each tap sees, one tap after the other.
+        """
+        if self.dense(count):
+            return Axis(0, self.stride, self.step, self.taps, count)
+        return Axis(0, 1, count, self.taps, count)
 
     def read(self, count: int) -> int:
-        """How many cells are there; none where there is nothing."""
-        return max((count - 1) * self.stride + (self.taps - 1) * self.apart(count) + 1, 0)
+        """How many cells are there."""
+        return self.reach(count) if self.dense(count) else self.taps * count
 
 
 Axes = tuple[Axis, Axis, Axis]
@@ -80,23 +83,43 @@ def gather_windows(
     """The cells that the windows of a block see, as `gather` gives them, and how the windows lie there."""
     there = within(axes, lengths(cells))
     lows = [axis.start + part.start * axis.stride for axis, part in zip(axes, cells, strict=True)]
-    counts = [axis.read(axis.cells) for axis in there]
-    if all(axis.step == found.step for axis, found in zip(axes, there, strict=True)):
+    counts = [axis.reach(axis.cells) for axis in there]
+    if _dense(axes, lengths(cells)):
         return gather(a, lows, counts, mode, dtype, scratch, order), there
     padded = room((*a.shape[:2], *counts), dtype, scratch, order)
-    for pieces in itertools.product(*map(_pieces, axes, there)):
-        first, target = zip(*pieces, strict=True)
-        seen = [low + more for low, more in zip(lows, first, strict=True)]
-        fill(padded[(slice(None), slice(None), *target)], a, seen, mode)
+    pieces = list(map(_pieces, lows, axes, there))
+    if padded.size > PIECE * math.prod(map(len, pieces)):
+        for piece in itertools.product(*pieces):
+            target, seen = zip(*piece, strict=True)
+            fill(padded[(slice(None), slice(None), *target)], a, seen, mode)
+    else:
+        take(padded, a, [np.concatenate([seen for _, seen in along]) for along in pieces], mode)
     return padded, there
 
 
-def _pieces(axis: Axis, there: Axis) -> list[tuple[int, slice]]:
-    """What is copied at once along an axis: from which cell on, and to where."""
-    if axis.step == there.step:
-        return [(0, slice(None))]
-    seen = (there.cells - 1) * there.stride + 1
-    return [(t * axis.step, slice(t * there.step, t * there.step + seen)) for t in range(axis.taps)]
+PIECE = 2048
+"""Elements up to which it is faster to look up each than to copy a piece."""
+
+
+def _pieces(low: int, axis: Axis, there: Axis) -> list[tuple[slice, range]]:
+    """What is copied at once along an axis: where it goes, and which cells it is."""
+    if axis.dense(there.cells):
+        count = there.reach(there.cells)
+        return [(slice(0, count), range(low, low + count))]
+    firsts = (low + t * axis.step for t in range(axis.taps))
+    seen = [range(first, first + there.cells * axis.stride, axis.stride) for first in firsts]
+    return [(slice(t * there.cells, (t + 1) * there.cells), cells) for t, cells in enumerate(seen)]
+
+
+def _dense(axes: Axes, counts: Sequence[int]) -> bool:
+    """Whether all cells from the first to the last are brought together."""
+    return all(map(Axis.dense, axes, counts))
+
+
+def gathered_elements(axes: Axes, counts: Sequence[int], mode: str) -> int:
+    """Scratch elements per image and channel that `gather_windows` needs at the most."""
+    copies = 1 if mode == "zeros" and _dense(axes, counts) else 2
+    return copies * math.prod(axis.read(count) for axis, count in zip(axes, counts, strict=True))
 
 
 def windows_of(problem: ConvProblem) -> Axes:
@@ -118,25 +141,59 @@ class Phase:
     def counts(self) -> tuple[int, ...]:
         return tuple(axis.cells for axis in self.axes)
 
-    @property
-    def empty(self) -> bool:
-        """Whether no tap meets these cells."""
-        return not all(axis.taps for axis in self.axes)
+
+RESIDUES = 1024
+"""Residues of the stride, of all axes together, beyond which `col2im` alone makes dgrad."""
 
 
-@lru_cache(maxsize=1024)
+def too_many_residues(request: Request) -> str | None:
+    """Why dgrad cannot go residue by residue of the stride, if it is for their number."""
+    if request.op != "dgrad":
+        return None
+    problem = request.problem
+    axes = zip(problem.filter, problem.stride, problem.dilation, strict=True)
+    count = math.prod(min(filter, _between(stride, dilation)) for filter, stride, dilation in axes)
+    return (
+        None if count <= RESIDUES else f"taps meet {count:,} residues of the stride, more than {RESIDUES:,}"
+    )
+
+
+@lru_cache(maxsize=256)
 def phases_of(problem: ConvProblem) -> tuple[Phase, ...]:
-    """All cells of dx; of the gradient of the padded input where the padding holds other than zeros."""
-    if problem.padding_mode == "zeros":
-        extents, befores = problem.input, [before for before, _ in problem.padding]
-    else:
-        extents, befores = problem.padded, [0, 0, 0]
-    each = zip(extents, befores, problem.stride, problem.dilation, problem.filter, strict=True)
-    together: dict[Any, list[Any]] = {}
-    for residue in itertools.product(*(list(_residues(*axis)) for axis in each)):
-        cells, taps, axes = zip(*residue, strict=True)
-        together.setdefault(axes, []).append((cells, taps))
-    return tuple(Phase(axes, *zip(*members, strict=True)) for axes, members in together.items())
+    """The cells of dx that taps meet; of the gradient of the padded input where padding is not of zeros.
+
+    At most RESIDUES in all; see `unmet` for the other cells.
+    """
+    every_axis: list[dict[Axis, list[tuple[slice, slice]]]] = []
+    for extent, before, *rest in _residue_axes(problem):
+        together: dict[Axis, list[tuple[slice, slice]]] = {}
+        for cells, taps, axis in _residues(extent, before, *rest):
+            together.setdefault(axis, []).append((cells, taps))
+        every_axis.append(together)
+    phases = []
+    for depth, height, width in itertools.product(*every_axis):
+        axes = (depth, height, width)
+        residues = list(itertools.product(*map(dict.__getitem__, every_axis, axes)))
+        places = tuple(tuple(part for part, _ in residue) for residue in residues)
+        phases.append(Phase(axes, places, tuple(tuple(part for _, part in residue) for residue in residues)))
+    return tuple(phases)
+
+
+def unmet(problem: ConvProblem) -> bool:
+    """Whether there are cells of dx, or of the padded input's gradient, that `phases_of` leaves out."""
+    met = sum(len(phase.cells) * math.prod(phase.counts) for phase in phases_of(problem))
+    return met < math.prod(extent for extent, *_ in _residue_axes(problem))
+
+
+def unmet_cells(problem: ConvProblem) -> np.ndarray:
+    """Which they are, as a mask (D, H, W)."""
+    met = []
+    for extent, before, *rest in _residue_axes(problem):
+        met.append(np.zeros(extent, bool))
+        for cells, _, _ in _residues(extent, before, *rest):
+            met[-1][cells] = True
+    depth, height, width = met
+    return ~(depth[:, None, None] & height[:, None] & width)
 
 
 def windows_and_columns(request: Request) -> list[tuple[Axes, int]]:
@@ -153,19 +210,36 @@ def most_cells(request: Request) -> tuple[int, ...]:
     return tuple(max((axes[axis].cells for axes in every), default=0) for axis in range(3))
 
 
+def _residue_axes(problem: ConvProblem) -> Iterator[tuple[int, int, int, int, int]]:
+    """What `_residues` takes, axis by axis."""
+    if problem.padding_mode == "zeros":
+        extents, befores = problem.input, [before for before, _ in problem.padding]
+    else:
+        extents, befores = problem.padded, [0] * problem.rank
+    return zip(extents, befores, problem.stride, problem.dilation, problem.filter, strict=True)
+
+
+def _between(stride: int, dilation: int) -> int:
+    """How far apart the taps of one residue are, and how many residues are met if there are as many taps."""
+    return stride // math.gcd(stride, dilation)
+
+
 def _residues(
     extent: int, before: int, stride: int, dilation: int, filter: int
 ) -> Iterator[tuple[slice, slice, Axis]]:
     """Along one axis: cell h meets tap r at dy's cell (h + before - r dilation) / stride."""
-    between = stride // math.gcd(stride, dilation)  # taps of one residue are so far apart
-    for first in range(min(stride, extent)):
-        taps = [r for r in range(filter) if (first + before - r * dilation) % stride == 0]
+    between = _between(stride, dilation)
+    for tap in range(min(filter, between)):
+        first = (tap * dilation - before) % stride
+        if first >= extent:
+            continue
+        taps = range(tap, filter, between)
         # The last tap meets the first cell of dy, so taps are taken in reverse.
-        order = slice(taps[-1], taps[0] - 1 if taps[0] else None, -between) if taps else slice(0, 0)
-        start = (first + before - taps[-1] * dilation) // stride if taps else 0
-        step = dilation * between // stride
-        cells = slice(first, extent, stride)
-        yield cells, order, Axis(start, 1, step, len(taps), len(range(first, extent, stride)))
+        order = slice(taps[-1], tap - 1 if tap else None, -between)
+        start = (first + before - taps[-1] * dilation) // stride
+        cells = range(first, extent, stride)
+        axis = Axis(start, 1, dilation * between // stride, len(taps), len(cells))
+        yield slice(cells.start, cells.stop, cells.step), order, axis
 
 
 def lower(
@@ -225,10 +299,8 @@ def _windows(padded: np.ndarray, axes: Axes) -> np.ndarray:
 
 def lowered_elements(n: int, c: int, counts: Sequence[int], axes: Axes, mode: str) -> int:
     """Scratch elements that `lower` and `lower_columns` need at the most."""
-    padded = math.prod(axis.read(count) for axis, count in zip(axes, counts, strict=True))
-    copies = 1 if mode == "zeros" else 2
     taps = math.prod(axis.taps for axis in axes)
-    return n * c * (copies * padded + taps * math.prod(counts))
+    return n * c * (gathered_elements(axes, counts, mode) + taps * math.prod(counts))
 
 
 def lower_columns(
@@ -316,9 +388,9 @@ class Rows:
 
 def rows_elements(n: int, counts: Sequence[int], axes: Axes, mode: str) -> int:
     """Scratch elements per channel that `Rows` needs at the most."""
-    planes, rows, read = (axis.read(count) for axis, count in zip(axes, counts, strict=True))
-    padded = (1 if mode == "zeros" else 2) * read
-    return n * planes * rows * (padded + axes[2].taps * counts[2])
+    planes, rows, _ = (axis.read(count) for axis, count in zip(axes, counts, strict=True))
+    lowered = planes * rows * axes[2].taps * counts[2]
+    return n * (gathered_elements(axes, counts, mode) + lowered)
 
 
 def filter_rows(problem: ConvProblem, w: np.ndarray, dtype: np.dtype, threads: int) -> np.ndarray:

@@ -27,7 +27,7 @@ from ..processor import Processor
 from ..table import Algorithm
 from . import gemm
 from .blocking import Launch, Scratch, fit, lengths, while_long
-from .lowering import Axes, Rows, rows_elements, windows_and_columns
+from .lowering import Axes, Rows, rows_elements, too_many_residues, windows_and_columns, within
 from .result import Result, accumulator
 
 COLUMNS = 256
@@ -66,21 +66,21 @@ def by_rows(
         nothing[...] = 0
         gemm.store_by_place(nothing, places, result)
         return
-    (_, height, _), (_, count, _), parts = axes, lengths(cells), _parts(axes)
-    rows = Rows(a, axes, cells, groups, mode, filters.dtype, scratch)
+    rows, count = Rows(a, axes, cells, groups, mode, filters.dtype, scratch), lengths(cells)[1]
+    down, parts = rows.axes[1].stride, _parts(rows.axes)
     total = scratch("product", (groups, *rows.outside, count, columns, rows.columns), filters.dtype)
     more = scratch("more", total.shape, total.dtype) if len(parts) > 1 else total
     size = terms // len(parts)
     for index, (t, r) in enumerate(parts):
         part = filters[:, None, None, None, index * size : (index + 1) * size].swapaxes(-1, -2)
-        np.matmul(part, rows.seen(t, r, count, height.stride, size), out=more if index else total)
+        np.matmul(part, rows.seen(t, r, count, down, size), out=more if index else total)
         if index:
             np.add(total, more, out=total)
     gemm.store_by_place(rows.cells(total.reshape(*total.shape[:4], *k, rows.columns), 1), places, result)
 
 
 def _parts(axes: Axes) -> list[tuple[int, int]]:
-    """The taps along D and H that begin a product each; where H is not dilated one has all taps along it."""
+    """The taps along D and H that begin a product each; where those along H are neighbours, one has all."""
     depth, height, _ = axes
     return list(itertools.product(range(depth.taps), range(1 if height.step == 1 else height.taps)))
 
@@ -89,13 +89,15 @@ def _parts(axes: Axes) -> list[tuple[int, int]]:
 
 
 def _applies(request: Request, processor: Processor) -> str | None:
+    if reason := too_many_residues(request):
+        return reason
     windows = [math.prod(axis.taps for axis in axes) for axes, _ in windows_and_columns(request)]
     return None if max(windows, default=0) > 1 else "windows have one cell: nothing is to be lowered"
 
 
 def _elements(n: int, c: int, columns: int, counts: Sequence[int], axes: Axes, mode: str, groups: int) -> int:
     """Scratch elements that `by_rows` needs at the most, its products included."""
-    products = columns * n * math.prod(counts) * min(2, max(1, len(_parts(axes))))
+    products = columns * n * math.prod(counts) * min(2, max(1, len(_parts(within(axes, counts)))))
     return c * rows_elements(n, counts, axes, mode) + products
 
 

@@ -47,15 +47,16 @@ def gather(
     `a` and the result are indexed (N, C, D, H, W). The result's memory has the axes in the given order; where
     nothing has to be padded or converted, and the last of that order is last in `a` too, it is a view of it.
     """
-    a, lows = _seen(a, lows, counts, mode)
-    highs = [low + count for low, count in zip(lows, counts, strict=True)]
-    cells_of_a = tuple(slice(max(low, 0), max(high, 0)) for low, high in zip(lows, highs, strict=True))
-    inside = a[(slice(None), slice(None), *cells_of_a)]
+    cells = [range(low, low + count) for low, count in zip(lows, counts, strict=True)]
+    if mode != "zeros" and not _inside(cells, a):
+        a = _looked_up(a, cells, mode)
+        cells = list(map(range, counts))
+    inside = a[(slice(None), slice(None), *(slice(max(at.start, 0), max(at.stop, 0)) for at in cells))]
     whole = inside.shape[2:] == tuple(counts)
     if whole and a.dtype == dtype and inside.strides[order[-1]] == a.itemsize:
         return inside
     padded = room((*a.shape[:2], *counts), dtype, scratch, order)
-    _copy(padded, a, lows)
+    fill(padded, a, cells, "zeros")
     return padded
 
 
@@ -66,36 +67,48 @@ def room(
     return scratch("padded", [shape[axis] for axis in order], dtype).transpose(np.argsort(order))
 
 
-def fill(target: np.ndarray, a: np.ndarray, lows: Sequence[int], mode: str) -> None:
-    """Set all of `target` to what is seen of `a` from the cells `lows` on, per spatial axis."""
-    _copy(target, *_seen(a, lows, target.shape[2:], mode))
-
-
-def _seen(
-    a: np.ndarray, lows: Sequence[int], counts: Sequence[int], mode: str
-) -> tuple[np.ndarray, Sequence[int]]:
-    """An array and the place in it from where on the cells of `a` are seen; zeros outside of it."""
-    each = list(zip(lows, counts, a.shape[2:], strict=True))
-    if mode == "zeros" or all(low >= 0 and low + count <= extent for low, count, extent in each):
-        return a, lows
-    cells = (source(mode, np.arange(low, low + count), extent) for low, count, extent in each)
-    return a[(slice(None), slice(None), *np.ix_(*cells))], [0, 0, 0]
-
-
-def _copy(target: np.ndarray, a: np.ndarray, lows: Sequence[int]) -> None:
-    """Set all of `target` to the cells of `a` from `lows` on, per spatial axis; to zero outside of it."""
+def fill(target: np.ndarray, a: np.ndarray, cells: Sequence[range], mode: str) -> None:
+    """Set all of `target` to these cells of `a` on each spatial axis; those outside of it are padding."""
+    if mode != "zeros" and not _inside(cells, a):
+        target[...] = _looked_up(a, cells, mode)
+        return
     source: list[Any] = [slice(None), slice(None)]
     there: list[Any] = [slice(None), slice(None)]
-    for axis, low in enumerate(lows, 2):
+    for axis, at in enumerate(cells, 2):
         count, extent = target.shape[axis], a.shape[axis]
-        first = min(max(-low, 0), count)
-        last = max(min(extent - low, count), first)
+        first = min(max(-(at.start // at.step), 0), count)
+        last = max(min(-((at.start - extent) // at.step), count), first)
         for beside in (slice(0, first), slice(last, count)):
             if beside.start < beside.stop:
                 target[(slice(None),) * axis + (beside,)] = 0
         there.append(slice(first, last))
-        source.append(slice(low + first, max(low + last, 0)))
+        seen = at[first:last]
+        source.append(slice(seen.start, seen.stop, seen.step) if seen else slice(0, 0))
     target[tuple(there)] = a[tuple(source)]
+
+
+def take(target: np.ndarray, a: np.ndarray, cells: Sequence[np.ndarray], mode: str) -> None:
+    """The same for cells in any order."""
+    if a.size == 0:
+        target[...] = 0
+        return
+    target[...] = _looked_up(a, cells, "replicate" if mode == "zeros" else mode)
+    if mode == "zeros":
+        for axis, (places, extent) in enumerate(zip(cells, a.shape[2:], strict=True), 2):
+            target[(slice(None),) * axis + ((places < 0) | (places >= extent),)] = 0
+
+
+def _inside(cells: Sequence[range], a: np.ndarray) -> bool:
+    """Whether none of the cells is padding."""
+    each = zip(cells, a.shape[2:], strict=True)
+    return all(not at or (at[0] >= 0 and at[-1] < extent) for at, extent in each)
+
+
+def _looked_up(a: np.ndarray, cells: Sequence[Any], mode: str) -> np.ndarray:
+    """What is seen of `a` at these cells, in a padding mode other than zeros."""
+    each = zip(cells, a.shape[2:], strict=True)
+    places = (source(mode, np.asarray(at), extent) for at, extent in each)
+    return a[(slice(None), slice(None), *np.ix_(*places))]
 
 
 def fold_elements(problem: ConvProblem) -> int:

@@ -51,6 +51,19 @@ class Result:
             block += self.out[where]
         self.out[where] = block
 
+    def store_zero(self, images: slice, mask: np.ndarray | None) -> None:
+        """Store sums of zero for some images, at the cells (D, H, W) of a mask or everywhere."""
+        y = self.out[images]
+        if mask is None:
+            y[...] = 0
+            return
+        zero = np.zeros((y.shape[1], 1, 1, 1), self.dtype)
+        finished = self._finished((images, slice(None)), zero)
+        if self.accumulate:
+            np.add(y, finished, out=y, where=mask, casting="unsafe")
+        else:
+            np.copyto(y, finished, where=mask, casting="unsafe")
+
     def matrices(
         self, where: tuple[slice, ...], images: int, groups: int, cells_inside: bool
     ) -> np.ndarray | None:

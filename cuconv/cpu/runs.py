@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .blocking import Scratch, lengths
-from .lowering import Axes, Axis, gather_windows, within
+from .lowering import Axes, Axis, gather_windows, gathered_elements, within
 from .padding import IMAGES_INSIDE
 
 
@@ -112,7 +112,7 @@ def run_elements(n: int, c: int, counts: Sequence[int], axes: Axes, mode: str) -
     """Scratch elements that `Runs` needs at the most, and cells of memory around a channel's output cells."""
     there = within(axes, counts)
     extents = list(map(extent, there))
-    padded = math.prod(axis.read(axis.cells) for axis in there)
+    padded = math.prod(axis.reach(axis.cells) for axis in there)
     phases = math.prod(map(phase_count, there))
-    copies = (2 if mode == "zeros" else 3) * padded + phases * math.prod(extents)
+    copies = gathered_elements(axes, counts, mode) + padded + phases * math.prod(extents)
     return n * c * copies, n * counts[0] * extents[1] * extents[2]

@@ -215,8 +215,8 @@ def _applies(request: Request, processor: Processor) -> str | None:
     if reason := depthwise.applies(request, processor):
         return reason
     heights = [axes[1] for axes, _ in windows_and_columns(request)]
-    if any(height.apart(tiling(height)[0]) != height.step for height in heights):
-        return "taps along H are so far apart that a matrix would hold little but zeros"
+    if any(height.stride > 2 * height.taps or not height.dense(tiling(height)[0]) for height in heights):
+        return "taps or output cells along H are so far apart that a matrix would be mostly zeros"
     return None
 
 

@@ -62,15 +62,15 @@ def findings() -> tuple[list[tuple[str, str]], list[str]]:
 
 
 def _tuned() -> str:
-    """The file that keeps what algorithm="tune" found, and how many winners are in it."""
-    path = tuning.file()
-    if path is None:
+    """The folder that keeps what algorithm="tune" found, and how many winners are in it."""
+    folder = tuning.folder()
+    if folder is None:
         return "not kept: there is no home folder, and CUCONV_CACHE_DIR is not set"
     try:
-        count = sum(map(len, tuning.read(path).values()))
+        count = tuning.count()
     except OSError as error:
         return f"not kept: {error}"
-    return f"{path}, {count:,} winner{'' if count == 1 else 's'}"
+    return f"{folder}, {count:,} winner{'' if count == 1 else 's'}"
 
 
 def _why_not() -> str:

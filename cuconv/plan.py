@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -115,11 +116,16 @@ class Call:
         """The plan that is fastest on these operands: timed once and remembered (see `tuning`)."""
         owner = self.operands.owner
         key = (self.request, owner.backend, owner.arch)
-        if key not in _winners:
+        winner = _winners.get(key)
+        if winner is None:
             with _tuning:
-                if key not in _winners:  # still, after another thread may have tuned the same
-                    _winners[key] = self._fastest(owner.backend, owner.arch)
-        return _winners[key]
+                winner = _winners.get(key)  # another thread may have tuned the same
+                if winner is None:
+                    winner = self._fastest(owner.backend, owner.arch)
+                    if len(_winners) >= _MOST_WINNERS:
+                        _winners.popitem(last=False)
+                    _winners[key] = winner
+        return winner
 
     def _fastest(self, backend: str, arch: str | None) -> Plan:
         """The plan that won in an earlier process, or wins now.
@@ -169,8 +175,10 @@ def _run_on_gpu(*arguments: Any) -> None:
 
 RUNNERS = {"cpu": cpu.run, "cuda": _run_on_gpu}
 
-_winners: dict[tuple[Request, str, str | None], Plan] = {}
-"""The winning plan for each request, backend and architecture that was tuned."""
+_winners: OrderedDict[tuple[Request, str, str | None], Plan] = OrderedDict()
+"""The winning plan for each request, backend and architecture that was tuned, in the order of tuning."""
+
+_MOST_WINNERS = 4096
 
 _tuning = threading.RLock()
 """Held while candidates are timed: at once with others, each would be timed in the others' way."""

@@ -3,11 +3,17 @@
 The stand-in's compiler is NVRTC itself, so that what would be loaded on a GPU is looked at here.
 """
 
+import errno
+import functools
+import hashlib
+import inspect
+import io
 import os
 import re
+import shutil
 import sys
-import tempfile
 import types
+import warnings
 from pathlib import Path
 
 import pytest
@@ -16,6 +22,7 @@ from cuconv.cuda import algorithms, jit
 from cuconv.cuda.kernel import Kernel
 
 from . import compiler
+from .test_kept import soon
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="NVRTC's wheel is taken from Linux's folders")
 
@@ -56,20 +63,11 @@ class Program:
 
 
 class Function:
-    """What RawModule(path=...).get_function(name) gives: it remembers the code that it was loaded from."""
+    """What cupy.cuda.Module.get_function gives: it remembers the code that it was loaded from."""
 
     def __init__(self, code, name):
         self.code, self.name, self.limit = code, name, 49152
-
-    @property
-    def max_dynamic_shared_size_bytes(self):
-        return self.limit
-
-    @max_dynamic_shared_size_bytes.setter
-    def max_dynamic_shared_size_bytes(self, value):
-        if value > 100_000:
-            raise DriverError("CUDA_ERROR_INVALID_VALUE")
-        self.limit = value
+        self.ptr = id(self)
 
 
 class CuPy(Module):
@@ -81,7 +79,7 @@ class CuPy(Module):
         self.capability, self.current = "80", 0
         self.driver, self.needed, self.device_error = 12080, 12090, None
         self.refuses, self.nvrtc_error = False, None
-        self.compiled, self.programs, self.loaded, self.functions = [], [], [], {}
+        self.compiled, self.programs, self.functions = [], [], {}
         runtime = Module(
             is_hip=False,
             CUDARuntimeError=CUDARuntimeError,
@@ -104,7 +102,13 @@ class CuPy(Module):
         self.cuda = Module(
             runtime=runtime,
             nvrtc=nvrtc,
-            driver=Module(CUDADriverError=DriverError),
+            driver=Module(
+                CUDADriverError=DriverError,
+                CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES=8,
+                funcGetAttribute=self.get_attribute,
+                funcSetAttribute=self.set_attribute,
+            ),
+            Module=functools.partial(Loaded, self),
             Device=lambda number: Module(compute_capability=self.capability),
         )
 
@@ -128,18 +132,36 @@ class CuPy(Module):
             program.log = str(error)
             raise NVRTCError("NVRTC_ERROR_COMPILATION (6)") from error
 
-    def RawModule(self, *, path):  # noqa: N802
-        def get_function(name):
-            if not Path(path).exists():
-                raise DriverError("CUDA_ERROR_FILE_NOT_FOUND")
-            code = Path(path).read_bytes()
-            # PTX names its entries in text, machine code in the names of sections.
-            if self.refuses or name.encode() not in code:
-                raise DriverError("CUDA_ERROR_NO_BINARY_FOR_GPU")
-            self.loaded.append(path)
-            return self.functions.setdefault((path, name), Function(code, name))
+    def get_attribute(self, attribute, pointer):
+        assert attribute == 8
+        return self.functions[pointer].limit
 
-        return Module(get_function=get_function)
+    def set_attribute(self, pointer, attribute, value):
+        assert attribute == 8
+        if value > 100_000:
+            raise DriverError("CUDA_ERROR_INVALID_VALUE")
+        self.functions[pointer].limit = value
+
+
+class Loaded:
+    """What cupy.cuda.Module() gives."""
+
+    def __init__(self, cupy):
+        self.cupy, self.code = cupy, None
+
+    def load(self, code):
+        assert type(code) is bytes
+        if self.cupy.refuses or not code:
+            raise DriverError("CUDA_ERROR_NO_BINARY_FOR_GPU")
+        self.code = code
+
+    def get_function(self, name):
+        # PTX names its entries in text, machine code in the names of sections.
+        if name.encode() not in self.code:
+            raise DriverError("CUDA_ERROR_NOT_FOUND")
+        function = Function(self.code, name)
+        self.cupy.functions[function.ptr] = function
+        return function
 
 
 @pytest.fixture
@@ -158,12 +180,14 @@ def cupy(monkeypatch, tmp_path):
     yield module
     forget()
     assert module.programs == []
+    folder = tmp_path / "cache"
+    assert [path.name for path in folder.glob("*.*")] == []  # nothing unfinished
 
 
 def forget():
     """Begin again, as another process would."""
     jit._functions.clear()
-    for cached in (jit.require_cupy, jit.stamp, jit._build, jit._folder, jit._arch):
+    for cached in (jit.require_cupy, jit.stamp, jit._build, jit._arch, jit.kept.warn):
         cached.cache_clear()
 
 
@@ -174,10 +198,11 @@ def kept(tmp_path):
 def test_a_kernel_is_compiled_once_and_kept(cupy, tmp_path):
     first = jit.function(KERNEL, 0)
     assert jit.function(KERNEL, 0) is first
-    assert len(cupy.loaded) == 1
+    assert len(cupy.functions) == 1
     assert first.code.startswith(b"\x7fELF")
     assert first.name == KERNEL.name
-    assert [path.read_bytes() for path in kept(tmp_path)] == [first.code]
+    digest = hashlib.sha256(first.code).hexdigest().encode()
+    assert [path.read_bytes() for path in kept(tmp_path)] == [digest + first.code]
     forget()
     assert jit.function(KERNEL, 0).code == first.code
     assert len(cupy.compiled) == 1
@@ -241,11 +266,12 @@ def test_each_device_has_its_own_function(cupy):
 
 
 def test_shared_memory_is_raised_and_never_lowered(cupy):
-    assert jit.function(KERNEL, 0).max_dynamic_shared_size_bytes == 49152
-    large = jit.function(KERNEL, 0, 98304)
-    assert large.max_dynamic_shared_size_bytes == 98304
-    jit.function(KERNEL, 0, 65536)
-    assert large.max_dynamic_shared_size_bytes == 98304
+    found = jit.function(KERNEL, 0)
+    assert found.limit == 49152
+    assert jit.function(KERNEL, 0, 98304) is found
+    assert found.limit == 98304
+    assert jit.function(KERNEL, 0, 65536) is found
+    assert found.limit == 98304
     for _ in range(2):
         with pytest.raises(
             RuntimeError, match=r"planted_float_3 takes 200,000 bytes .* choose another algorithm"
@@ -253,13 +279,50 @@ def test_shared_memory_is_raised_and_never_lowered(cupy):
             jit.function(KERNEL, 0, 200_000)
 
 
-def test_a_damaged_file_is_replaced(cupy, tmp_path):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:-1],
+        lambda content: content[:64],
+        lambda content: content[:1000],
+        lambda content: content[64:],  # without its digest, as it was kept once
+        lambda content: content + b"\0",
+        lambda content: content[:-1000] + bytes([content[-1000] ^ 1]) + content[-999:],
+        lambda content: bytes([content[0] ^ 1]) + content[1:],
+        lambda content: bytes(len(content)),
+        lambda content: content + bytes(1 << 26),
+    ],
+    ids=range(10),
+)
+def test_a_damaged_file_is_replaced(cupy, tmp_path, damage):
+    """It does not get as far as the driver."""
     code = jit.function(KERNEL, 0).code
     (path,) = kept(tmp_path)
-    path.write_bytes(b"")
+    content = path.read_bytes()
+    path.write_bytes(damage(content))
     forget()
+    cupy.functions.clear()
     assert jit.function(KERNEL, 0).code == code
-    assert path.read_bytes() == code
+    assert [function.code for function in cupy.functions.values()] == [code]
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("plant", [os.symlink, os.link, lambda _, path: os.mkfifo(path)])
+def test_what_else_has_the_files_name(cupy, tmp_path, plant):
+    """A planted link leads nowhere, a pipe is not waited for; all make room for the code."""
+    code = jit.function(KERNEL, 0).code
+    (path,) = kept(tmp_path)
+    content = path.read_bytes()
+    path.unlink()
+    precious = tmp_path / "precious"
+    precious.write_bytes(content[:-1])
+    plant(precious, path)
+    forget()
+    assert soon(jit.function, KERNEL, 0).code == code
+    assert precious.read_bytes() == content[:-1]
+    assert not path.is_symlink()
+    assert path.read_bytes() == content
 
 
 def test_nothing_is_kept_in_memory(cupy, tmp_path, monkeypatch):
@@ -277,14 +340,63 @@ def test_a_folder_that_cannot_be_made(cupy, tmp_path, monkeypatch):
         assert jit.function(KERNEL, 0).code
 
 
-def test_a_folder_that_cannot_be_written(cupy, tmp_path, monkeypatch):
-    def read_only(dir):  # permissions do not stop the superuser
-        raise OSError(30, "Read-only file system", str(dir))
+DOUBLE = Kernel("planted.cuh", "planted", ("double", 3), 64)
 
-    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
-    with pytest.warns(UserWarning, match=r"cannot be kept in .*Read-only file system"):
-        assert jit.function(KERNEL, 0).code
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOENT])
+@pytest.mark.parametrize("step", ["mkdir", "open", "close", "replace"])
+def test_a_folder_that_cannot_be_written(cupy, tmp_path, monkeypatch, step, number):
+    """Permissions do not stop the superuser, so that the call is what fails here; one warning says so."""
+
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    class Closing(io.FileIO):
+        def close(self):
+            super().close()
+            fail()
+
+    owner = {"mkdir": Path, "replace": os}.get(step, jit.kept)
+    name = "open" if step == "close" else step
+    monkeypatch.setattr(owner, name, Closing if step == "close" else fail, raising=name != "open")
+    with pytest.warns(UserWarning, match=rf"cannot be kept in .*cache \({os.strerror(number)}\)") as warned:
+        codes = [jit.function(kernel, 0).code for kernel in (KERNEL, DOUBLE)]
+    assert all(codes)
+    assert len(warned) == 1
     assert kept(tmp_path) == []
+
+
+def test_a_folder_that_is_removed_meanwhile(cupy, tmp_path):
+    jit.function(KERNEL, 0)
+    shutil.rmtree(tmp_path / "cache")
+    assert jit.function(DOUBLE, 0).code
+    assert len(kept(tmp_path)) == 1
+    forget()
+    assert jit.function(KERNEL, 0).code
+    assert len(kept(tmp_path)) == 2
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_cannot_be_kept_fails_no_call(cupy, tmp_path, monkeypatch):
+    """Not even where warnings are errors: it is shown and not raised."""
+    shown = []
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_: shown.append(str(message)))
+    (tmp_path / "cache").write_text("a file")
+    for kernel in (KERNEL, DOUBLE):
+        assert jit.function(kernel, 0).code
+    assert [text.startswith("compiled kernels cannot be kept in ") for text in shown] == [True]
+
+
+def test_an_interrupt_leaves_nothing_unfinished(cupy, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jit.kept.os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            jit.function(KERNEL, 0)
+    assert kept(tmp_path) == []
+    assert jit.function(KERNEL, 0).code
 
 
 def test_the_folder_is_cupys_own(cupy, tmp_path, monkeypatch):
@@ -440,3 +552,16 @@ def test_cupys_own_binding_of_nvrtc():
     with pytest.raises(RuntimeError, match=r'(?s)NVRTC_ERROR_COMPILATION.*identifier "x" is undefined'):
         jit.compiled(nvrtc, "__device__ int f() { return x; }", "sm_80")
     assert "release" in jit._build(nvrtc, 12)
+
+
+def test_cupys_own_modules_and_functions():
+    """What the stand-in has is there in CuPy, by these names and in this order; needs no GPU."""
+    real = pytest.importorskip("cupy", exc_type=ImportError)
+    driver = real.cuda.driver
+    assert driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES == 8
+    assert issubclass(driver.CUDADriverError, RuntimeError)
+    assert driver.funcGetAttribute.__doc__.startswith("funcGetAttribute(int attribute, intptr_t f)")
+    assert driver.funcSetAttribute.__doc__ == "funcSetAttribute(intptr_t f, int attribute, int value)"
+    assert real.cuda.Module.load.__doc__ == "Module.load(self, bytes cubin)"
+    assert real.cuda.Module.get_function.__doc__ == "Module.get_function(self, name)"
+    assert inspect.isgetsetdescriptor(real.cuda.Function.ptr)

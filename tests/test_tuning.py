@@ -1,8 +1,12 @@
 """What `algorithm="tune"` remembers: across processes and threads, and never from a damaged or stale file."""
 
 import dataclasses
+import errno
 import json
 import os
+import re
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -12,21 +16,29 @@ import numpy as np
 import pytest
 
 import cuconv
-from cuconv import info, machine, tuning
+from cuconv import info, kept, machine, tuning
 from cuconv.plan import Call, _winners, current_arch, exact_candidates
 from cuconv.problem import ConvProblem, Request
+
+from .test_kept import soon
 
 REQUEST = Request("fprop", ConvProblem.parse("n2c6h9w9 k6r3s3 g6"), "float64")
 CANDIDATES = [entry.name for entry in exact_candidates(REQUEST, "cpu")]
 
 
 @pytest.fixture
-def path(tmp_path, monkeypatch):
-    """Where winners are kept, in a folder that is yet to be made; nothing is remembered."""
+def folder(tmp_path, monkeypatch):
+    """Where winners are kept, a folder that is yet to be made; nothing is remembered."""
     monkeypatch.setenv("CUCONV_CACHE_DIR", str(tmp_path / "new/folder"))
     _winners.clear()
-    yield tuning.file()
+    yield tuning.folder()
     _winners.clear()
+
+
+@pytest.fixture
+def path(folder):
+    """The file that keeps the winner of the request on this machine, yet to be written."""
+    return folder / tuning._name(REQUEST, machine.fingerprint("cpu"))
 
 
 @pytest.fixture
@@ -91,17 +103,13 @@ def test_the_file(path, timed):
     assert winner.why == "fastest when timed"
     assert timed == BOTH
     assert json.loads(path.read_text()) == {
-        "format": "cuconv-tuned-1",
-        "winners": {
-            machine.fingerprint("cpu"): {
-                "fprop float64 channels_first n2c6h9w9 k6r3s3 g6": {
-                    "algorithm": winner.algorithm,
-                    "among": CANDIDATES,
-                }
-            }
-        },
+        "machine": machine.fingerprint("cpu"),
+        "request": "fprop float64 channels_first n2c6h9w9 k6r3s3 g6",
+        "among": CANDIDATES,
+        "algorithm": winner.algorithm,
     }
-    assert sorted(os.listdir(path.parent)) == ["cuconv-tuned-1.json", "cuconv-tuned-1.lock"]
+    assert os.listdir(path.parent) == [path.name]
+    assert re.fullmatch("cuconv-tuned-2-[0-9a-f]{64}[.]json", path.name)
     again = tune()
     assert (again.algorithm, again.why) == (winner.algorithm, "fastest when timed by an earlier process")
     assert timed == BOTH
@@ -116,49 +124,21 @@ def test_the_remembered_one_is_taken_whatever_is_faster(path, timed):
 
 def test_a_repeated_call_reads_nothing(path, timed, monkeypatch):
     first = tune()
-    monkeypatch.setattr(tuning, "read", None)
+    monkeypatch.setattr(kept, "read", None)
     monkeypatch.setattr(tuning, "fingerprint", None)
     assert tune_again() is first
 
 
-def damaged(change):
-    """The file of one winner, as bytes, after a change of its content."""
-    entry = {"algorithm": "gemm", "among": CANDIDATES}
-    content = {
-        "format": tuning.FORMAT,
-        "winners": {machine.fingerprint("cpu"): {str(REQUEST): entry}},
+def damaged(**changes):
+    """The content of a winner's file with other values, None for none."""
+    sound = {
+        "machine": machine.fingerprint("cpu"),
+        "request": str(REQUEST),
+        "among": CANDIDATES,
+        "algorithm": "gemm",
     }
-    return json.dumps(change(content, entry) or content).encode()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda content, entry: [content],
-        lambda content, entry: "text",
-        lambda content, entry: 7,
-        lambda content, entry: {"winners": content["winners"]},
-        lambda content, entry: {"format": tuning.FORMAT},
-        lambda content, entry: content.update(format="cuconv-tuned-2"),
-        lambda content, entry: content.update(format=1),
-        lambda content, entry: content.update(winners=[content["winners"]]),
-        lambda content, entry: content.update(winners=None),
-        lambda content, entry: content["winners"].update({machine.fingerprint("cpu"): [entry]}),
-        lambda content, entry: content["winners"][machine.fingerprint("cpu")].update({str(REQUEST): []}),
-        lambda content, entry: entry.clear(),
-        lambda content, entry: entry.update(more=1),
-        lambda content, entry: entry.update(algorithm="unknown"),
-        lambda content, entry: entry.update(algorithm="unknown", among=["unknown"]),
-        lambda content, entry: entry.update(algorithm=["gemm"]),
-        lambda content, entry: entry.update(algorithm=None, among=[None]),
-        lambda content, entry: entry.update(among=", ".join(CANDIDATES)),
-        lambda content, entry: entry.update(among={"gemm": 1}),
-        lambda content, entry: entry.update(among=None),
-    ],
-    ids=range(20),
-)
-def test_a_file_of_another_structure_is_rebuilt(path, timed, change):
-    rebuilt_from(damaged(change), path, timed)
+    entry = {name: value for name, value in {**sound, **changes}.items() if value is not None}
+    return json.dumps(entry, indent=1).encode()
 
 
 @pytest.mark.parametrize(
@@ -166,21 +146,32 @@ def test_a_file_of_another_structure_is_rebuilt(path, timed, change):
     [
         b"",
         b"not JSON",
-        damaged(lambda *_: None)[:-1],
-        damaged(lambda *_: None)[:80],
-        damaged(lambda *_: None) + b"}",
+        b"[]",
+        damaged()[:-1],
+        damaged()[:80],
+        damaged() + b"}",
+        damaged() + b"\n",
+        damaged().replace(b"gemm", b"gemn"),
+        damaged().replace(b"fprop", b"dgrad"),
         b"\0" * 4096,
         bytes(range(256)),
-        b"[" * 200_000,
-        b'{"format": ' + b"9" * 10_000 + b"}",
+        b"[" * 60_000,
+        damaged() + bytes(1 << 20),
+        damaged(more=1),
+        damaged(machine="another one"),
+        damaged(machine=None),
+        damaged(request=str(dataclasses.replace(REQUEST, flip=True))),
+        damaged(algorithm="unknown"),
+        damaged(algorithm="unknown", among=["unknown"]),
+        damaged(algorithm=["gemm"]),
+        damaged(algorithm=None),
+        damaged(among=CANDIDATES[::-1]),
+        damaged(among=", ".join(CANDIDATES)),
+        damaged(among=None),
     ],
-    ids=range(9),
+    ids=range(24),
 )
-def test_a_file_that_is_not_json_is_rebuilt(path, timed, content):
-    rebuilt_from(content, path, timed)
-
-
-def rebuilt_from(content, path, timed):
+def test_a_damaged_file_is_replaced(path, timed, content):
     """It is not trusted, not an error, and whole again after the next winner."""
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
@@ -192,22 +183,18 @@ def rebuilt_from(content, path, timed):
 
 def test_the_sound_file_of_these_tests_is_trusted(path, timed):
     path.parent.mkdir(parents=True)
-    path.write_bytes(damaged(lambda *_: None))
+    path.write_bytes(damaged())
     assert tune().algorithm == "gemm"
     assert timed == []
 
 
-def test_one_damaged_winner_leaves_the_others(path):
+def test_one_damaged_file_leaves_the_others(path):
     others = [dataclasses.replace(REQUEST, flip=True), dataclasses.replace(REQUEST, bias=True)]
-    for request in others:
+    for request in (*others, REQUEST):
         tuning.remember(request, "cpu", CANDIDATES, "gemm")
-    content = json.loads(path.read_text())
-    next(iter(content["winners"].values()))[str(others[0])]["algorithm"] = 0
-    content["winners"]["another machine"] = 0
-    path.write_text(json.dumps(content))
-    tuning.remember(REQUEST, "cpu", CANDIDATES, "gemm")
-    kept = [tuning.remembered(request, "cpu", CANDIDATES) for request in (*others, REQUEST)]
-    assert kept == [None, "gemm", "gemm"]
+    path.write_bytes(b"")
+    known = [tuning.remembered(request, "cpu", CANDIDATES) for request in (*others, REQUEST)]
+    assert known == ["gemm", "gemm", None]
 
 
 @pytest.mark.parametrize(
@@ -307,7 +294,7 @@ for n in range(20):
 """
 
 
-def test_processes_that_write_at_once_lose_nothing(path):
+def test_processes_that_write_at_once_lose_nothing(folder):
     command = [sys.executable, "-W", "error", "-c", WRITER]
     writers = [
         subprocess.Popen([*command, str(c)], cwd=Path(__file__).parents[1], stderr=subprocess.PIPE)
@@ -316,24 +303,7 @@ def test_processes_that_write_at_once_lose_nothing(path):
     for writer in writers:
         assert writer.communicate(timeout=120)[1] == b""
         assert writer.returncode == 0
-    assert sum(map(len, tuning.read(path).values())) == 80
-
-
-def test_a_process_that_dies_leaves_no_lock_behind(path):
-    path.parent.mkdir(parents=True)
-    program = f"""
-import os
-from pathlib import Path
-from cuconv import tuning
-
-path = Path({str(path)!r})
-path.with_suffix(".new").write_text("half a fi")
-with tuning._locked(path.with_suffix(".lock")):
-    os._exit(0)
-"""
-    process(program)
-    tuning.remember(REQUEST, "cpu", CANDIDATES, "gemm")
-    assert tuning.remembered(REQUEST, "cpu", CANDIDATES) == "gemm"
+    assert tuning.count() == len(os.listdir(folder)) == 80
 
 
 def in_threads(count, work):
@@ -377,13 +347,100 @@ def test_threads_that_write_at_once_lose_nothing(path):
     assert all(tuning.remembered(request, "cpu", ["gemm"]) == "gemm" for request in requests)
 
 
-def test_only_the_newest_are_kept(path, monkeypatch):
-    monkeypatch.setattr(tuning, "LIMIT", 2)
-    requests = [dataclasses.replace(REQUEST, dtype=dtype) for dtype in ("float32", "float64", "int32")]
-    for request in (requests[0], *requests[:2], requests[0], requests[2]):
+def shapes(count):
+    """Requests that differ."""
+    return [Request("fprop", ConvProblem.parse(f"n{n}c1w9 k1s3"), "float32") for n in range(1, count + 1)]
+
+
+def test_only_the_newest_are_kept(folder, monkeypatch):
+    """With what a process that was killed left behind, and without what is not a winner."""
+    monkeypatch.setattr(tuning, "LIMIT", 3)
+    monkeypatch.setattr(tuning, "_EVERY", 1)
+    requests = shapes(4)
+    folder.mkdir(parents=True)
+    others = {"cuconv-kernel", "cuconv-tuned-3-other.json", "photograph.jpeg"}
+    left = f"{tuning.FORMAT}-0.json.0123"
+    for age, name in enumerate((left, *others)):
+        (folder / name).write_bytes(b"")
+        os.utime(folder / name, (age, age))
+    for second, number in enumerate((0, 1, 0, 2, 3)):
+        tuning.remember(requests[number], "cpu", CANDIDATES, "gemm")
+        written = folder / tuning._name(requests[number], machine.fingerprint("cpu"))
+        assert written.exists()
+        os.utime(written, (1000 + second, 1000 + second))  # a file system's clock may be coarse
+    known = [tuning.remembered(request, "cpu", CANDIDATES) for request in requests]
+    assert known == ["gemm", None, "gemm", "gemm"]
+    assert others < set(os.listdir(folder))
+    assert len(os.listdir(folder)) == len(others) + 3
+
+
+def test_what_cannot_be_removed_is_left(folder, monkeypatch):
+    """In a folder that is shared with others, say, whose files they are."""
+    monkeypatch.setattr(tuning, "LIMIT", 1)
+    monkeypatch.setattr(tuning, "_EVERY", 1)
+    stays, goes = (folder / f"{tuning.FORMAT}-{name}" for name in ("stays", "goes"))
+    stays.mkdir(parents=True)
+    goes.write_bytes(b"")
+    os.utime(stays, (1, 1))
+    os.utime(goes, (0, 0))
+    tuning.remember(REQUEST, "cpu", CANDIDATES, "gemm")
+    assert tuning.remembered(REQUEST, "cpu", CANDIDATES) == "gemm"
+    assert len(os.listdir(folder)) == 2
+    assert stays.is_dir()
+
+
+def test_a_folder_that_cannot_be_listed(folder, monkeypatch):
+    def fail(name):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(name))
+
+    monkeypatch.setattr(tuning, "_EVERY", 1)
+    monkeypatch.setattr(tuning.os, "listdir", fail)
+    tuning.remember(REQUEST, "cpu", CANDIDATES, "gemm")
+    assert tuning.remembered(REQUEST, "cpu", CANDIDATES) == "gemm"
+    assert dict(info.findings()[0])["tuned"].startswith("not kept: ")
+
+
+def test_a_new_shape_costs_one_small_file(folder, monkeypatch):
+    """However many there are: each winner is read and written once, and the folder is listed now and then."""
+    calls, sizes, listed = {"read": 0, "write": 0}, [], []
+    read, write, listdir = kept.read, kept.write, os.listdir
+
+    def counted_read(*arguments):
+        calls["read"] += 1
+        return read(*arguments)
+
+    def counted_write(path, content):
+        calls["write"] += 1
+        sizes.append(len(content))
+        write(path, content)
+
+    monkeypatch.setattr(kept, "read", counted_read)
+    monkeypatch.setattr(kept, "write", counted_write)
+    monkeypatch.setattr(tuning.os, "listdir", lambda name: listed.append(name) or listdir(name))
+    monkeypatch.setattr(tuning, "fingerprint", lambda backend: "this machine")
+    requests = shapes(1500)
+    for request in requests:
+        assert tuning.remembered(request, "cpu", CANDIDATES) is None
         tuning.remember(request, "cpu", CANDIDATES, "gemm")
-    kept = [tuning.remembered(request, "cpu", CANDIDATES) for request in requests]
-    assert kept == ["gemm", None, "gemm"]
+    assert calls == {"read": 1500, "write": 1500}
+    assert max(sizes) < 1000
+    assert len(listed) <= 7
+    assert tuning.count() == 1500
+    assert all(tuning.remembered(request, "cpu", CANDIDATES) == "gemm" for request in requests)
+
+
+def test_winners_in_memory_are_bounded(folder, timed, monkeypatch):
+    """The oldest goes, and is read again where its file was kept."""
+    monkeypatch.setattr(sys.modules[Call.__module__], "_MOST_WINNERS", 2)
+    first, *others = (dataclasses.replace(REQUEST, dtype=dtype) for dtype in ("float32", "float64", "int32"))
+    tune(first)
+    for request in others:
+        tune_again(request)
+    assert [request.dtype for request, *_ in _winners] == ["float64", "int32"]
+    count = len(timed)
+    assert tune_again(first).why == "fastest when timed by an earlier process"
+    assert len(timed) == count
+    assert [request.dtype for request, *_ in _winners] == ["int32", "float32"]
 
 
 WARNING = r"algorithm='tune' found cannot be kept .*set CUCONV_CACHE_DIR to a folder that can be written"
@@ -395,72 +452,152 @@ def test_a_folder_that_cannot_be_made(path, timed, tmp_path):
         winner = tune()
     assert tune_again() is winner  # in memory
     assert timed == BOTH
+    tune(dataclasses.replace(REQUEST, dtype="float32"))  # warns no more
+    assert dict(info.findings()[0])["tuned"].startswith("not kept: ")
 
 
-def test_a_folder_that_cannot_be_written(path, timed, monkeypatch):
-    """What is in it counts; permissions do not stop the superuser, so that opening is what fails here."""
+@pytest.mark.parametrize("step", ["open", "replace"])
+@pytest.mark.parametrize("number", [errno.EACCES, errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_a_folder_that_cannot_be_written(folder, timed, monkeypatch, step, number):
+    """What is in it counts; permissions do not stop the superuser, so that the call is what fails here."""
     tuning.remember(REQUEST, "cpu", CANDIDATES, "gemm")
-    before = path.read_bytes()
+    before = os.listdir(folder)
 
-    def read_only(file, mode):
-        raise PermissionError(13, "Permission denied", str(file))
+    def fail(name, how, **options):
+        if how == "rb":
+            return open(name, how, **options)
+        raise OSError(number, os.strerror(number), str(name))
 
-    monkeypatch.setattr(tuning, "open", read_only, raising=False)
+    monkeypatch.setattr(kept if step == "open" else kept.os, step, fail, raising=step != "open")
     assert tune().algorithm == "gemm"
     assert timed == []
-    with pytest.warns(UserWarning, match=r"cannot be kept .*Permission denied"):
-        tune(dataclasses.replace(REQUEST, dtype="float32"))
+    others = [dataclasses.replace(REQUEST, dtype=dtype) for dtype in ("float32", "complex64")]
+    with pytest.warns(UserWarning, match=f"cannot be kept .*{os.strerror(number)}") as warned:
+        tunes = [tune(request) for request in others]
+    assert len(warned) == 1
+    assert len(timed) == 2 * sum(len(exact_candidates(winner.request, "cpu")) for winner in tunes)
+    assert os.listdir(folder) == before
+
+
+def test_a_folder_that_is_removed_meanwhile(folder, timed):
+    for _ in range(2):
+        tune()
+        shutil.rmtree(folder)
+    assert timed == BOTH * 2
+    tune()
+    tune()
+    assert timed == BOTH * 3
+
+
+@pytest.mark.parametrize("plant", [os.symlink, os.link, lambda _, path: os.mkfifo(path)])
+def test_what_else_has_the_files_name(path, timed, tmp_path, plant):
+    """A planted link leads nowhere, a pipe is not waited for; all make room for the winner."""
+    precious = tmp_path / "precious"
+    content = damaged()[:-1] if plant is os.link else damaged()
+    precious.write_bytes(content)
+    path.parent.mkdir(parents=True)
+    plant(precious, path)
+    soon(tune)
     assert timed == BOTH
-    assert path.read_bytes() == before
+    assert precious.read_bytes() == content
+    assert not path.is_symlink()
+    assert path.is_file()
+    tune()
+    assert timed == BOTH
 
 
-def test_a_file_that_cannot_be_read_is_left_alone(path, timed):
+def test_a_folder_of_the_files_name_is_left_alone(path, timed):
     path.mkdir(parents=True)
     with pytest.warns(UserWarning, match=WARNING):
         tune()
     assert timed == BOTH
     assert path.is_dir()
-    assert dict(info.findings()[0])["tuned"].startswith("not kept: ")
+    assert os.listdir(path.parent) == [path.name]
 
 
-def test_who_replaces_the_file_waits_for_readers(path, monkeypatch):
-    """On Windows a file that somebody reads cannot be replaced."""
-    refusals, replace = [1, 1], os.replace
+def test_no_file_of_others_is_locked_or_waited_for(folder, timed):
+    """Not even one that another process holds locked, as versions before this one did."""
+    fcntl = pytest.importorskip("fcntl")
+    folder.mkdir(parents=True)
+    tune()
+    for name in (*os.listdir(folder), "cuconv-tuned-1.lock"):
+        with open(folder / name, "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            assert soon(tune).why == "fastest when timed by an earlier process"
+            soon(lambda: [tuning.remember(REQUEST, "cpu", CANDIDATES, "gemm")])
+    assert timed == BOTH
 
-    def busy(*paths):
-        if refusals:
-            refusals.pop()
-            raise PermissionError(13, "Permission denied")
-        replace(*paths)
 
-    monkeypatch.setattr(tuning.os, "replace", busy)
-    tuning.remember(REQUEST, "cpu", CANDIDATES, "gemm")
-    assert tuning.remembered(REQUEST, "cpu", CANDIDATES) == "gemm"
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="there is no such signal")
+def test_a_signal_handler_may_tune_meanwhile(folder, monkeypatch):
+    """Here while the file of another winner is put in its place."""
+    requests, replace = shapes(2), os.replace
+
+    def interrupted(*names):
+        if signal.getsignal(signal.SIGUSR1) is handler:
+            signal.raise_signal(signal.SIGUSR1)
+        replace(*names)
+
+    def handler(*_):
+        signal.signal(signal.SIGUSR1, before)
+        tune_again(requests[1])
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    monkeypatch.setattr(kept.os, "replace", interrupted)
+    tune(requests[0])
+    assert signal.getsignal(signal.SIGUSR1) is before
+    assert [request for request, *_ in _winners] == requests[::-1]
+    assert tuning.count() == 2
+
+
+NOT_KEPT = """
+import numpy as np
+import cuconv
+from cuconv.plan import _winners
+
+x, w = np.ones((2, 6, 9, 9)), np.ones((6, 1, 3, 3))
+for dtype in ("float64", "float32", "float64"):
+    cuconv.conv(x.astype(dtype), w.astype(dtype), groups=6, algorithm="tune")
+print(len(_winners), *cuconv.conv(x, w, groups=6, algorithm="tune").shape)
+"""
+
+
+@pytest.mark.parametrize("how", ["default", "always", "error"])
+def test_what_cannot_be_kept_fails_no_call(tmp_path, how):
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, "-W", how, "-c", NOT_KEPT]
+    environment = dict(os.environ, CUCONV_CACHE_DIR=str(tmp_path / "file/folder"))
+    run = subprocess.run(
+        command, cwd=Path(__file__).parents[1], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert (run.returncode, run.stdout) == (0, "2 2 6 7 7\n"), run.stderr
+    assert run.stderr.count("cannot be kept") == 1
 
 
 def test_the_folder(path, monkeypatch, tmp_path):
     monkeypatch.delenv("CUCONV_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert tuning.file() == tmp_path / "xdg/cuconv/cuconv-tuned-1.json"
+    assert tuning.folder() == tmp_path / "xdg/cuconv"
     monkeypatch.setattr(tuning.os.path, "expanduser", lambda name: name.replace("~", str(tmp_path)))
     for ignored in ("", "relative/folder"):
         monkeypatch.setenv("XDG_CACHE_HOME", ignored)
-        assert tuning.file() == tmp_path / ".cache/cuconv/cuconv-tuned-1.json"
+        assert tuning.folder() == tmp_path / ".cache/cuconv"
     monkeypatch.setattr(tuning.os.path, "expanduser", lambda name: name)  # what it does without a home
-    assert tuning.file() is None
+    assert tuning.folder() is None
     assert tuning.remembered(REQUEST, "cpu", CANDIDATES) is None
     with pytest.warns(UserWarning, match=r"cannot be kept \(there is no home folder\)"):
         tuning.remember(REQUEST, "cpu", CANDIDATES, "gemm")
     assert "CUCONV_CACHE_DIR is not set" in dict(info.findings()[0])["tuned"]
 
 
-def test_info_shows_the_file(path):
-    assert dict(info.findings()[0])["tuned"] == f"{path}, 0 winners"
+def test_info_shows_the_folder(folder):
+    assert dict(info.findings()[0])["tuned"] == f"{folder}, 0 winners"
     tuning.remember(REQUEST, "cpu", CANDIDATES, "gemm")
-    assert dict(info.findings()[0])["tuned"] == f"{path}, 1 winner"
+    (folder / f"{tuning.FORMAT}-0.json.0123").write_bytes(b"")
+    assert dict(info.findings()[0])["tuned"] == f"{folder}, 1 winner"
 
 
 def test_the_tests_keep_out_of_the_users_folder(monkeypatch):
-    used = tuning.file()
+    used = tuning.folder()
     monkeypatch.delenv("CUCONV_CACHE_DIR")
-    assert tuning.file() != used
+    assert tuning.folder() != used

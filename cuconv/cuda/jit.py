@@ -2,23 +2,23 @@
 
 The compiler is NVRTC, called through CuPy's binding and not by `RawModule(code=...)`: there CuPy appends
 `-ftz=true` to the options, the last one counts, and results would lose their subnormal numbers. So the
-compiled code is kept here too, as files beside CuPy's own, in the folder that CUPY_CACHE_DIR names and not
-at all under CUPY_CACHE_IN_MEMORY=1. No other environment variable matters here.
+compiled code is kept here too, as files beside CuPy's own, in the folder that CUPY_CACHE_DIR names and not at
+all under CUPY_CACHE_IN_MEMORY=1. No other environment variable matters here. As in CuPy's files, a digest
+stands before the code. The driver is given the code from memory, once the digest has been checked, so that a
+call works as well where nothing can be kept.
 """
 
 from __future__ import annotations
 
-import atexit
 import functools
 import hashlib
 import os
 import struct
-import tempfile
-import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .. import kept
 from .kernel import Kernel
 
 SOURCES = Path(__file__).resolve().parent.parent / "cuda_src"
@@ -26,27 +26,29 @@ LOWEST = 75
 """The least compute capability, times ten, that the kernels are written for."""
 
 _OPTIONS = ("--std=c++17", "--ftz=false")
-_functions: dict[tuple[Kernel, int, int], Any] = {}
+_MOST_BYTES = 1 << 26
+_functions: dict[tuple[Kernel, int], Any] = {}
 
 
 def function(kernel: Kernel, device: int, shared_bytes: int = 0) -> Any:
-    """The kernel as CuPy's RawKernel, ready to be launched on the current device, whose number is `device`.
+    """The kernel as CuPy's Function, ready to be launched on the current device, whose number is `device`.
 
     Each block may have `shared_bytes` of dynamic shared memory. Raises RuntimeError, with the way out.
     """
-    found = _functions.get((kernel, device, shared_bytes))
+    found = _functions.get((kernel, device))
     if found is None:
-        found = _load(kernel, device)
-        # One limit for all launches of the kernel: it must not fall below what another one was promised.
-        if found.max_dynamic_shared_size_bytes < shared_bytes:
-            try:
-                found.max_dynamic_shared_size_bytes = shared_bytes
-            except RuntimeError as error:
-                raise RuntimeError(
-                    f"{kernel.name} takes {shared_bytes:,} bytes of shared memory per block, more than this "
-                    f"GPU has: choose another algorithm by name ({error})"
-                ) from error
-        _functions[kernel, device, shared_bytes] = found
+        found = _functions.setdefault((kernel, device), _load(kernel, device))
+    driver = require_cupy().cuda.driver
+    most = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    # One limit for all launches of the kernel: it must not fall below what another one was promised.
+    if driver.funcGetAttribute(most, found.ptr) < shared_bytes:
+        try:
+            driver.funcSetAttribute(found.ptr, most, shared_bytes)
+        except driver.CUDADriverError as error:
+            raise RuntimeError(
+                f"{kernel.name} takes {shared_bytes:,} bytes of shared memory per block, more than this "
+                f"GPU has: choose another algorithm by name ({error})"
+            ) from error
     return found
 
 
@@ -171,23 +173,25 @@ def _load(kernel: Kernel, device: int) -> Any:
     target = architecture(int(cupy.cuda.Device(device).compute_capability), nvrtc.getSupportedArchs())
     source = kernel.stub(stamp())
     name = "cuconv-" + hashlib.sha256("\0".join((build, target, *_OPTIONS, source)).encode()).hexdigest()
-    path = _folder() / name
-    try:
-        return cupy.RawModule(path=str(path)).get_function(kernel.name)
-    except cupy.cuda.driver.CUDADriverError:
-        pass  # not there, or damaged
+    path = None if os.environ.get("CUPY_CACHE_IN_MEMORY") == "1" else cache_folder() / name
+    code = path and _kept(path)
     from .. import __version__
 
     nvrtc_version = ".".join(map(str, nvrtc.getVersion()))
     about = f"cuconv {__version__}, CuPy {cupy.__version__}, NVRTC {nvrtc_version}, {target}"
+    if code is None:
+        try:
+            code = compiled(nvrtc, source, target)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"{kernel.name} does not compile, please report this as a bug in cuconv: {about}\n{error}"
+            ) from error
+        if path is not None:
+            _keep(path, code)
+    module = cupy.cuda.Module()
     try:
-        _write(path, compiled(nvrtc, source, target))
-    except RuntimeError as error:
-        raise RuntimeError(
-            f"{kernel.name} does not compile, please report this as a bug in cuconv: {about}\n{error}"
-        ) from error
-    try:
-        return cupy.RawModule(path=str(path)).get_function(kernel.name)
+        module.load(code)
+        return module.get_function(kernel.name)
     except cupy.cuda.driver.CUDADriverError as error:
         driver = runtime.driverGetVersion() // 1000
         raise RuntimeError(
@@ -213,28 +217,27 @@ def cache_folder() -> Path:
     return Path(os.environ.get("CUPY_CACHE_DIR") or os.path.expanduser("~/.cupy/kernel_cache"))
 
 
-@functools.cache
-def _folder() -> Path:
-    """Where compiled code is kept: CuPy's folder for it, or one that ends with this process."""
-    if os.environ.get("CUPY_CACHE_IN_MEMORY") != "1":
-        folder = cache_folder()
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                return folder
-        except OSError as error:
-            warnings.warn(
-                f"compiled kernels cannot be kept in {folder} ({error}), every process compiles its own: set "
-                "CUPY_CACHE_DIR to a folder that can be written, or CUPY_CACHE_IN_MEMORY=1 if this is wanted",
-                stacklevel=2,
-            )
-    own = tempfile.TemporaryDirectory(prefix="cuconv-")
-    atexit.register(own.cleanup)
-    return Path(own.name)
+def _kept(path: Path) -> bytes | None:
+    """The code that a file keeps, or None unless all of it is there: its digest stands before it."""
+    content = kept.read(path, _MOST_BYTES)
+    if content is None:
+        return None
+    length = len(_digest(b""))
+    code = content[length:]
+    return code if _digest(code) == content[:length] else None
 
 
-def _write(path: Path, code: bytes) -> None:
-    """Write a file so that other processes see all of it or nothing."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(code)
-    os.replace(file.name, path)
+def _keep(path: Path, code: bytes) -> None:
+    """Keep code for processes to come; a warning where that cannot be done."""
+    try:
+        kept.write(path, _digest(code) + code)
+    except OSError as error:
+        kept.warn(
+            f"compiled kernels cannot be kept in {path.parent} ({error.strerror or error}), every process "
+            "compiles its own: set CUPY_CACHE_DIR to a folder that can be written, or CUPY_CACHE_IN_MEMORY=1 "
+            "if this is wanted"
+        )
+
+
+def _digest(code: bytes) -> bytes:
+    return hashlib.sha256(code).hexdigest().encode()

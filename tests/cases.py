@@ -14,7 +14,7 @@ import numpy as np
 
 import cuconv
 from cuconv import processor
-from cuconv.cpu import blocking, col2im, depthwise, gemm
+from cuconv.cpu import blocking, col2im, depthwise, gemm, im2col
 from cuconv.cuda import simt, work
 from cuconv.plan import TABLES, _make_plan, device_of
 
@@ -83,9 +83,11 @@ def draw_case(integer, pick):
     if integer(0, 19) == 0:
         c_per_group, k_per_group = pick(((0, 2), (2, 0), (1, 0), (0, 0)))
     mode = pick(("zeros", "zeros", "circular", "reflect", "replicate"))
-    axes = []
-    for _ in range(rank):
+    axes, far = [], integer(0, 4 * rank)  # the axis with a long stride or dilation, if any
+    for axis in range(rank):
         taps, stride, dilation = integer(1, few), integer(1, 3), integer(1, 3)
+        if axis == far:
+            stride, dilation = pick(((1, 40), (2, 25), (15, 1), (20, 30)))
         pair = (integer(-2, 4), integer(-2, 4))
         reach = (taps - 1) * dilation + 1
         length = (integer(1, few + 2) - 1) * stride + reach + integer(0, stride - 1)
@@ -231,7 +233,7 @@ def threads(count):
         return
     with contextlib.ExitStack() as patches:
         patches.enter_context(mock.patch.object(processor._blas, "threads", return_value=count))
-        for family in (col2im, depthwise, gemm):
+        for family in (col2im, depthwise, gemm, im2col):
             patches.enter_context(mock.patch.object(family, "workers", lambda request, cpu: cpu.threads))
         _make_plan.cache_clear()
         yield

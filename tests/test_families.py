@@ -1,20 +1,27 @@
 """The corners of each family of the NumPy path: what tiles, runs and columns leave over, by the oracle."""
 
+import contextlib
+import dataclasses
 import itertools
+import time
 
 import numpy as np
 import pytest
 
 import cuconv
-from cuconv.cpu import TABLE, gemm, im2col, toeplitz
-from cuconv.plan import make_plan
+from cuconv.cpu import TABLE, gemm, im2col, lowering, padding, toeplitz
+from cuconv.cpu.padding import room
+from cuconv.plan import INPUTS, _make_plan, make_plan
 from cuconv.problem import Request
 
 from .cases import OPS, PUBLIC, Case, applies, check, ops_of, threads, values, workspace
-from .reference import Reference, wrapped
+from .reference import Reference, activated, wrapped
 
 CORNERS = {
     "mec": (
+        "n2c3h40w12 k4r3s3 sh2sw1 dh17dw1 p1",
+        "n2c2h50w45 k3r2s3 g1 sh20sw11 p2",
+        "n1c2d30h9w31 k3t2r2s3 dd25dh2dw13 p1 circular",
         "n2c3w19 k4s4 sw3 dw2 p2",
         "n2c4h9w8 k6r3s2 g2 sh2sw1 dh1dw3 p2",
         "n3c2h7w9 k3r2s4 sh3sw2 dh2dw2 ph-1pw3:1",
@@ -22,6 +29,8 @@ CORNERS = {
         "n1c2h3w3 k2r5s5 p3 reflect",
     ),
     "im2col": (
+        "n2c3h12w50 k4r2s3 dh10dw21 p2",
+        "n2c2h33w9 k3r2s3 sh16sw2 p1 reflect",
         "n3c4h7w5 k6r3s2 g2 sh2sw1 p1",
         "n2c3h6w9 k5r2s3 dh2dw3 ph-1pw2",
         "n1c6d3h4w5 k6t2r2s3 g3 sd1sh2sw1 p1 reflect",
@@ -29,6 +38,7 @@ CORNERS = {
         "n5c8h1w2 k16r1s2",
     ),
     "col2im": (
+        "n2c2h20w21 k3r3s2 sh7sw1 dh5dw15 p3",
         "n3c2w17 k4s2 sw5 p1",
         "n2c3h11w9 k4r2s2 sh3sw4 p1",
         "n2c4h12w11 k6r3s3 g2 ph-2:-1pw-1:1",
@@ -38,6 +48,8 @@ CORNERS = {
         "n2c48h3w3 k4r3s3 g4 p1",
     ),
     "toeplitz": (
+        "n2c3h19w60 k3r3s3 g3 dw25 p1",
+        "n2c2d40h9w50 k4t2r3s2 g2 sd1sh2sw14 dd33dh1dw1 p1",
         "n2c3h19w9 k3r3s3 g3 p1",
         "n3c2h23w7 k4r2s3 g2 sh2sw3 p1",
         "n1c3h31w5 k9r3s2 g3 sh3sw1 dh2dw3 p2",
@@ -48,11 +60,16 @@ CORNERS = {
         "n2c3h18w4 k3r1s5 g3 sh1sw2 p2 replicate",
     ),
     "depthwise": (
+        "n2c3h70w9 k6r3s3 g3 sh1sw2 dh31dw1 ph31pw2",
+        "n2c2d5h41w50 k2t2r2s3 g2 sd1sh17sw2 dd1dh3dw20 p1 circular",
         "n5c3h9w8 k3r3s3 g3 p1",
         "n4c2w21 k6s4 g2 sw2 dw3 p3",
         "n3c2d3h5w6 k4t2r2s3 g2 sd1sh2sw3 dd2dh1dw1 p1 circular",
     ),
     "gemm": (
+        "n2c4h41w12 k6r3s2 g2 sh3sw1 dh18dw2 p2",
+        "n3c2w90 k3s3 sw2 dw40 p1:3 replicate",
+        "n2c3h31w44 k2r1s2 sh9sw13 p2",
         "n3c4h1w1 k5r1s1",
         "n5c6h4w3 k6r1s1 g2 sh2sw1",
         "n4c3h8w7 k3r2s1 g3 sh3sw2 p-1:2",
@@ -225,3 +242,119 @@ def padded(x, pairs):
         for (before, after), extent in zip(pairs, x.shape[2:], strict=True)
     ]
     return x[(slice(None), slice(None), *inside)]
+
+
+FAR = (
+    "n1c1w60000 k1s3 dw20000",
+    "n2c2h90w80 k4r3s3 g2 dh40dw36 p30",
+    "n1c3d40h44w48 k2t3r2s2 dd18dh40dw44 p1",
+    "n1c2h300w9 k3r2s3 sh50sw1 p1",
+    "n1c2w70000 k2s2 sw3000 dw45000 p9",
+)
+
+
+@pytest.mark.parametrize("line", FAR)
+@pytest.mark.parametrize("op", OPS)
+def test_what_lies_between_far_taps_is_not_copied(line, op, monkeypatch):
+    """Whatever the blocks are, at most twice what the windows see is brought together, halos of blocks apart."""
+    problem, gathered = cuconv.ConvProblem.parse(line), []
+    monkeypatch.setattr(lowering, "room", lambda *arguments: counted(room(*arguments)))
+    monkeypatch.setattr(padding, "room", lambda *arguments: counted(room(*arguments)))
+
+    def counted(array):
+        gathered.append(array.size)
+        return array
+
+    shapes = {"x": problem.x_shape(), "w": problem.w_shape(), "dy": problem.y_shape()}
+    operands = [np.ones(shapes[role]) for role in INPUTS[op]]
+    taps = int(np.prod(problem.filter))
+    read = problem.k if op == "dgrad" else problem.c
+    windows = problem.n * read * taps * int(np.prod(problem.input if op == "dgrad" else problem.output))
+    for size in (10_000, 1 << 24):
+        for name in ops_names(op, Case(problem, "float64")):
+            if name == "col2im":
+                continue  # which has no windows
+            gathered.clear()
+            with workspace(size):
+                make_plan(Request(op, problem, "float64"), name, "cpu", "1 thread")(*operands)
+            assert sum(gathered) <= 2 * windows, f"{name} in {size} bytes"
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("activation", [None, "relu", "sigmoid"])
+@pytest.mark.parametrize(
+    "line",
+    ["n2c3w23 k4s2 sw5", "n3c4h17w14 k4r1s3 g2 sh4sw5 p1", "n2c2h13w11 k2r2s2 g2 sh4sw2 dh2dw4 p1:0"],
+)
+def test_cells_that_no_tap_meets_are_finished_too(line, activation, layout):
+    """With bias, activation and accumulation, as a transposed convolution has them."""
+    problem, rng = cuconv.ConvProblem.parse(line), np.random.default_rng(0)
+    assert lowering.unmet(problem.volumetric)
+    reference = oracle(problem, problem.x_shape(), problem.padding)
+    for dtype, accumulate in itertools.product(("float64", "float16", "int32"), (False, True)):
+        if dtype == "int32" and activation == "sigmoid":
+            continue
+        dy, w, start = (
+            rng.integers(-3, 4, shape).astype(dtype)
+            for shape in (problem.y_shape(), problem.w_shape(), problem.x_shape())
+        )
+        bias = rng.integers(-3, 4, problem.c).astype(dtype)
+        column = bias.reshape(-1, *(1,) * problem.rank)
+        expected = activated(wrapped(reference.dgrad(dy, w), dtype) + column, activation)
+        expected = (expected + start * accumulate).astype(np.float64)
+        request = Request(
+            "dgrad", problem, dtype, layout, bias=True, activation=activation, accumulate=accumulate
+        )
+        for name in ops_names("dgrad", Case(problem, dtype)):
+            arrays = [dy, w, start.copy()]
+            if layout == "channels_last":
+                arrays = [np.ascontiguousarray(np.moveaxis(array, 1, -1)) for array in arrays]
+            out = arrays[2]
+            with threads(2):
+                make_plan(request, name, "cpu")(*arrays[:2], bias=bias, out=out)
+            got = np.moveaxis(out, -1, 1) if layout == "channels_last" else out
+            tolerance = 0 if activation != "sigmoid" else 2e-3 if dtype == "float16" else 1e-15
+            np.testing.assert_allclose(
+                got, expected, rtol=tolerance, atol=tolerance, err_msg=f"{name} {dtype}"
+            )
+
+
+MANY = (
+    "n1c3d240h240w240 k8t60r60s60 sd60sh60sw60",
+    "c1w3000000 k1s3 sw1000000",
+    "c2h3000w3000 k2r32s32 sh32sw32",
+    "c1w1000000000000 k1s3",
+    "c1w1000000000000 k1s300000 dw1000000",
+    "c1w1000000000000 k1s1000003 sw1000000",
+    "n1c2d97h97w97 k2t50r50s50 sd47sh47sw47 dd3dh5dw7 p200",
+    "c1h100000w100000 k1r99999s99999",
+)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("line", MANY)
+def test_plans_take_milliseconds_whatever_the_numbers(line, op):
+    """Of every entry: it is made, or refused, at once."""
+    problem = cuconv.ConvProblem.parse(line)
+    for padding_mode, name in itertools.product(("zeros", "circular"), ["auto", *map(entry_name, TABLE[op])]):
+        request = Request(op, dataclasses.replace(problem, padding_mode=padding_mode), "float64")
+        seconds = []
+        for _ in range(3):
+            _make_plan.cache_clear()
+            lowering.phases_of.cache_clear()
+            start = time.perf_counter()
+            with contextlib.suppress(ValueError):
+                make_plan(request, name, "cpu", "2 threads")
+            seconds.append(time.perf_counter() - start)
+        assert min(seconds) < 0.05, f"{min(seconds):.3f} s for {name}"
+
+
+def entry_name(entry):
+    return entry.name
+
+
+def test_many_residues_are_left_to_col2im():
+    request = Request("dgrad", cuconv.ConvProblem.parse(MANY[0]), "float32")
+    with pytest.raises(ValueError, match="taps meet 216,000 residues of the stride, more than 1,024"):
+        make_plan(request, "gemm", "cpu")
+    assert make_plan(request, "auto", "cpu").algorithm == "col2im"

@@ -18,8 +18,8 @@ import numpy as np
 from ..problem import ConvProblem, Request
 from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
-from .blocking import ALL, WORKSPACE, Launch, Scratch, blocks, fit, lengths, tap_cells, while_long, workers
-from .gemm import product_time
+from .blocking import ALL, Launch, Scratch, blocks, fit, lengths, tap_cells, while_long, workers
+from .cost import Cost, estimate
 from .im2col import FEW, few_cells, taken_by_one
 from .lowering import arranged, by_group, for_blas
 from .padding import fold, fold_elements
@@ -123,21 +123,26 @@ def _plan(request: Request, processor: Processor) -> Schedule:
     return Schedule(used * (padded(*tile) + columns(*tile)) + filters, (launch,))
 
 
-def _estimate(request: Request, processor: Processor) -> float:
-    """The products, the additions by their elements and their runs, and passes over dx."""
-    problem, item = request.problem.volumetric, accumulator(request).itemsize
-    cells, taps = problem.n * math.prod(problem.output), math.prod(problem.filter)
-    added = cells * taps * problem.c
-    strided = 1.2 if problem.stride[2] > 1 else 1
-    seconds = added * (item * 1.5e-10 * strided + 6e-9 / max(problem.output[2], 1))
-    seconds += problem.n * problem.c * math.prod(problem.padded) * item * 5e-11
-    # dy is read for every block of channels, which are few where an image is large.
-    read = max(1.0, problem.c * math.prod(problem.padded) * item / (0.75 * WORKSPACE))
-    seconds += cells * problem.k * item * 1e-10 * read
-    seconds += product_time(request, cells, problem.k // problem.groups, taps * problem.c)
-    if problem.k == problem.groups:
-        seconds += added * 1.5e-9  # matrices of one column
-    return (seconds + problem.groups * 2e-6) / processor.threads + 1e-4
+def _cost(request: Request, processor: Processor) -> Cost:
+    """Reading dy for every block of channels, the products, the additions, and passes over dx."""
+    problem, groups = request.problem.volumetric, request.problem.groups
+    (launch,) = _plan(request, processor).launches
+    images, g, c, *cells = launch.tile
+    cost, taps = Cost(request, launch), math.prod(problem.filter)
+    again = -(-problem.c // groups // c)
+    places = -(-problem.n // images) * -(-groups // g) * again
+    cuts = math.prod(-(-extent // cell) for extent, cell in zip(problem.output, cells, strict=True))
+    pixels, width = problem.n * math.prod(problem.output), min(cells[2], problem.output[2])
+    cost.share(places)
+    cost.add("call", places * cuts * (2 * taps + 10))
+    cost.image(pixels * problem.k * again, width)
+    each = pixels / max(-(-problem.n // images) * cuts, 1)
+    cost.product(places * cuts * g, c * taps, problem.k // groups, each)
+    cost.copy(pixels * taps * problem.c, width, problem.stride[2] == 1)
+    cost.megabytes("copied", problem.n * problem.c * math.prod(problem.padded))
+    cost.image(problem.n * problem.c * math.prod(problem.input), problem.input[2])
+    cost.megabytes("copied", math.prod(problem.w_shape()))
+    return cost
 
 
-ENTRIES = {"dgrad": Algorithm("col2im", _applies, _plan, _estimate)}
+ENTRIES = {"dgrad": Algorithm("col2im", _applies, _plan, estimate(_cost))}

@@ -24,6 +24,7 @@ from ..problem import Request
 from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
 from .blocking import ALL, Launch, Scratch, blocks, fit, lengths, workers
+from .cost import Cost, Cut, estimate
 from .gemm import finish_unmet
 from .lowering import (
     Axes,
@@ -34,10 +35,11 @@ from .lowering import (
     unmet,
     windows_and_columns,
     windows_of,
+    within,
 )
 from .padding import fold, fold_elements
 from .result import Result, accumulator, finishing_blocks
-from .runs import Runs, run_elements
+from .runs import Runs, extent, phase_count, run_elements
 
 
 def by_taps(
@@ -268,25 +270,43 @@ def plan_wgrad(request: Request, processor: Processor, kernel: Any = wgrad, way:
     )
 
 
-def estimate(request: Request, processor: Processor) -> float:
-    """Passes over the images, and two or, in wgrad, one per tap over a block in cache; the calls."""
-    problem, item = request.problem.volumetric, accumulator(request).itemsize
-    per_tap = 6e-11 if request.op == "wgrad" else 8e-11
-    seconds, calls = 0.0, 0.0
+def blocks_of(request: Request, cost: Cost, cut: Cut, tile: Sequence[int]) -> float:
+    """How many blocks there are; the parts that threads share are counted."""
+    channels, images = -(-request.problem.c // tile[0]), -(-request.problem.n // tile[1])
+    blocks = cut.blocks * channels * images
+    cost.share(channels if request.op == "wgrad" else blocks)
+    return blocks
+
+
+def _cost(request: Request, processor: Processor) -> Cost:
+    """Gathering, phases of the stride, and per tap a call and a pass over a block in cache; storing."""
+    problem, op = request.problem.volumetric, request.op
+    plan = plan_wgrad(request, processor) if op == "wgrad" else schedule(request, processor, None)
+    (launch,) = plan.launches
+    cost = Cost(request, launch)
+    passes = problem.k // problem.c if op == "dgrad" else 1
     for axes, columns in windows_and_columns(request):
-        counts = [axis.cells for axis in axes]
-        images, run = run_elements(problem.n, problem.k, counts, axes, "zeros")
-        taps, rows = math.prod(axis.taps for axis in axes), images / max(axes[2].read(counts[2]), 1)
-        same = columns // problem.c if request.op == "dgrad" else 1
-        each = per_tap * (1 if axes[2].stride == 1 else 2)
-        seconds += same * item * (images * 2.5e-11 + problem.k * run * (taps * each + 1e-10))
-        seconds += same * (rows + problem.k * run / max(counts[2], 1)) * 6e-9
-        calls += same * (1e-4 + taps * 3e-6)
-    return seconds / processor.threads + calls
+        cut, same = Cut(axes, launch.tile[2:]), columns // problem.c if op == "dgrad" else 1
+        blocks = same * blocks_of(request, cost, cut, launch.tile)
+        images = same * problem.n * (problem.k if op == "dgrad" else problem.c)
+        there = within(axes, cut.counts)
+        depth, height, width = map(extent, there)
+        cost.image(images * cut.read, cut.run if cost.channels_first else 1)
+        if any(axis.stride > 1 for axis in there):
+            phases = math.prod(map(phase_count, there))
+            cost.copy(images * phases * depth * height * width * cut.blocks, width, False)
+            cost.add("call", blocks * phases * 3)
+        run = same * problem.n * problem.k * cut.counts[0] * height * width * cut.blocks
+        cost.add("call", blocks * (10 + 3 * cut.taps * passes))
+        cost.megabytes(f"{'dotted' if op == 'wgrad' else 'scaled'} {cost.dtype}", run * cut.taps)
+        if op == "wgrad":
+            cost.megabytes("copied", run)
+        cost.image(same * problem.n * cut.cells * (problem.c if op == "dgrad" else problem.k), cut.width)
+    return cost
 
 
 ENTRIES = {
-    "fprop": Algorithm("depthwise", applies, partial(schedule, kernel=fprop), estimate),
-    "wgrad": Algorithm("depthwise", applies, plan_wgrad, estimate),
-    "dgrad": Algorithm("depthwise", applies, partial(schedule, kernel=dgrad), estimate),
+    "fprop": Algorithm("depthwise", applies, partial(schedule, kernel=fprop), estimate(_cost)),
+    "wgrad": Algorithm("depthwise", applies, plan_wgrad, estimate(_cost)),
+    "dgrad": Algorithm("depthwise", applies, partial(schedule, kernel=dgrad), estimate(_cost)),
 }

@@ -23,7 +23,8 @@ import numpy as np
 from ..problem import ConvProblem, Request
 from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
-from .blocking import ALL, WORKSPACE, Launch, Scratch, blocks, fit, lengths, while_long, workers
+from .blocking import ALL, Launch, Scratch, blocks, fit, lengths, while_long, workers
+from .cost import Cost, Cut, estimate
 from .lowering import (
     Axes,
     Phase,
@@ -273,11 +274,11 @@ def channels_read(request: Request) -> int:
     return request.problem.k if request.op == "dgrad" else request.problem.c
 
 
-Cost = Callable[..., int]
-"""Bytes of a block of so many images and cells."""
+Bytes = Callable[..., int]
+"""Of a block of so many images and cells."""
 
 
-def _shape(extents: Sequence[int], cost: Cost, threads: int) -> tuple[int, ...]:
+def _shape(extents: Sequence[int], cost: Bytes, threads: int) -> tuple[int, ...]:
     return fit(extents, cost, threads, share=0.5)
 
 
@@ -286,7 +287,7 @@ def schedule(
     processor: Processor,
     kernel: Any,
     elements: Elements = _elements,
-    shape: Callable[[Sequence[int], Cost, int], tuple[int, ...]] = _shape,
+    shape: Callable[[Sequence[int], Bytes, int], tuple[int, ...]] = _shape,
 ) -> Schedule:
     """fprop or dgrad in blocks of images and cells; those of dx of one residue of the stride."""
     problem, item = request.problem.volumetric, accumulator(request).itemsize
@@ -356,49 +357,57 @@ def plan_wgrad(request: Request, processor: Processor) -> Schedule:
     return Schedule(workspace, (launch,))
 
 
-def estimate(request: Request, processor: Processor) -> float:
-    """Time of the products at BLAS's rate, of copies by their bytes and their runs, and of the calls."""
-    problem, item = request.problem.volumetric, accumulator(request).itemsize
-    first, wgrad = request.layout == "channels_first", request.op == "wgrad"
-    lowered = math.prod(problem.filter) > 1
-    seconds = 5e-5 * problem.groups**0.5 + first * lowered * filters_time(request)
-    channels = channels_read(request)
+def _cost(request: Request, processor: Processor) -> Cost:
+    """Channels brought inside, lowering, products, storing; a filter of one tap is read in place."""
+    problem, groups = request.problem.volumetric, request.problem.groups
+    (launch,) = schedule(request, processor, None).launches
+    cost, channels = Cost(request, launch), channels_read(request)
+    cost.megabytes("copied", 2 * math.prod(problem.w_shape()))
     for axes, columns in windows_and_columns(request):
-        windows = problem.n * math.prod(axis.cells for axis in axes)
-        taps = math.prod(axis.taps for axis in axes)
-        run = channels // problem.groups * (axes[2].taps if axes[2].step == 1 else 1)
-        terms = taps * channels // problem.groups
-        slow = 1.0
-        if taps > 1:
-            seconds += windows * taps * channels * (item / 1.5e10 + 6e-9 / max(run, 1))
-            seconds += first * windows * (channels + columns) * (3e-10 if wgrad else 1e-9)
-        elif first:
-            # In place, each image's cells are a product of its own.
-            slow = 1.3 if wgrad else 1 + 20 * problem.n / max(windows, 1)
-        if not wgrad:
-            seconds += reading_time(request, windows, terms, columns)
-        seconds += slow * product_time(request, windows, terms, columns)
-    return seconds / processor.threads
+        cut, places = Cut(axes, launch.tile[-3:]), columns // result_channels(request)
+        blocks = cut.blocks * -(-problem.n // launch.tile[-4])
+        terms, pixels = cut.taps * channels // groups, problem.n * cut.cells
+        cost.share(blocks)
+        cost.add("call", blocks * places * groups)
+        if cut.taps == 1 and cost.channels_first:  # each image's cells are a product of its own
+            cost.product(problem.n * cut.blocks * groups, columns // groups, terms, cut.cells / cut.blocks)
+            continue
+        cost.product(blocks * groups, pixels / blocks, terms, columns // groups)
+        if cut.taps > 1:
+            cost.image(problem.n * channels * cut.read, cut.run if cost.channels_first else channels, True)
+            neighbours = axes[2].taps if axes[2].step == 1 and groups == 1 else 1
+            cost.copy(pixels * cut.taps * channels, channels // groups * neighbours)
+        if cut.taps > 1 or groups > 1 or places > 1:
+            inside = columns // groups // places
+            cost.image(pixels * columns, cut.width if cost.channels_first else inside, True)
+    return cost
 
 
-def filters_time(request: Request) -> float:
-    """Seconds of one thread to bring filters into the order of channels inside, or dw out of it."""
-    return math.prod(request.problem.w_shape()) * accumulator(request).itemsize * 3e-10
+def _wgrad_cost(request: Request, processor: Processor) -> Cost:
+    """The same for x; dy is read once for every block of channels, and products are added up."""
+    problem, groups = request.problem.volumetric, request.problem.groups
+    (launch,) = plan_wgrad(request, processor).launches
+    section, g, c, images, *cells = launch.tile
+    cost, axes = Cost(request, launch), windows_of(problem)
+    cut, filters = Cut(axes, cells), problem.k // groups
+    sections = -(-problem.n // section)
+    places = -(-groups // g) * -(-problem.c // groups // c)
+    blocks = cut.blocks * places * sections * -(-min(section, problem.n) // images)
+    pixels = problem.n * cut.cells
+    cost.share(sections * places)
+    cost.add("call", 10 * blocks)
+    cost.image(pixels * problem.k * -(-problem.c // groups // c), cut.width if cost.channels_first else 1)
+    cost.product(blocks * g, filters, pixels * places / max(blocks, 1), c * cut.taps)
+    cost.megabytes("copied", blocks * g * filters * c * cut.taps + sections * math.prod(problem.w_shape()))
+    if cut.taps > 1:
+        cost.image(problem.n * problem.c * cut.read, cut.run if cost.channels_first else c * g, True)
+        cost.copy(pixels * cut.taps * problem.c, c * (axes[2].taps if axes[2].step == 1 and g == 1 else 1))
+    return cost
 
 
-def reading_time(request: Request, rows: int, terms: int, columns: int) -> float:
-    """Seconds of one thread for reading filters that no cache holds, once for each block of so many rows."""
-    item = accumulator(request).itemsize
-    beyond = max(terms * columns * item - (2 << 20), 0)
-    return beyond * rows * terms * item / (WORKSPACE / 2) * 2e-10
-
-
-def product_time(request: Request, rows: int, terms: int, columns: int) -> float:
-    """Seconds of one thread for products of rows by terms by columns of all groups; thin ones are slow."""
-    dtype, groups = accumulator(request), request.problem.groups
-    rate = {"f": 8e11 / dtype.itemsize, "c": 1.6e12 / dtype.itemsize, "i": 1e9}[dtype.kind]
-    thin = 1 + 8 / max(terms, 1) + 16 * groups / max(columns, 1)
-    return 2 * rows * terms * columns * (4 if dtype.kind == "c" else 1) * thin / rate
+def result_channels(request: Request) -> int:
+    """How many channels an activation has that an op makes."""
+    return request.problem.c if request.op == "dgrad" else request.problem.k
 
 
 def _applies(request: Request, processor: Processor) -> str | None:
@@ -406,7 +415,7 @@ def _applies(request: Request, processor: Processor) -> str | None:
 
 
 ENTRIES = {
-    "fprop": Algorithm("gemm", _applies, partial(schedule, kernel=fprop), estimate),
-    "wgrad": Algorithm("gemm", _applies, plan_wgrad, estimate),
-    "dgrad": Algorithm("gemm", _applies, partial(schedule, kernel=dgrad), estimate),
+    "fprop": Algorithm("gemm", _applies, partial(schedule, kernel=fprop), estimate(_cost)),
+    "wgrad": Algorithm("gemm", _applies, plan_wgrad, estimate(_wgrad_cost)),
+    "dgrad": Algorithm("gemm", _applies, partial(schedule, kernel=dgrad), estimate(_cost)),
 }

@@ -18,7 +18,7 @@ from ..problem import ConvProblem, Request
 from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
 from .blocking import ALL, Launch, Scratch, blocks, fit, lengths, while_long, workers
-from .gemm import product_time
+from .cost import Cost, Cut, estimate
 from .lowering import arranged, by_group, for_blas, lower_columns, lowered_elements, windows_of
 from .result import Result, accumulator, finishing_blocks
 
@@ -137,25 +137,34 @@ def _plan(request: Request, processor: Processor) -> Schedule:
     return Schedule(threads * block(*tile) + filters, (Launch(kernel, "n g k z p q", tile, threads),))
 
 
-def _estimate(request: Request, processor: Processor) -> float:
-    """Lowering, by bytes and rows, by every thread where all need all cells; the products; storing."""
-    problem, item = request.problem.volumetric, accumulator(request).itemsize
-    threads = workers(request, processor)
-    taps, cells = math.prod(problem.filter), problem.n * math.prod(problem.output)
-    few = few_cells(problem, threads)
-    alone = few or request.op == "wgrad"
-    lowering = cells * taps * problem.c * (item * 4e-11 + 6e-9 / max(problem.output[2], 1))
-    # BLAS multiplies by a transposed matrix more slowly where it does not fit a cache.
-    narrow = 1 + 20 / max(cells, 1) if few else 1.7 if request.op == "wgrad" else 1.05
-    terms, columns = taps * problem.c // problem.groups, problem.k
-    seconds = narrow * product_time(request, cells, terms, columns)
-    if problem.k == problem.groups:
-        seconds += cells * problem.k * 8e-9  # matrices of one row
-    seconds += cells * problem.k * (item * 6e-11 + 6e-9 / max(problem.output[2], 1))
-    return (seconds + lowering * (threads if alone else 1)) / threads + 5e-5 * problem.groups**0.5
+def _cost(request: Request, processor: Processor) -> Cost:
+    """Gathering and lowering for every block of output channels, products, and storing, or reading dy."""
+    problem, groups = request.problem.volumetric, request.problem.groups
+    (launch,) = _plan(request, processor).launches
+    images, g, k, *cells = launch.tile
+    cost, axes = Cost(request, launch), windows_of(problem)
+    cut, c = Cut(axes, cells), problem.c // groups
+    again = -(-problem.k // groups // k)
+    places = again * -(-groups // g)
+    blocks = cut.blocks * -(-problem.n // images) * places
+    pixels = problem.n * cut.cells
+    cost.image(problem.n * problem.c * cut.read * again, cut.run if cost.channels_first else 1)
+    cost.copy(pixels * cut.taps * problem.c * again, cut.width, axes[2].within(cut.width).stride == 1)
+    cost.image(pixels * problem.k, cut.width)
+    each = pixels * places / max(blocks, 1)
+    if request.op == "fprop":
+        cost.share(blocks)
+        cost.add("call", blocks * g)
+        cost.product(blocks * g, k, cut.taps * c, each)
+    else:
+        cost.share(places)
+        cost.add("call", 10 * blocks)
+        cost.product(blocks * g, k, each, cut.taps * c)
+        cost.megabytes("copied", blocks * g * k * c * cut.taps)
+    return cost
 
 
 ENTRIES = {
-    "fprop": Algorithm("im2col", _applies, _plan, _estimate),
-    "wgrad": Algorithm("im2col", _applies, _plan, _estimate),
+    "fprop": Algorithm("im2col", _applies, _plan, estimate(_cost)),
+    "wgrad": Algorithm("im2col", _applies, _plan, estimate(_cost)),
 }

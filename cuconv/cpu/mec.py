@@ -27,8 +27,9 @@ from ..processor import Processor
 from ..table import Algorithm
 from . import gemm
 from .blocking import Launch, Scratch, fit, lengths, while_long
+from .cost import Cost, Cut, estimate
 from .lowering import Axes, Rows, rows_elements, too_many_residues, windows_and_columns, within
-from .result import Result, accumulator
+from .result import Result
 
 COLUMNS = 256
 """Output cells of a product, of several images or planes, up to which more of them make it faster."""
@@ -101,42 +102,41 @@ def _elements(n: int, c: int, columns: int, counts: Sequence[int], axes: Axes, m
     return c * rows_elements(n, counts, axes, mode) + products
 
 
-def _shape(extents: Sequence[int], cost: gemm.Cost, threads: int) -> tuple[int, ...]:
+def _shape(extents: Sequence[int], cost: gemm.Bytes, threads: int) -> tuple[int, ...]:
     """As few images and planes as make long products, then fewer rows; then fewer of all."""
     tile = fit(extents, while_long(cost, (0, 1, 3), COLUMNS), threads, order=(0, 1), share=SHARE, parts=1)
     return fit(tile, cost, threads, order=(2, 1, 0, 3), share=SHARE)
 
 
-def _estimate(request: Request, processor: Processor) -> float:
-    """The passes over the images, lowering, products, and storing, by bytes and rows; the calls."""
-    problem, item = request.problem.volumetric, accumulator(request).itemsize
-    seconds = 5e-5 * problem.groups**0.5
-    first = request.layout == "channels_first"
-    seconds += first * gemm.filters_time(request)
-    strided, slow = 0 if first else 1e-8, 1.1 if request.op == "dgrad" else 1.0
-    channels = gemm.channels_read(request)
+def _cost(request: Request, processor: Processor) -> Cost:
+    """Gathering, lowering along W, products and their sums, storing."""
+    problem, groups = request.problem.volumetric, request.problem.groups
+    (launch,) = _schedule(request, processor, None).launches
+    cost, channels = Cost(request, launch), gemm.channels_read(request)
+    cost.megabytes("copied", 2 * math.prod(problem.w_shape()))
+    images = launch.tile[-4]
     for axes, columns in windows_and_columns(request):
-        counts, parts = [axis.cells for axis in axes], max(len(_parts(axes)), 1)
-        cells = math.prod(counts)
-        terms = math.prod(axis.taps for axis in axes) * channels // problem.groups
-        lowered = channels * rows_elements(problem.n, counts, axes, "zeros")
-        stored = problem.n * cells * columns
-        seconds += (lowered * (1 if axes[2].stride == 1 else 2) + stored * (3 * parts - 1)) * item * 3e-11
-        seconds += (lowered + stored) / max(counts[2], 1) * 6e-9
-        seconds += problem.n * cells * (channels + columns) * strided
-        long = counts[2] * (problem.n if counts[0] == 1 else counts[0])
-        narrow = slow + 20 / max(min(long, COLUMNS), 1)
-        each = gemm.product_time(request, problem.n * cells, terms // parts, columns)
-        if columns == problem.groups:
-            each += stored * 8e-9  # matrices of one row
-        seconds += gemm.reading_time(request, problem.n * cells, terms, columns)
-        seconds += parts * (narrow * each + problem.groups * counts[0] * counts[1] * 1e-6)
-    return seconds / processor.threads
+        cut = Cut(axes, launch.tile[-3:])
+        blocks = cut.blocks * -(-problem.n // images)
+        parts, made = max(len(_parts(within(axes, cut.counts))), 1), problem.n * cut.cells * columns
+        cost.share(blocks)
+        cost.add("call", blocks * (groups * columns // gemm.result_channels(request) + 2 * parts))
+        cost.image(problem.n * channels * cut.read, cut.run if cost.channels_first else 1)
+        lowered = problem.n * channels * cut.read / max(cut.run, 1) * axes[2].taps * cut.width
+        cost.copy(lowered, cut.width, axes[2].within(cut.width).stride == 1)
+        planes, _, _ = within(axes, cut.counts)
+        one = planes.read(planes.cells) == 1
+        long = cut.width * (min(images, problem.n) if one else planes.cells if planes.stride == 1 else 1)
+        terms = cut.taps * channels // groups / parts
+        cost.product(made * parts / (columns // groups * long), columns // groups, terms, long)
+        cost.megabytes("copied", (parts - 1) * made)
+        cost.image(made, cut.width)
+    return cost
 
 
 _schedule = partial(gemm.schedule, elements=_elements, shape=_shape)
 
 ENTRIES = {
-    "fprop": Algorithm("mec", _applies, partial(_schedule, kernel=fprop), _estimate),
-    "dgrad": Algorithm("mec", _applies, partial(_schedule, kernel=dgrad), _estimate),
+    "fprop": Algorithm("mec", _applies, partial(_schedule, kernel=fprop), estimate(_cost)),
+    "dgrad": Algorithm("mec", _applies, partial(_schedule, kernel=dgrad), estimate(_cost)),
 }

@@ -32,7 +32,8 @@ from ..processor import Processor, spread
 from ..table import Algorithm
 from . import depthwise, gemm
 from .blocking import ALL, Launch, Scratch, blocks
-from .lowering import Axes, Axis, Rows, rows_elements, windows_and_columns, windows_of
+from .cost import Cost, Cut, estimate
+from .lowering import Axes, Axis, Rows, rows_elements, windows_and_columns, windows_of, within
 from .result import Result, accumulator
 
 TILE = 4
@@ -245,36 +246,46 @@ def _band_elements(request: Request) -> int:
     return elements
 
 
-def _estimate(request: Request, processor: Processor) -> float:
-    """The pass that lowers along W and the one that stores, the products, zeros included, and the calls."""
-    problem, item = request.problem.volumetric, accumulator(request).itemsize
-    seconds = 0.0
-    for axes, columns in windows_and_columns(request):
-        depth, height, width = axes
-        tile, seen = tiling(height)
-        count = -(-height.cells // max(tile, 1))
-        lowered = depth.read(depth.cells) * height.read(count * tile) * width.taps * width.cells
-        made = depth.cells * count * tile * width.cells
-        lowering = 2 if width.stride > 1 else 1
-        strided = max(problem.stride) > 1
-        storing = {"fprop": 4 if strided else 2, "dgrad": 9 if strided else 2, "wgrad": 6}[request.op]
-        copied = item * (lowering * lowered + storing * made) * 3e-11
-        copied += (lowered + 2 * made) / max(width.cells, 1) * 6e-9
-        multiplied = made * depth.taps * seen * width.taps * item * 2.5e-12
-        each = 7e-7 if request.op == "wgrad" else 3e-7 if max(problem.stride) == 1 else 5e-7
-        calls = depth.taps * depth.cells * count * each
-        same = columns // problem.c if request.op == "dgrad" else 1
-        seconds += same * problem.k * (problem.n * (copied + multiplied) + calls)
-    return seconds / processor.threads + 1e-4
-
-
 BANDS = depthwise.Way(_bands, by_bands, _elements, _band_elements, SHARE)
 
 _schedule = partial(depthwise.schedule, way=BANDS)
 _plan_wgrad = partial(depthwise.plan_wgrad, kernel=wgrad, way=BANDS)
 
+
+def _cost(request: Request, processor: Processor) -> Cost:
+    """Gathering, lowering along W, the products, zeros included, and storing."""
+    problem, op = request.problem.volumetric, request.op
+    plan = _plan_wgrad(request, processor) if op == "wgrad" else _schedule(request, processor, None)
+    (launch,) = plan.launches
+    cost = Cost(request, launch)
+    cost.megabytes("copied", _band_elements(request))
+    for axes, columns in windows_and_columns(request):
+        cut, same = Cut(axes, launch.tile[2:]), columns // problem.c if op == "dgrad" else 1
+        blocks = same * depthwise.blocks_of(request, cost, cut, launch.tile)
+        images = same * problem.n * (problem.k if op == "dgrad" else problem.c)
+        depth, height, width = within(axes, cut.counts)
+        tile, seen = tiling(axes[1])
+        tiles = -(-cut.counts[1] // tile)
+        read = images * depth.read(depth.cells) * height.reach(tiles * tile) * cut.blocks
+        cost.image(read * cut.run, cut.run if cost.channels_first else 1)
+        cost.copy(read * width.taps * cut.width, cut.width, width.stride == 1)
+        one = depth.read(depth.cells) == 1
+        long = cut.width * (
+            min(launch.tile[1], problem.n) if one else depth.cells if depth.stride == 1 else 1
+        )
+        products = (
+            same * problem.n * problem.k * depth.cells * tiles * cut.width * cut.blocks / long * depth.taps
+        )
+        operations = products * tile * seen * width.taps * long
+        cost.add("call", 10 * blocks * depth.taps)
+        cost.add(f"banded {cost.dtype}", operations * 1e-6)
+        cost.add("small matrix", max(products, operations / SMALL[0]))
+        cost.image(same * problem.n * cut.cells * (problem.c if op == "dgrad" else problem.k), cut.width)
+    return cost
+
+
 ENTRIES = {
-    "fprop": Algorithm("toeplitz", _applies, partial(_schedule, kernel=fprop), _estimate),
-    "wgrad": Algorithm("toeplitz", _applies, _plan_wgrad, _estimate),
-    "dgrad": Algorithm("toeplitz", _applies, partial(_schedule, kernel=dgrad), _estimate),
+    "fprop": Algorithm("toeplitz", _applies, partial(_schedule, kernel=fprop), estimate(_cost)),
+    "wgrad": Algorithm("toeplitz", _applies, _plan_wgrad, estimate(_cost)),
+    "dgrad": Algorithm("toeplitz", _applies, partial(_schedule, kernel=dgrad), estimate(_cost)),
 }

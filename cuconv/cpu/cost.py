@@ -1,0 +1,134 @@
+"""What a plan of the NumPy path costs: what it does, counted, times what each thing takes.
+
+Every family counts what its blocks do: copies by their bytes and runs, products by their operations, operands
+and number, and calls of NumPy. The rates are those of one machine, found from the times of random problems
+(`python -m tests.sweep --fit`). They only have to rank; `algorithm="tune"` measures yours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from ..problem import Request
+from ..processor import Processor
+from .blocking import Launch
+from .lowering import Axes
+from .result import accumulator
+
+RATES: dict[str, float] = {
+    "part": 40,
+    "call": 2.2,
+    "thread": 100,
+    "copied MB": 34,
+    "run": 0.001,
+    "strided": 0.0004,
+    "converted": 0.006,
+    "matrix": 0.1,
+    "packed MB": 50,
+    "made MB": 60,
+    "multiplied float32": 8,
+    "multiplied float64": 20,
+    "multiplied complex64": 10,
+    "multiplied complex128": 20,
+    "multiplied int32": 1000,
+    "multiplied int64": 1000,
+    "thin float32": 60,
+    "thin float64": 80,
+    "thin complex64": 30,
+    "thin complex128": 60,
+    "thin int32": 1200,
+    "thin int64": 1200,
+    "banded float32": 17,
+    "banded float64": 100,
+    "small matrix": 0.6,
+    "scaled float32 MB": 42,
+    "scaled float64 MB": 60,
+    "scaled complex64 MB": 200,
+    "scaled complex128 MB": 200,
+    "scaled int32 MB": 100,
+    "scaled int64 MB": 100,
+    "dotted float32 MB": 38,
+    "dotted float64 MB": 25,
+    "dotted complex64 MB": 90,
+    "dotted complex128 MB": 90,
+    "dotted int32 MB": 250,
+    "dotted int64 MB": 250,
+}
+"""Microseconds for one of what `Cost` counts."""
+
+
+class Cost:
+    """What the blocks of a launch do, all of them together."""
+
+    def __init__(self, request: Request, launch: Launch) -> None:
+        self.dtype = accumulator(request)
+        self.converts = self.dtype != request.dtype
+        self.channels_first = request.layout == "channels_first"
+        self.threads, self.parts = launch.threads, 0.0
+        self.counts: defaultdict[str, float] = defaultdict(float)
+
+    def add(self, what: str, count: float) -> None:
+        """Count something that has a rate."""
+        self.counts[what] += count
+
+    def share(self, parts: float) -> None:
+        """Count parts that the threads share."""
+        self.parts += parts
+        self.add("part", parts)
+
+    def megabytes(self, what: str, elements: float) -> None:
+        """Count elements of the accumulator's dtype by their bytes."""
+        self.add(f"{what} MB", elements * self.dtype.itemsize * 1e-6)
+
+    def copy(self, elements: float, run: float, contiguous: bool = True) -> None:
+        """Count elements that are copied in runs of so many, one by one where these are not contiguous."""
+        self.megabytes("copied", elements)
+        self.add("run", elements / max(run, 1))
+        if not contiguous:
+            self.add("strided", elements)
+
+    def image(self, elements: float, run: float, channels_inside: bool = False) -> None:
+        """The same from or to an operand or the result, whose layout may be another than that of the copy."""
+        self.copy(elements, run, channels_inside != self.channels_first)
+        if self.converts:
+            self.add("converted", elements)
+
+    def product(self, count: float, m: float, k: float, n: float) -> None:
+        """Count so many matrix products of m by k by n."""
+        operations = count * m * k * n * (4 if self.dtype.kind == "c" else 1)
+        self.add(f"{'thin' if min(m, n) < 2 else 'multiplied'} {self.dtype}", operations * 1e-6)
+        self.add("matrix", count)
+        self.megabytes("packed", count * (m + n) * k)
+        self.megabytes("made", count * m * n)
+
+    @property
+    def seconds(self) -> float:
+        """The predicted time; threads share the parts as evenly as they can."""
+        rounds = math.ceil(self.parts / self.threads)
+        shared = sum(RATES[what] * count for what, count in self.counts.items())
+        return 1e-6 * (shared * rounds / max(self.parts, 1) + RATES["thread"] * (self.threads - 1))
+
+
+class Cut:
+    """How a tile cuts the output cells of windows: into how many blocks, and what these read.
+
+    `read` cells in all, in runs of `run` along W; `width` output cells of a block are neighbours along W.
+    """
+
+    def __init__(self, axes: Axes, tile: Sequence[int]) -> None:
+        self.counts = [min(max(axis.cells, 1), most) for axis, most in zip(axes, tile, strict=True)]
+        along = [-(-axis.cells // count) for axis, count in zip(axes, self.counts, strict=True)]
+        self.blocks = math.prod(along)
+        self.cells = math.prod(axis.cells for axis in axes)
+        self.taps = math.prod(axis.taps for axis in axes)
+        self.reads = [axis.read(count) for axis, count in zip(axes, self.counts, strict=True)]
+        self.read = math.prod(self.reads) * self.blocks
+        self.width = self.counts[2]
+        self.run = self.reads[2]
+
+
+def estimate(count: Callable[[Request, Processor], Cost]) -> Callable[[Request, Processor], float]:
+    """The estimate of a table's entry, from a function that counts what its plan does."""
+    return lambda request, processor: count(request, processor).seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -182,6 +183,16 @@ _MOST_WINNERS = 4096
 
 _tuning = threading.RLock()
 """Held while candidates are timed: at once with others, each would be timed in the others' way."""
+
+
+def _after_fork() -> None:
+    """A forked child does not have the thread that held the lock."""
+    global _tuning
+    _tuning = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def make_plan(request: Request, algorithm: str, backend: str, arch: str | None = None) -> Plan:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from .dtypes import described
 from .options import flag, integer, integers, is_one, one_of, per_axis
@@ -30,6 +29,24 @@ _INPUT_LETTERS, _FILTER_LETTERS, _OUTPUT_LETTERS = "dhw", "trs", "zpq"
 _SPATIAL = {"input": 0, "filter": 1, "stride": 1, "dilation": 1}
 
 Pairs = tuple[tuple[int, int], ...]
+T = TypeVar("T")
+
+
+class Derived(Generic[T]):
+    """A property that is computed once and kept in the instance.
+
+    `functools.cached_property` has a lock before Python 3.12, one for all instances: a process forked while
+    another thread held it would wait for ever. Here two threads may compute the same value instead.
+    """
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        self.compute, self.__doc__ = compute, compute.__doc__
+
+    def __get__(self, instance: Any, owner: type) -> T:
+        if instance is None:
+            return self  # type: ignore[return-value]  # as a class's property
+        value = instance.__dict__[self.compute.__name__] = self.compute(instance)
+        return value
 
 
 @dataclass(frozen=True)
@@ -198,23 +215,23 @@ class ConvProblem:
         """The number of spatial axes, 1 to 3."""
         return len(self.input)
 
-    @cached_property
+    @Derived
     def reach(self) -> tuple[int, ...]:
         """How many input cells a filter spans on each axis: d (R - 1) + 1."""
         return tuple(d * (r - 1) + 1 for r, d in zip(self.filter, self.dilation, strict=True))
 
-    @cached_property
+    @Derived
     def padded(self) -> tuple[int, ...]:
         """The input's extents with the padding on (or the cropped cells off)."""
         return tuple(extent + sum(pair) for extent, pair in zip(self.input, self.padding, strict=True))
 
-    @cached_property
+    @Derived
     def output(self) -> tuple[int, ...]:
         """The output's extents Z P Q."""
         axes = zip(self.padded, self.reach, self.stride, strict=True)
         return tuple((padded - reach) // stride + 1 for padded, reach, stride in axes)
 
-    @cached_property
+    @Derived
     def volumetric(self) -> ConvProblem:
         """The same problem with three spatial axes: leading unit axes are put in front."""
         lead = 3 - self.rank
@@ -380,7 +397,7 @@ class Request:
         if self.precision is not None and self.dtype != "float32":
             raise TypeError(f"precision={self.precision!r} is for float32, got dtype {self.dtype}")
 
-    @cached_property
+    @Derived
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The caller's shapes of x, w, y and of the gradients dx, dw, dy, db."""
         return {role: self.shape(role) for role in ("x", "w", "y", "dx", "dw", "dy", "db")}
@@ -400,7 +417,7 @@ class Request:
         """Without what is derived: hashes differ from process to process."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    @cached_property
+    @Derived
     def _hash(self) -> int:
         """Computed once: plans are looked up by request."""
         return hash(tuple(getattr(self, field.name) for field in fields(self)))

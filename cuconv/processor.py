@@ -3,21 +3,31 @@
 Blocks go to Python threads rather than to BLAS's own, since NumPy gives up its lock in copies, sums and
 products alike: with BLAS's threads alone, all but the products would be left to one core. There are as many
 threads as NumPy's BLAS would use, so what the environment or threadpoolctl says of BLAS holds here too.
+
+A call may be broken off between any two instructions of the main thread, which is where Python runs signal
+handlers: by Ctrl-C, or by a handler that calls these functions itself. Whatever has to be put right therefore
+may be done twice, is done in an order that leaves no gap, and waits for nothing that the main thread holds.
 """
 
 from __future__ import annotations
 
+import _thread
 import functools
 import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+try:
+    import threadpoolctl
+except ImportError:  # as from a source tree that was not installed
+    threadpoolctl = None
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,119 +45,251 @@ def processor(arch: str) -> Processor:
 
 def current_arch() -> str:
     """What stands for the CPU's architecture in plans: how many threads a call may use now."""
-    count = _blas.threads()
+    count = threads()
     return f"{count} thread{'s' if count > 1 else ''}"
+
+
+def threads() -> int:
+    """How many threads BLAS uses while no call holds it; 1 where that cannot be known or set."""
+    libraries = itertools.chain(_blas.libraries, _blas_of_thread.libraries)
+    return max((library.threads() for library in libraries), default=1)
 
 
 def spread(work: Callable[..., None], parts: Iterable[tuple[Any, ...]], threads: int) -> None:
     """Call work(*part) for every part, shared among so many threads; which does which is left to chance.
 
-    A single part is left to BLAS's own threads. The first exception ends the call, after the parts already
-    begun.
+    The threads live no longer than the call, and where the system gives fewer, those do it all. The caller
+    only waits: it may be the main thread, and an exception that a signal's handler raises there must leave no
+    block half done by a thread that no longer is part of the call. Whatever ends the call, nobody begins
+    another part, and it returns or raises after the parts already begun.
     """
     rest = iter(parts)
     first = list(itertools.islice(rest, threads))
-    left, lock, threads = itertools.chain(first, rest), threading.Lock(), len(first)
-    if threads < 2:
-        for part in left:
+    rest = itertools.chain(first, rest)
+    if len(first) > 1:
+        team = _Team(work, rest)
+        done = ending_with(team.end, lambda: team.run(len(first)))
+    else:
+        done = False
+    if not done:
+        for part in rest:
             work(*part)
-        return
 
-    def take() -> tuple[Any, ...] | None:
-        with lock:
-            return next(left, None)
 
-    def drain() -> None:
+def with_blas_alone(work: Callable[[], T]) -> T:
+    """What work() returns, called while BLAS has one thread, whatever other calls do meanwhile."""
+    return _blas.alone(lambda: _blas_of_thread.alone(work))
+
+
+def ending_with(after: Callable[[], None], work: Callable[[], T]) -> T:
+    """What work() returns; whether it does or raises, after() has been called.
+
+    Twice, since a signal may come on the way into the first after(), whose exception then is raised before
+    anything was done there: after() must do no harm where nothing is left to do.
+    """
+    try:
         try:
-            with np.errstate(all="ignore"):  # it does not go from one thread to another
-                while (part := take()) is not None:
-                    work(*part)
-        except BaseException:
-            with lock:
-                list(left)  # nobody begins another part
-            raise
-
-    with _blas.held_to_one():
-        helpers = [_pool().submit(drain) for _ in range(threads - 1)]
-        try:
-            drain()
+            return work()
         finally:
-            # Those that never began, because others' calls keep the pool busy, are not waited for.
-            begun = [helper for helper in helpers if not helper.cancel()]
-            errors = [helper.exception() for helper in begun]
-    for error in errors:
-        if error is not None:
-            raise error
+            after()
+    finally:
+        after()
+
+
+class _Team:
+    """Threads that share the parts of one call.
+
+    A thread counts as at work before it takes a part, unless the team has ended: who comes late, even after
+    the call, touches nothing. The threads are the system's own: what `threading` keeps of its threads can
+    be left wrong, or locked, where an exception breaks off their start.
+    """
+
+    def __init__(self, work: Callable[..., None], parts: Iterator[tuple[Any, ...]]) -> None:
+        self.work, self.parts = work, parts
+        self.lock, self.done = threading.Lock(), threading.Lock()
+        self.done.acquire()
+        self.over = False
+        self.at_work = 0
+        self.error: BaseException | None = None
+
+    def run(self, threads: int) -> bool:
+        """Have so many threads do all parts; False where not one could be started."""
+        if not _start(self._work, threads):
+            return False
+        self._wait()
+        error, self.error = self.error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # it refers to this frame, and so to the arrays
+        return True
+
+    def end(self) -> None:
+        """Nobody begins another part; those begun are waited for, however often a signal interrupts that."""
+        interrupt = None
+        while True:
+            try:
+                with self.lock:
+                    self.over = True
+                self._wait()
+                break
+            except BaseException as error:
+                interrupt = error
+        try:
+            if interrupt is not None:
+                raise interrupt
+        finally:
+            del interrupt
+
+    def _wait(self) -> None:
+        while not self.over or self.at_work:
+            self.done.acquire(timeout=0.1)  # an exception may come between being woken and this one's return
+
+    def _work(self) -> None:
+        with self.lock:
+            if self.over:
+                return
+            self.at_work += 1
+        try:
+            _blas_of_thread.hold(self)  # this thread ends with the call
+            with np.errstate(all="ignore"):  # it does not go from one thread to another
+                while (part := self._take()) is not None:
+                    self.work(*part)
+        except BaseException as error:
+            with self.lock:
+                self.over, self.error = True, self.error or error
+        with self.lock:
+            self.at_work -= 1
+            if not self.at_work:
+                self.done.release()
+
+    def _take(self) -> tuple[Any, ...] | None:
+        with self.lock:
+            part = None if self.over else next(self.parts, None)
+            self.over = part is None
+            return part
+
+
+def _start(work: Callable[[], None], threads: int) -> int:
+    """Have work() called in at most so many new threads; returns how many there are."""
+    for started in range(threads):
+        try:
+            _thread.start_new_thread(work, ())
+        except Exception:  # a limit, memory, or the interpreter's end: those there are will do
+            return started
+    return threads
+
+
+class _Library:
+    """A BLAS library's number of threads, which belongs to the whole process, or in some to each thread."""
+
+    def __init__(self, get: Callable[[], int], set: Callable[[int], None]) -> None:
+        self.get, self.set = get, set
+        self.found = 0  # what goes back in place of 1, if anything does
+        self.held = False  # whether it was set to 1 since
+
+    def threads(self) -> int:
+        """How many there are while no call holds the library."""
+        now = self.get()
+        return now if now != 1 else self.found or 1
+
+    def hold(self) -> None:
+        now = self.get()
+        if now != 1:
+            self.held, self.found = False, now
+            self.set(1)
+            self.held = True
+
+    def restore(self) -> None:
+        """Put back what was found.
+
+        Where there no longer is the 1 that was set, somebody else's limit began meanwhile. It stays, but will
+        itself put back the 1 that it found, so what was found here is kept in mind until then.
+        """
+        found = self.found
+        if found and not (self.held and self.get() != 1):
+            self.held = False
+            self.set(found)
+            self.found = 0
 
 
 class _Blas:
-    """NumPy's BLAS and its number of threads, which belongs to the whole process."""
+    """Who alone sets the number of BLAS's threads: to one while calls hold it, and back after the last.
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.holders = 0
-        self.before: list[int] = []
+    Between any two steps an exception may end the call, which then releases, or a signal's handler may hold
+    and release in the same thread. So a holder is noted before anything else, which keeps others from putting
+    back; what was found is noted before 1 is set, and forgotten after it was put back.
+    """
 
-    @functools.cached_property
-    def libraries(self) -> list[Any]:
-        """The BLAS libraries; none without threadpoolctl, as from a source tree that was not installed."""
-        try:
-            from threadpoolctl import ThreadpoolController
-        except ImportError:
-            return []
-        found: list[Any] = ThreadpoolController().select(user_api="blas").lib_controllers
-        return found
+    def __init__(self, *functions: tuple[Callable[[], int], Callable[[int], None]]) -> None:
+        """Of libraries whose number of threads is read and set by such functions."""
+        self.libraries = [_Library(*pair) for pair in functions]
+        self.lock = threading.RLock()
+        self.holders: set[object] = set()
 
-    def threads(self) -> int:
-        """How many threads BLAS uses while nobody holds it; 1 where that cannot be known or set."""
+    def alone(self, work: Callable[[], T]) -> T:
+        """What work() returns, called while these libraries have one thread."""
+        if not self.libraries:
+            return work()
+        holder = object()
+
+        def held() -> T:
+            self.hold(holder)
+            return work()
+
+        return ending_with(lambda: self.release(holder), held)
+
+    def hold(self, holder: object) -> None:
         with self.lock:
-            return max(self.before if self.holders else self._counts(), default=1)
+            self.holders.add(holder)
+            for library in self.libraries:
+                library.hold()
 
-    @contextmanager
-    def held_to_one(self) -> Iterator[None]:
-        """BLAS with one thread, until the last of those who hold it lets go."""
+    def release(self, holder: object) -> None:
         with self.lock:
-            if self.holders == 0:
-                self.before = self._counts()
-                self._set([1] * len(self.before))
-            self.holders += 1
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.holders -= 1
-                if self.holders == 0:
-                    self._set(self.before)
+            self.holders.discard(holder)
+            if not self.holders:
+                for library in self.libraries:
+                    library.restore()
 
-    def _counts(self) -> list[int]:
-        return [library.num_threads for library in self.libraries]
-
-    def _set(self, counts: list[int]) -> None:
-        """Set each library's threads, whichever thread does it.
-
-        threadpoolctl itself lets one thread of a process set OpenBLAS's and leaves the others' wishes aside;
-        here the first to hold and the last to let go are often not the same.
-        """
-        for library, count in zip(self.libraries, counts, strict=True):
-            getattr(library, "_real_set_num_threads", library.set_num_threads)(count)
+    def forget(self) -> None:
+        """Let go for all, as in a forked child, which has none of the threads that hold."""
+        self.holders.clear()
+        self.release(None)
 
 
-_blas = _Blas()
+class _BlasOfThread(threading.local, _Blas):
+    """The same of libraries in which each thread sets its own number: a state for every thread."""
 
 
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="cuconv")
+def _libraries(of_thread: bool) -> Iterator[tuple[Callable[[], int], Callable[[int], None]]]:
+    """How this process's BLAS libraries are read and set, NumPy's among them; none without threadpoolctl.
+
+    threadpoolctl itself lets one thread of a process set OpenBLAS's and leaves the others' wishes aside; here
+    the first to hold and the last to let go are often not the same.
+    """
+    if threadpoolctl is None:
+        return
+    for library in threadpoolctl.ThreadpoolController().select(user_api="blas").lib_controllers:
+        own = library.internal_api == "mkl" or getattr(library, "threading_layer", None) == "openmp"
+        if own == of_thread:
+            change = getattr(library, "_real_set_num_threads", library.set_num_threads)
+            yield library.get_num_threads, change
+
+
+_blas = _Blas(*_libraries(of_thread=False))
+_blas_of_thread = _BlasOfThread(*_libraries(of_thread=True))
 
 
 def _after_fork() -> None:
-    """A forked child has neither the pool's threads nor those that held BLAS."""
-    global _blas
-    if _blas.holders:
-        _blas._set(_blas.before)
-    _blas = _Blas()
-    _pool.cache_clear()
+    _blas.lock.release()
+    _blas.forget()
+    _blas_of_thread.forget()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    # The lock is held so that no fork comes between two steps of another thread.
+    os.register_at_fork(
+        before=_blas.lock.acquire, after_in_parent=_blas.lock.release, after_in_child=_after_fork
+    )

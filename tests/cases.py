@@ -228,11 +228,11 @@ def workspace(size):
 def threads(count):
     """Plan for a CPU of so many threads, all of which are worth their start however small the problem."""
     if count == 1:
-        with mock.patch.object(processor._blas, "threads", return_value=1):
+        with mock.patch.object(processor, "threads", return_value=1):
             yield
         return
     with contextlib.ExitStack() as patches:
-        patches.enter_context(mock.patch.object(processor._blas, "threads", return_value=count))
+        patches.enter_context(mock.patch.object(processor, "threads", return_value=count))
         for family in (col2im, depthwise, gemm, im2col):
             patches.enter_context(mock.patch.object(family, "workers", lambda request, cpu: cpu.threads))
         _make_plan.cache_clear()

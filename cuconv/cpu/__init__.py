@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from .. import processor
 from ..arrays import canonical
 from ..problem import Request
 from ..table import Schedule, Table
@@ -32,9 +33,16 @@ def run(
 
     Overflow gives infinity and infinity times zero NaN, without a warning, as on a GPU: with warnings turned
     into exceptions a result would be left half-written.
+
+    BLAS has one thread in every call, also of a single block: how it adds depends on its threads, which
+    others' calls set as well, and the bits shall depend on the plan only.
     """
     keep_freed_memory()
     *inputs, out = (canonical(request, role, array) for role, array in operands.items())
-    with np.errstate(all="ignore"):
-        for launch in schedule.launches:
-            launch.kernel(request, launch, *inputs, Result(out, request, bias))
+
+    def launches() -> None:
+        with np.errstate(all="ignore"):
+            for launch in schedule.launches:
+                launch.kernel(request, launch, *inputs, Result(out, request, bias))
+
+    processor.with_blas_alone(launches)

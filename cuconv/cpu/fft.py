@@ -21,6 +21,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.fft  # now: NumPy would on first use, under a lock that a forked process may never get
 
 from ..dtypes import DTYPES
 from ..problem import ConvProblem, Request

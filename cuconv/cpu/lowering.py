@@ -420,7 +420,7 @@ def arranged(a: np.ndarray, axis: int, dtype: np.dtype, threads: int) -> np.ndar
         where = (slice(None),) * axis + (cells,)
         copy[where] = a[where]
 
-    pieces = threads if a.size > 1 << 16 else 1
+    pieces = threads if a.size > 1 << 20 else 1
     spread(part, blocks((extent,), (-(-max(extent, 1) // pieces),)), threads)
     return copy
 

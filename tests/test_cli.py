@@ -1,17 +1,22 @@
 """The command line: demo, info and check, as a user runs them."""
 
 import ctypes
+import os
+import shlex
+import signal
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cuconv import __version__, check, demo, info
-from cuconv.__main__ import main
+from cuconv import ConvProblem, __version__, check, demo, info
+from cuconv.__main__ import NOTATION, main
 from cuconv.cuda import jit
 from cuconv.dtypes import DTYPES
+from cuconv.problem import PADDING_MODES
 
 from .reference import Reference, wrapped
 
@@ -40,6 +45,23 @@ def test_demo_checks_the_path_first(tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(["demo", "--out", str(path)])
         assert "--out must be a .png file in an existing folder" in capsys.readouterr().err
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "link.png").symlink_to(tmp_path / "missing" / "picture.png")
+    for name in ("folder.png", "link.png", "a" * 300 + ".png"):
+        with pytest.raises(SystemExit):
+            main(["demo", "--out", str(tmp_path / name)])
+        assert "--out must be a file that can be written: [Errno" in capsys.readouterr().err
+
+
+def test_demo_leaves_no_file_by_trying(tmp_path, monkeypatch):
+    """Nor does it change one that is there, or a link, until it has a picture."""
+    (tmp_path / "old.png").write_bytes(b"old")
+    (tmp_path / "link.png").symlink_to(tmp_path / "target.png")
+    monkeypatch.setattr(demo, "main", lambda path, quick: 0)
+    for name in ("old.png", "link.png", "new.png"):
+        assert main(["demo", "--out", str(tmp_path / name)]) == 0
+    assert (tmp_path / "old.png").read_bytes() == b"old"
+    assert sorted(os.listdir(tmp_path)) == ["link.png", "old.png"]
 
 
 def test_demo_says_what_it_lacks(monkeypatch, capsys):
@@ -104,6 +126,14 @@ def test_check_passes_its_seed_on(monkeypatch):
     monkeypatch.setattr(check, "errors", lambda problem, dtype, seed, xp: seeds.add(seed) or {})
     assert main(["check", "--seed", "7"]) == 0
     assert seeds == {7}
+
+
+@pytest.mark.parametrize("seed", ["-1", "1.5", "", "0x1"])
+def test_check_refuses_what_is_no_seed(capsys, seed):
+    with pytest.raises(SystemExit):
+        main(["check", "--seed", seed])
+    message = f"error: argument --seed: must be an integer of at least 0, got {seed!r}"
+    assert message in capsys.readouterr().err
 
 
 def test_info_reads_the_driver(monkeypatch):
@@ -199,6 +229,20 @@ def test_explain_refuses(capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("line", ["hello", "", "n2c8h9 k8r3s3", "n2c8w9 k8s3 g3", "n1c1w2 k1s3"])
+def test_explain_says_how_a_problem_is_written(capsys, line):
+    with pytest.raises(SystemExit):
+        main(["explain", line])
+    words = " ".join(capsys.readouterr().err.split())
+    assert words.endswith(f"A problem is written like {NOTATION}.")
+
+
+def test_the_notation_is_shown_by_a_problem():
+    assert str(ConvProblem.parse(NOTATION.partition(":")[0])) == NOTATION.partition(":")[0]
+    for mode in PADDING_MODES[1:]:
+        assert mode in NOTATION
+
+
 def test_info_says_what_the_demo_lacks(monkeypatch):
     monkeypatch.setattr(info, "demo_lacks", lambda: "tqdm")
     assert "tqdm, for python -m cuconv demo: pip install 'cuconv[demo]'" in info.findings()[1]
@@ -227,3 +271,64 @@ def test_module_runs():
     )
     assert run.stdout.strip() == f"cuconv {__version__}"
     assert subprocess.run([sys.executable, "-m", "cuconv"], capture_output=True).returncode == 2
+
+
+def started(*arguments, **streams):
+    """A command as a user runs it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "cuconv", *arguments], stderr=subprocess.PIPE, text=True, **streams
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "unbuffered"),
+    [("info", ""), ("info", "1"), ("check", "1"), ("bench", ""), ("explain n2c8w9 k8s3", ""), ("-h", "")],
+)
+def test_a_reader_that_wants_no_more_is_no_error(command, unbuffered, monkeypatch):
+    """Nobody reads, be it while the command prints or at its end."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with started(*command.split(" ", 1), stdout=writing) as run:
+        os.close(writing)
+        assert run.stderr.read() == ""
+    assert run.returncode == 141
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch):
+    """Nor of the progress bars."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    with started("demo", stdout=subprocess.PIPE) as run:
+        assert run.stdout.readline().startswith("on ")
+        run.stderr.read(1)
+        run.stdout.close()
+        run.stderr.close()
+    assert run.returncode == 141
+
+
+@pytest.mark.parametrize("command", ["check", "bench", "demo"])
+def test_an_interrupt_ends_in_one_line(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    with started(command, stdout=subprocess.PIPE, cwd=tmp_path) as run:
+        assert run.stdout.readline().lower().startswith("on ")
+        run.send_signal(signal.SIGINT)
+        lines = run.stderr.read().splitlines()
+    assert run.returncode == 130
+    assert lines[-1] == "interrupted"
+    assert [line for line in lines[:-1] if "learning a filter" not in line] == []
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no full device")
+def test_a_full_disk_is_said_in_one_line():
+    with open("/dev/full", "wb") as full, started("info", stdout=full) as run:
+        assert run.stderr.read() == "cuconv: [Errno 28] No space left on device\n"
+    assert run.returncode == 1
+
+
+def test_commands_run_without_an_output():
+    """As a shell's `>&-` starts them."""
+    command = f"exec {shlex.quote(sys.executable)} -m cuconv info >&-"
+    run = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE)
+    assert (run.returncode, run.stderr) == (0, b"")

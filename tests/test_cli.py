@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cuconv import ConvProblem, __version__, check, demo, info
+from cuconv import ConvProblem, __version__, bench, check, demo, info
 from cuconv.__main__ import NOTATION, main
+from cuconv.clock import CpuClock
+from cuconv.contenders import Contender
 from cuconv.cuda import jit
 from cuconv.dtypes import DTYPES
 from cuconv.problem import PADDING_MODES
@@ -241,6 +243,61 @@ def test_the_notation_is_shown_by_a_problem():
     assert str(ConvProblem.parse(NOTATION.partition(":")[0])) == NOTATION.partition(":")[0]
     for mode in PADDING_MODES[1:]:
         assert mode in NOTATION
+
+
+class StandInClock(CpuClock):
+    """Gives the times it was told to, a turn after the other, after a first call that warms up."""
+
+    def __init__(self, **milliseconds):
+        self.left = {name: [0.0, *times] for name, times in milliseconds.items()}
+
+    def settle(self, call, slow):
+        pass
+
+    def once(self, call):
+        return self.left["theirs" if call is rival else "ours"].pop(0) / 1e3
+
+
+def rival():
+    raise AssertionError("a stand-in is not called")
+
+
+def benched(monkeypatch, capsys, ours, theirs):
+    """The lines of `bench` on one op of one problem, for times in so many turns."""
+    monkeypatch.setattr(bench, "PROBLEMS", ("n1c384h32w32 k384r21s21 g384 p10",))
+    monkeypatch.setattr(bench, "OPS", ("wgrad",))
+    monkeypatch.setattr(bench, "SECONDS", 0)
+    monkeypatch.setattr(bench, "_peer", lambda clock: theirs and (lambda task: Contender(rival)))
+    monkeypatch.setattr(bench, "CpuClock", lambda: StandInClock(ours=ours, theirs=theirs))
+    monkeypatch.setattr(jit, "usable_cupy", lambda: None)
+    assert main(["bench"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 110
+    (row,) = (line for line in lines if "wgrad" in line)
+    assert ("? marks 1 of 1 rows" in "\n".join(lines)) == row.startswith("?")
+    return row.split()
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        # Quiet, and one turn of five disturbed, which moves nothing.
+        ([4, 4, 4, 4, 4], [], "4.000 0%"),
+        ([4, 4, 4.4, 4, 4.4], [8, 8, 8.8, 8, 8.8], "4.000 10% 8.000 10% 2.00 2.00 to 2.00"),
+        ([4, 900, 4, 4, 4], [8, 8, 8, 900, 8], "4.000 0% 8.000 0% 2.00 2.00 to 2.00"),
+        # Disturbed together: the times are wide, and the ratio, in which turns are paired, is right.
+        ([4, 9, 5, 9, 4], [8, 18, 10, 18, 8], "? 5.000 100% 10.000 100% 2.00 2.00 to 2.00"),
+        # Each alone: most turns of the other's gave a ratio of hundreds.
+        ([4, 4, 4, 4, 4], [8, 2000, 2000, 8, 2000], "? 4.000 0% 2000.000 100% 500.00 2.00 to 500.00"),
+        ([4, 4.8, 4, 4.8, 4], [8.8, 7, 8.8, 7, 8], "? 4.000 20% 8.000 23% 2.00 1.46 to 2.20"),
+        ([4, 4, 6, 6, 6], [], "? 6.000 33%"),
+    ],
+)
+def test_bench_says_which_rows_were_disturbed(monkeypatch, capsys, ours, theirs, expected):
+    row = benched(monkeypatch, capsys, ours, theirs)
+    mark, rest = (row[:1], row[1:]) if row[0] == "?" else ([], row)
+    assert rest[0] == "wgrad"
+    assert " ".join(mark + rest[4:]) == expected
 
 
 def test_info_says_what_the_demo_lacks(monkeypatch):

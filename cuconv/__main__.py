@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -65,7 +65,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="what was found on this machine, and what is missing")
     check = commands.add_parser("check", help="a self-test: every op against plain sums in double precision")
-    check.add_argument("--seed", type=_seed, default=0, help="of the random operands")
+    check.add_argument("--seed", type=at_least(0), default=0, help="of the random operands")
     explain = commands.add_parser(
         "explain", help="which algorithm would do a problem, and why",
         description="Which algorithm would do a problem, and why. Times are estimates that rank candidates.",
@@ -103,12 +103,16 @@ def _run(arguments: Sequence[str] | None) -> int:
     return _demo(demo, options)
 
 
-def _seed(text: str) -> int:
-    """A seed of NumPy's generators."""
-    with contextlib.suppress(ValueError):
-        if (seed := int(text)) >= 0:
-            return seed
-    raise argparse.ArgumentTypeError(f"must be an integer of at least 0, got {text!r}")
+def at_least(least: int) -> Callable[[str], int]:
+    """A type of arguments: integers from `least` on."""
+
+    def integer(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if (value := int(text)) >= least:
+                return value
+        raise argparse.ArgumentTypeError(f"must be an integer of at least {least}, got {text!r}")
+
+    return integer
 
 
 def _explain(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:

@@ -20,6 +20,7 @@ from cuconv.cuda import jit
 from cuconv.dtypes import DTYPES
 from cuconv.problem import PADDING_MODES
 
+from . import conftest, fuzz
 from .reference import Reference, wrapped
 
 
@@ -136,6 +137,35 @@ def test_check_refuses_what_is_no_seed(capsys, seed):
         main(["check", "--seed", seed])
     message = f"error: argument --seed: must be an integer of at least 0, got {seed!r}"
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ops", "wrong", "status", "words"),
+    [
+        ((("dgrad",), (), ("fprop",), ()), "", 0, "2 passed, 0 failed, 2 did not apply"),
+        (((), ("wgrad",), (), ("fprop",)), "wgrad", 1, "1 passed, 1 failed, 2 did not apply"),
+        ((("wgrad",), ("fprop",), ("fprop",), ("fprop",)), "", 0, "4 passed, 0 failed"),
+        (((), (), (), ()), "", 1, "0 passed, 0 failed, 4 did not apply"),
+    ],
+)
+def test_the_fuzzer_says_how_many_cases_did_not_apply(monkeypatch, capsys, ops, wrong, status, words):
+    """And a run in which nothing was compared is no success."""
+    following = iter(ops)
+    monkeypatch.setattr(fuzz, "ops_of", lambda *_: next(following))
+    monkeypatch.setattr(fuzz, "check", lambda case, algorithm, run, ops: 1 / (wrong not in ops))
+    assert fuzz.main(["--algorithm", "fft", "--count", "4"]) == status
+    assert capsys.readouterr().out.splitlines()[-1] == words
+
+
+def test_the_suite_says_why_tests_were_skipped():
+    """In a line for each reason, not for each test."""
+    reasons = ["Skipped: no GPU", "Skipped: no torch", "Skipped: no GPU"]
+    reports = [types.SimpleNamespace(longrepr=("test_x.py", 7, reason)) for reason in reasons]
+    lines = []
+    for stats in ({"skipped": reports}, {"passed": reports}):
+        terminal = types.SimpleNamespace(stats=stats, write_line=lines.append)
+        conftest.pytest_terminal_summary(terminal)
+    assert lines == ["2 skipped: no GPU", "1 skipped: no torch"]
 
 
 def test_info_reads_the_driver(monkeypatch):

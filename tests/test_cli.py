@@ -43,6 +43,42 @@ def test_demo_writes_a_picture(tmp_path, capsys):
     assert "relative error" in capsys.readouterr().out
 
 
+def test_the_picture_shows_what_was_found():
+    """Loss and accuracy on axes of their own, no legend over a curve, the truth beside a wrong answer."""
+    rng = np.random.default_rng(0)
+    square, falling = rng.standard_normal((5, 5)), [1.0, 0.1, 0.01]
+    learnt = demo.FilterRun(*5 * [square], losses=falling, errors=falling)
+    labels = np.arange(60) % 10
+    answers = np.where(np.arange(60) == 47, 3, labels)
+    digits = demo.DigitsRun(rng.random((60, 1, 8, 8)), labels, answers, falling, [0.5, 0.9, 59 / 60])
+    figure = demo.drawn(learnt, digits)
+    figure.draw_without_rendering()
+    axes = {axis.get_ylabel(): axis for axis in figure.axes if axis.get_ylabel()}
+    for name, values in (("training loss", falling), ("held-out accuracy", digits.accuracies)):
+        (line,) = axes[name].get_lines()
+        np.testing.assert_array_equal(line.get_xydata(), np.transpose([(1, 2, 3), values]))
+        assert line.get_color() == axes[name].yaxis.get_label().get_color()
+    assert not any(axis.get_legend() for axis in figure.axes)
+    red = [axis.get_title() for axis in figure.axes if axis.title.get_color() == "red"]
+    assert red == ["3, is 7"]
+    # The first row is as high as its images: a higher plot would leave them in white.
+    heights = [(axis.bbox.y0, axis.bbox.y1) for axis in figure.axes[:6]]
+    np.testing.assert_allclose(heights, heights[:1] * 6, atol=1)
+
+
+def test_the_picture_in_the_readme_is_the_demos():
+    """Of the size that it draws, and small enough to be fetched with the page."""
+    data = (Path(__file__).parents[1] / "docs" / "demo.png").read_bytes()
+    made = demo.drawn(
+        demo.FilterRun(*5 * [np.ones((5, 5))], losses=[1.0], errors=[1.0]),
+        demo.DigitsRun(np.ones((40, 1, 8, 8)), np.ones(40), np.ones(40), [1.0], [1.0]),
+    )
+    assert data.startswith(b"\x89PNG")
+    size = [int.from_bytes(data[at : at + 4], "big") for at in (16, 20)]
+    assert size == [round(inches * demo.DPI) for inches in made.get_size_inches()]
+    assert len(data) < 300_000
+
+
 def test_demo_checks_the_path_first(tmp_path, capsys):
     for path in (tmp_path / "missing" / "picture.png", tmp_path / "picture.jpg"):
         with pytest.raises(SystemExit):

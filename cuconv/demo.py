@@ -194,9 +194,9 @@ def _draw_digits(part: Any, run: DigitsRun) -> None:
     ):
         axis.plot(epochs, values, color=color)
         axis.set_ylabel(name, color=color)
-        axis.tick_params(axis="y", labelcolor=color)
+        axis.tick_params(axis="y", which="both", labelcolor=color)
     loss.set_yscale("log")
-    accuracy.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    accuracy.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
     # The wrong answers first: they are what one wants to see.
     order = np.argsort(run.answers == run.labels, kind="stable")[:40]
     for axis, index in zip(right.subplots(4, 10).flat, order, strict=True):

@@ -119,7 +119,7 @@ def _explain(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
     from . import explain
     from .plan import current_arch
 
-    arch = options.device or current_arch("cuda") or "cpu"
+    arch = options.device if options.device is not None else current_arch("cuda") or "cpu"
     try:
         ops = tuple(options.op or OPS[:3])
         arch = None if arch == "cpu" else arch

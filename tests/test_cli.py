@@ -287,6 +287,7 @@ def test_explain_says_what_auto_leaves_alone(capsys):
     [
         (["n2c8h9 k8r3s3"], "'w' is missing in the problem"),
         (["n2c8h9w9 k8r3s3", "--device", "sm_70"], "device must be an architecture from sm_75 on"),
+        (["n2c8h9w9 k8r3s3", "--device", ""], "device must be an architecture from sm_75 on"),
         (["n2c8h9w9 k8r3s3", "--algorithm", "depthwise"], "algorithm='depthwise' cannot do fprop"),
         (["n2c8h9w9 k8r3s3", "--op", "bgrad", "--algorithm", "simt"], "algorithm must be one of"),
     ],

@@ -11,6 +11,7 @@ quartile to the third: one turn of five that was disturbed moves neither, three 
 from __future__ import annotations
 
 import importlib.util
+import os
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ OPS, DTYPE, LAYOUT, SECONDS = ("fprop", "dgrad", "wgrad"), "float32", "channels_
 
 WIDE = 0.25
 """The spread above which a number is not to be trusted: of turns that differ for no reason of their own."""
+
+BUSY = 0.5
+"""The load, in running programs over the last minute, above which a machine is not idle."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ def _ms(middle: Middle) -> str:
 
 def main() -> int:
     """Print a table; 0 if every result is within its bound."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     cupy = jit.usable_cupy()
     clock: Clock = GpuClock(cupy) if cupy else CpuClock()
     peer = _peer(clock)
@@ -122,6 +127,11 @@ def main() -> int:
     if wide:
         print(f"\n? marks {wide} of {len(OPS) * len(PROBLEMS)} rows that were disturbed: a spread is above")
         print(f"{WIDE:.0%}. Do not trust them; run this again when nothing else runs.")
+    if load > BUSY:
+        print(
+            f"\nThe machine was not idle: a load of {load:.1f} before this began, on {os.cpu_count()} cores."
+        )
+        print("What runs all the time slows every turn, and shows in no spread.")
     print("\n" + ("\n".join(failures) if failures else "all within their bounds"))
     return 1 if failures else 0
 

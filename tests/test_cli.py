@@ -367,6 +367,16 @@ def test_bench_says_which_rows_were_disturbed(monkeypatch, capsys, ours, theirs,
     assert " ".join(mark + rest[4:]) == expected
 
 
+@pytest.mark.parametrize("load", [0.1, 4.9])
+def test_bench_says_that_the_machine_was_not_idle(monkeypatch, capsys, load):
+    """A load that is always there is in every turn, so that no spread tells of it."""
+    monkeypatch.setattr(bench, "PROBLEMS", ())
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 9.0, 9.0), raising=False)
+    assert main(["bench"]) == 0
+    text = capsys.readouterr().out
+    assert ("not idle: a load of 4.9 before this began" in text) == (load == 4.9)
+
+
 def test_info_says_what_the_demo_lacks(monkeypatch):
     monkeypatch.setattr(info, "demo_lacks", lambda: "tqdm")
     assert "tqdm, for python -m cuconv demo: pip install 'cuconv[demo]'" in info.findings()[1]

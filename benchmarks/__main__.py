@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cuconv import ConvProblem, machine
+from cuconv import machine
+from cuconv.__main__ import read_problem
 from cuconv.clock import Clock, CpuClock, GpuClock
 from cuconv.cuda import jit
 from cuconv.dtypes import DTYPES
@@ -100,7 +101,7 @@ def _keys(options: argparse.Namespace) -> Iterator[Key]:
         if options.suite and len(options.suite) > 1:
             raise ValueError(f"--problem is a row of one --suite, got {', '.join(options.suite)}")
         name = options.suite[0] if options.suite else ""
-        chosen = [suites.Suite(name, (ConvProblem.parse(options.problem),))]
+        chosen = [suites.Suite(name, (read_problem(options.problem),))]
     else:
         chosen = [suites.read(name) for name in dict.fromkeys(options.suite or suites.names())]
     for suite in chosen:

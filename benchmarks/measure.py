@@ -126,7 +126,7 @@ class Bench:
         limit = 10 * min(first.values(), default=0.0) + 0.5
         far = {name: seconds for name, seconds in first.items() if seconds > limit}
         times = interleaved(self.clock, {n: call for n, call in right.items() if n not in far}, self.budget)
-        times |= {name: Times([seconds]) for name, seconds in far.items()}
+        times |= {name: Times([[seconds]]) for name, seconds in far.items()}
         timings = {entry.name: entry.timing(times) for entry in (*mine, *rivals)}
         chosen = next(iter(plans))
         if self.algorithms:

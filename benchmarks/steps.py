@@ -14,18 +14,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import cuconv.cpu
 from cuconv import processor
 
-FOLDER = Path(cuconv.cpu.__file__).parent
+FOLDER, TRANSFORMS = Path(cuconv.cpu.__file__).parent, Path(np.fft.__file__).parent
 STEPS = {
     "products": {
-        "gemm.py": ("by_rows", "part"),
+        "gemm.py": ("_multiply", "by_rows", "part"),
         "mec.py": ("by_rows",),
         "im2col.py": ("block", "part"),
         "col2im.py": ("block",),
         "toeplitz.py": ("_multiply", "_dots", "_products", "part"),
         "depthwise.py": ("by_taps", "_dot", "part"),
+        "fft.py": ("block", "mirrored", "spectrum", "wgrad"),
     },
     "lowering": {
         "lowering.py": ("__init__", "by_group", "for_blas", "lower", "lower_columns"),
@@ -43,7 +46,7 @@ STEPS = {
         "result.py": ("_finished", "finish", "store"),
     },
 }
-"""The functions of each step, by file; `products` include the sums that belong to them."""
+"""The functions of each step, by file; `products` include the sums that belong to them, and transforms."""
 
 
 def steps(call: Callable[[], Any], seconds: float = 0.1, calls: int = 3) -> dict[str, float]:
@@ -82,6 +85,8 @@ def steps(call: Callable[[], Any], seconds: float = 0.1, calls: int = 3) -> dict
 
 def _step(function: tuple[str, int, str]) -> str:
     path, _, name = function
+    if Path(path).parent == TRANSFORMS:
+        return "products"
     if Path(path).parent == FOLDER:
         for step, files in STEPS.items():
             if name in files.get(Path(path).name, ()):

@@ -3,34 +3,74 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from . import __version__
 from .dtypes import DTYPES
-from .problem import LAYOUTS, OPS
+from .problem import LAYOUTS, OPS, ConvProblem
 
-_NOTATION = (
+NOTATION = (
     "n32c64h56w56 k64r3s3 p1: batch, input channels and extents (w, h w or d h w); output channels and "
     "filter extents (s, r s or t r s); then, where they are not 1 or 0, g groups, sh sw strides, dh dw "
-    "dilations, ph pw (or p for all) padding, before:after where they differ; last a padding mode"
+    "dilations, ph pw (or p for all) padding, before:after where they differ; last a padding "
+    "mode: circular, reflect or replicate"
 )
+"""How a problem is written, by an example."""
+
+_INTERRUPTED, _NO_READER = 130, 141
+"""The exit status of a program that SIGINT or SIGPIPE ends, as a shell gives it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status."""
+    """Run one command and return its exit status.
+
+    Ctrl-C, a reader that wants no more (`| head`) and what the system refuses end it without a traceback.
+    """
+    try:
+        try:
+            return _run(arguments)
+        finally:
+            print(end="", flush=True)  # here, since what fails at exit can no longer be caught
+    except KeyboardInterrupt:
+        status, reason = _INTERRUPTED, "interrupted"
+    except BrokenPipeError:
+        status, reason = _NO_READER, ""
+    except OSError as error:
+        status, reason = 1, f"cuconv: {error}"
+    # The exception is gone by now, and a progress bar that it held has ended its line.
+    if reason:
+        print(reason, file=sys.stderr)
+    _discard(sys.stdout)
+    if status == _NO_READER:
+        _discard(sys.stderr)
+    return status
+
+
+def _discard(stream: TextIO | None) -> None:
+    """Send what a stream still holds nowhere: Python tries to write it once more at exit."""
+    if stream is not None:
+        with contextlib.suppress(OSError):  # it may be no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cuconv", description="Convolution and its gradients.")
     parser.add_argument("--version", action="version", version=f"cuconv {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("info", help="what was found on this machine, and what is missing")
     check = commands.add_parser("check", help="a self-test: every op against plain sums in double precision")
-    check.add_argument("--seed", type=int, default=0, help="of the random operands")
+    check.add_argument("--seed", type=at_least(0), default=0, help="of the random operands")
     explain = commands.add_parser(
         "explain", help="which algorithm would do a problem, and why",
         description="Which algorithm would do a problem, and why. Times are estimates that rank candidates.",
     )  # fmt: skip
-    explain.add_argument("problem", nargs="+", help=_NOTATION)
+    explain.add_argument("problem", nargs="+", help=NOTATION)
     explain.add_argument("--op", choices=OPS, action="append", help="by default fprop, dgrad and wgrad")
     explain.add_argument("--dtype", choices=DTYPES, default="float32")
     explain.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0])
@@ -60,29 +100,66 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from . import bench
 
         return bench.main()
-    from . import demo as demonstration
-    from . import info
+    return _demo(demo, options)
 
-    if lacks := info.demo_lacks():
-        print(f"the demo needs {lacks}: pip install 'cuconv[demo]'", file=sys.stderr)
-        return 1
-    if options.out.suffix.lower() != ".png" or not options.out.absolute().parent.is_dir():
-        parser.error(f"--out must be a .png file in an existing folder, got {options.out}")
-    return demonstration.main(options.out, options.quick)
+
+def at_least(least: int) -> Callable[[str], int]:
+    """A type of arguments: integers from `least` on."""
+
+    def integer(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if (value := int(text)) >= least:
+                return value
+        raise argparse.ArgumentTypeError(f"must be an integer of at least {least}, got {text!r}")
+
+    return integer
 
 
 def _explain(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     from . import explain
     from .plan import current_arch
 
-    arch = options.device or current_arch("cuda") or "cpu"
+    arch = options.device if options.device is not None else current_arch("cuda") or "cpu"
     try:
         ops = tuple(options.op or OPS[:3])
         arch = None if arch == "cpu" else arch
-        line = " ".join(options.problem)
-        return explain.main(line, ops, options.dtype, options.layout, arch, options.algorithm)
+        problem = read_problem(" ".join(options.problem))
+        return explain.main(problem, ops, options.dtype, options.layout, arch, options.algorithm)
     except (TypeError, ValueError) as error:
         parser.error(str(error))
+
+
+def read_problem(text: str) -> ConvProblem:
+    """A problem in the one-line notation; who writes it wrong is told how it is written."""
+    try:
+        return ConvProblem.parse(text)
+    except ValueError as error:
+        how = textwrap.fill(f"A problem is written like {NOTATION}.", 80)
+        raise ValueError(f"{error}\n\n{how}") from None
+
+
+def _demo(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    from . import demo, info
+
+    if lacks := info.demo_lacks():
+        print(f"the demo needs {lacks}: pip install 'cuconv[demo]'", file=sys.stderr)
+        return 1
+    if options.out.suffix.lower() != ".png" or not options.out.absolute().parent.is_dir():
+        parser.error(f"--out must be a .png file in an existing folder, got {options.out}")
+    try:
+        _try_to_write(options.out)
+    except OSError as error:
+        parser.error(f"--out must be a file that can be written: {error}")
+    return demo.main(options.out, options.quick)
+
+
+def _try_to_write(path: Path) -> None:
+    """Raise OSError where a file cannot be written, and leave everything as it was."""
+    path = Path(os.path.realpath(path))  # a link to nothing stays
+    new = not path.exists()
+    path.open("ab").close()
+    if new:
+        path.unlink()
 
 
 if __name__ == "__main__":

@@ -2,19 +2,26 @@
 
 It runs on the GPU where there is one that CuPy can use, and beside PyTorch where that is installed. Results
 are checked before they are timed. The long one, with records, is in the folder `benchmarks` of the source.
+
+Contenders take turns, and a ratio is that of the two times of one turn: what slows a machine down for a while
+slows both. A number is printed as the median over the turns, with the middle half of them, from the first
+quartile to the third: one turn of five that was disturbed moves neither, three widen it.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+import os
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from . import contenders
 from .check import place
-from .clock import Clock, CpuClock, GpuClock, Times, interleaved
+from .clock import Clock, CpuClock, GpuClock, interleaved
 from .contenders import Contender, Task
 from .cuda import jit
 from .plan import INPUTS, Plan, current_arch, make_plan
@@ -37,27 +44,94 @@ PROBLEMS = (
 )
 """One or two of each list in `benchmarks`: networks for images, depthwise layers, sequences, volumes."""
 
-DTYPE, LAYOUT, SECONDS = "float32", "channels_first", 0.15
+OPS, DTYPE, LAYOUT, SECONDS = ("fprop", "dgrad", "wgrad"), "float32", "channels_first", 0.15
+
+WIDE = 0.25
+"""The spread above which a number is not to be trusted: of turns that differ for no reason of their own."""
+
+BUSY = 0.5
+"""The load, in running programs over the last minute, above which a machine is not idle."""
+
+
+@dataclass(frozen=True)
+class Middle:
+    """The median of a number over the turns, and the quartiles on either side of it."""
+
+    low: float
+    median: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Middle:
+        return cls(*statistics.quantiles(values, n=4, method="inclusive"))
+
+    @property
+    def spread(self) -> float:
+        """The width of the middle half, as a share of the median."""
+        return (self.high - self.low) / self.median
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was found for an op on a problem; without PyTorch there are neither its times nor a ratio."""
+
+    op: str
+    algorithm: str
+    good: bool
+    error: float
+    flops: int
+    ours: Middle
+    theirs: Middle | None
+    ratio: Middle | None
+
+    @property
+    def wide(self) -> bool:
+        """Whether the turns differ too much for the row to be trusted."""
+        return any(middle.spread > WIDE for middle in (self.ours, self.theirs, self.ratio) if middle)
+
+    def __str__(self) -> str:
+        text = f"{'?' if self.wide else '':2}{self.op:12}{self.algorithm:11}{self.error:8.1e}"
+        text += f"{self.flops / self.ours.median / 1e9:9.1f}{_ms(self.ours)}"
+        if self.theirs and self.ratio:
+            low, median, high = self.ratio.low, self.ratio.median, self.ratio.high
+            text += f"{_ms(self.theirs)}{median:8.2f}  {low:.2f} to {high:.2f}"
+        return text
+
+
+def _ms(middle: Middle) -> str:
+    return f"{middle.median * 1e3:12.3f}{middle.spread:8.0%}"
 
 
 def main() -> int:
     """Print a table; 0 if every result is within its bound."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     cupy = jit.usable_cupy()
     clock: Clock = GpuClock(cupy) if cupy else CpuClock()
     peer = _peer(clock)
-    print(f"On {place()}: median times of {DTYPE}, {LAYOUT}, and the error relative to double precision.\n")
-    print(f"{'problem':38}{'op':7}{'ms':>9}{'GFLOP/s':>9}  {'algorithm':11}{'error':>8}", end="")
-    print(f"{'PyTorch ms':>12}{'ratio':>7}" if peer else "")
-    failures = []
+    print(f"On {place()}: {DTYPE}, {LAYOUT}; errors relative to double precision.")
+    print("Times are medians over turns; the spread is the middle half of the turns, as a share of that.\n")
+    print(f"{'problem, op':14}{'algorithm':11}{'error':>8}{'GFLOP/s':>9}{'ms':>12}{'spread':>8}", end="")
+    print(f"{'PyTorch ms':>12}{'spread':>8}{'ratio':>8}  middle half" if peer else "", flush=True)
+    failures, wide = [], 0
     for line in PROBLEMS:
+        print(line)
         problem = ConvProblem.parse(line)
         host = contenders.operands(problem, DTYPE, LAYOUT)
         arrays = {role: clock.namespace.asarray(array) for role, array in host.items()}
-        for op in ("fprop", "dgrad", "wgrad"):
-            text, good = _measured(Task(op, problem, DTYPE, LAYOUT, arrays), host, clock, peer)
-            print(f"{line:38}{op:7}{text}", flush=True)
-            if not good:
+        for op in OPS:
+            row = _measured(Task(op, problem, DTYPE, LAYOUT, arrays), host, clock, peer)
+            print(row, flush=True)
+            wide += row.wide
+            if not row.good:
                 failures.append(f"{op} {line} is beyond its bound")
+    if wide:
+        print(f"\n? marks {wide} of {len(OPS) * len(PROBLEMS)} rows that were disturbed: a spread is above")
+        print(f"{WIDE:.0%}. Do not trust them; run this again when nothing else runs.")
+    if load > BUSY:
+        print(
+            f"\nThe machine was not idle: a load of {load:.1f} before this began, on {os.cpu_count()} cores."
+        )
+        print("What runs all the time slows every turn, and shows in no spread.")
     print("\n" + ("\n".join(failures) if failures else "all within their bounds"))
     return 1 if failures else 0
 
@@ -76,8 +150,8 @@ def _peer(clock: Clock) -> Callable[[Task], Contender | None] | None:
 
 def _measured(
     task: Task, host: dict[str, np.ndarray], clock: Clock, peer: Callable[[Task], Contender | None] | None
-) -> tuple[str, bool]:
-    """The rest of a line of the table, and whether the result is right."""
+) -> Row:
+    """A row of the table; the result is compared with the truth before it is timed."""
     plan = plan_of(task, clock)
     mine = contenders.ours(task, "auto")
     inputs: Any = [host[role] for role in INPUTS[task.op]]
@@ -86,13 +160,16 @@ def _measured(
     calls = {"ours": mine.call}
     if peer and (other := peer(task)):
         calls["peer"] = other.call
-    good = truth.share(result) <= 1
-    times = interleaved(clock, calls, SECONDS)
-    text = _columns(task, plan, times["ours"], truth.error(result))
-    if "peer" in times:
-        theirs = times["peer"].median
-        text += f"{theirs * 1e3:12.3f}{theirs / times['ours'].median:7.2f}"
-    return text, good
+    good, error = truth.share(result) <= 1, truth.error(result)
+    turns = {name: times.medians for name, times in interleaved(clock, calls, SECONDS).items()}
+    middles = {name: Middle.of(medians) for name, medians in turns.items()}
+    if "peer" in turns:
+        middles["ratio"] = Middle.of(b / a for a, b in zip(turns["ours"], turns["peer"], strict=True))
+    flops = task.problem.flops(task.op, task.dtype)
+    return Row(
+        task.op, plan.algorithm, good, error, flops,
+        middles["ours"], middles.get("peer"), middles.get("ratio"),
+    )  # fmt: skip
 
 
 def plan_of(task: Task, clock: Clock, algorithm: str = "auto") -> Plan:
@@ -100,8 +177,3 @@ def plan_of(task: Task, clock: Clock, algorithm: str = "auto") -> Plan:
     conjugate = task.op != "fprop" and task.dtype.startswith("complex")
     request = Request(task.op, task.problem, task.dtype, task.layout, conjugate=conjugate)
     return make_plan(request, algorithm, clock.device, current_arch(clock.device))
-
-
-def _columns(task: Task, plan: Plan, times: Times, error: float) -> str:
-    rate = task.problem.flops(task.op, task.dtype) / times.median / 1e9
-    return f"{times.median * 1e3:9.3f}{rate:9.1f}  {plan.algorithm:11}{error:8.1e}"

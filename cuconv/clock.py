@@ -30,9 +30,13 @@ Call = Callable[[], Any]
 
 @dataclass
 class Times:
-    """The seconds that each of some calls took."""
+    """The seconds that each of some calls took, turn by turn."""
 
-    seconds: list[float] = field(default_factory=list)
+    turns: list[list[float]] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> list[float]:
+        return list(itertools.chain.from_iterable(self.turns))
 
     @property
     def median(self) -> float:
@@ -41,6 +45,11 @@ class Times:
     @property
     def least(self) -> float:
         return min(self.seconds)
+
+    @property
+    def medians(self) -> list[float]:
+        """The median of each turn."""
+        return [statistics.median(turn) for turn in self.turns]
 
 
 class CpuClock:
@@ -159,9 +168,10 @@ def interleaved(clock: Clock, calls: Mapping[str, Call], budget: float) -> dict[
             for name, call in order:
                 clock.settle(call, slow)
                 end = time.perf_counter() + share
-                times[name].seconds.append(clock.once(call))
+                turn = [clock.once(call)]
                 while time.perf_counter() < end:
-                    times[name].seconds.append(clock.once(call))
+                    turn.append(clock.once(call))
+                times[name].turns.append(turn)
     return times
 
 

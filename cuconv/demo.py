@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,11 +18,17 @@ from .arrays import on_host
 from .check import place
 from .cuda import jit
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 FILTER_GOAL = 1e-2
 """The relative error below which the recovered filter counts as found."""
 
 DIGITS_GOAL = 0.97
 """The share of held-out digits that the network has to read."""
+
+DPI = 110
+"""Dots per inch of the picture."""
 
 
 @dataclass
@@ -125,52 +131,80 @@ def train_digits(epochs: int = 40, seed: int = 0, quiet: bool = False) -> Digits
 
 def picture(learnt: FilterRun, digits: DigitsRun, path: Path) -> None:
     """Draw both runs into a PNG file."""
+    drawn(learnt, digits).savefig(path, dpi=DPI)
+
+
+def drawn(learnt: FilterRun, digits: DigitsRun) -> Figure:
+    """Both runs as a figure: the filter above, the network below."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(12, 7.5), layout="constrained")
+    figure = Figure(figsize=(12, 6.6), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06))
     FigureCanvasAgg(figure)
-    rows: Any = figure.subfigures(2, 1)
-    top, bottom = rows
+    rows: Any = figure.subfigures(2, 1, height_ratios=(5, 7), hspace=0.03)
+    _draw_filter(rows[0], learnt)
+    _draw_digits(rows[1], digits)
+    return figure
 
-    top.suptitle("Learning a filter: minimise (sigmoid(conv(x, w)) - target)² over w")
-    axes = top.subplots(1, 6)
-    scale = dict(cmap="RdBu", vmin=-abs(learnt.truth).max(), vmax=abs(learnt.truth).max())
+
+def _draw_filter(part: Any, run: FilterRun) -> None:
+    part.suptitle("Learning a filter: minimise (sigmoid(conv(x, w)) - target)² over w", fontweight="bold")
+    axes = part.subplots(1, 6)
+    scale = dict(cmap="RdBu", vmin=-abs(run.truth).max(), vmax=abs(run.truth).max())
     images = (
-        (learnt.photo, "photograph x", dict(cmap="gray")),
-        (learnt.filtered, "target", dict(cmap="gray")),
-        (learnt.truth, "true filter", scale),
-        (learnt.start, "start: noise", scale),
-        (learnt.learned, f"learned, error {learnt.errors[-1]:.0e}", scale),
+        (run.photo, "photograph x", dict(cmap="gray")),
+        (run.filtered, "target", dict(cmap="gray")),
+        (run.truth, "true filter", scale),
+        (run.start, "start: noise", scale),
+        (run.learned, f"learned: error {run.errors[-1]:.0e}", scale),
     )
     for axis, (image, title, style) in zip(axes, images, strict=False):
         axis.imshow(image, **style)
-        axis.set(title=title, xticks=[], yticks=[])
-    axes[5].semilogy(learnt.errors, label="relative error of w")
-    axes[5].semilogy(learnt.losses, label="loss")
-    axes[5].set_xlabel("step")
-    axes[5].legend()
-
-    bottom.suptitle(
-        f"Training a network: {digits.accuracies[-1]:.1%} of {len(digits.labels)} held-out digits read "
-        "(wrong answers in red)"
-    )
-    left, right = bottom.subfigures(1, 2, width_ratios=(2, 3))
-    curves = left.subplots()
-    curves.plot(digits.losses, label="training loss")
-    curves.plot(digits.accuracies, label="held-out accuracy")
-    curves.set_xlabel("epoch")
-    curves.legend()
-    # The wrong answers first: they are what one wants to see.
-    order = np.argsort(digits.answers == digits.labels, kind="stable")[:40]
-    for axis, index in zip(right.subplots(4, 10).flat, order, strict=True):
-        right_answer = digits.answers[index] == digits.labels[index]
-        axis.imshow(digits.images[index, 0], cmap="gray_r")
+        axis.set_title(title, fontsize=10)
         axis.set(xticks=[], yticks=[])
-        axis.set_title(
-            str(digits.answers[index]), color="black" if right_answer else "red", fontsize=9, pad=2
-        )
-    figure.savefig(path, dpi=110)
+    curves, middle = axes[5], len(run.errors) // 2
+    curves.set_box_aspect(1)
+    curves.set_title(f"{len(run.errors)} steps", fontsize=10)
+    # Both fall: there is room for words above the upper curve and below the lower one.
+    beside = dict(textcoords="offset points", fontsize=9)
+    for values, color, name, side, offset in (
+        (run.errors, "C0", "error of w", dict(ha="left", va="bottom"), (3, 3)),
+        (run.losses, "C1", "loss", dict(ha="right", va="top"), (-5, -5)),
+    ):
+        curves.semilogy(values, color=color)
+        curves.annotate(name, (middle, values[middle]), offset, color=color, **side, **beside)
+    curves.tick_params(labelsize=8)
+
+
+def _draw_digits(part: Any, run: DigitsRun) -> None:
+    part.suptitle(
+        f"Training a network: {run.accuracies[-1]:.1%} of {len(run.labels)} held-out digits read "
+        "(wrong answers first, in red)",
+        fontweight="bold",
+    )
+    left, right = part.subfigures(1, 2, width_ratios=(3, 5))
+    loss = left.subplots()
+    accuracy = loss.twinx()
+    loss.set_xlabel("epoch")
+    epochs = range(1, len(run.losses) + 1)
+    for axis, values, color, name in (
+        (loss, run.losses, "C0", "training loss"),
+        (accuracy, run.accuracies, "C1", "held-out accuracy"),
+    ):
+        axis.plot(epochs, values, color=color)
+        axis.set_ylabel(name, color=color)
+        axis.tick_params(axis="y", which="both", labelcolor=color)
+    loss.set_yscale("log")
+    accuracy.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
+    # The wrong answers first: they are what one wants to see.
+    order = np.argsort(run.answers == run.labels, kind="stable")[:40]
+    for axis, index in zip(right.subplots(4, 10).flat, order, strict=True):
+        answer, label = run.answers[index], run.labels[index]
+        axis.imshow(run.images[index, 0], cmap="gray_r")
+        axis.set(xticks=[], yticks=[])
+        title, color = (f"{answer}", "black") if answer == label else (f"{answer}, is {label}", "red")
+        axis.set_title(title, color=color, fontsize=9, pad=2)
 
 
 def main(path: Path, quick: bool = False) -> int:

@@ -13,10 +13,14 @@ from .table import Algorithm
 
 
 def main(
-    line: str, ops: tuple[str, ...], dtype: str, layout: str, arch: str | None, algorithm: str = "auto"
+    problem: ConvProblem,
+    ops: tuple[str, ...],
+    dtype: str,
+    layout: str,
+    arch: str | None,
+    algorithm: str = "auto",
 ) -> int:
-    """Print the plan of each op for a problem in the one-line notation; `arch` None is the CPU."""
-    problem = ConvProblem.parse(line)
+    """Print the plan of each op for a problem; `arch` None is the CPU."""
     backend = "cpu" if arch is None else "cuda"
     device = device_of(backend, arch)
     where = f"the CPU with {processor.current_arch()}"

@@ -1,5 +1,6 @@
 """Settings of the whole suite."""
 
+import collections
 import os
 
 # Two workers with as many BLAS threads as cores each wait for one another most of the time.
@@ -20,3 +21,11 @@ def _winners_of_the_tests(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUCONV_CACHE_DIR", str(tmp_path_factory.mktemp("tuned")))
         yield
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Why tests were skipped: a line for each reason."""
+    skipped = terminalreporter.stats.get("skipped", ())
+    reasons = collections.Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count} skipped: {reason}")

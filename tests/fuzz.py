@@ -3,35 +3,39 @@
 import argparse
 import sys
 
+from cuconv.__main__ import at_least
+
 from . import emulator
 from .cases import ALGORITHMS, KERNELS, check, ops_of, seeded_case
 
 
-def main():
+def main(arguments=None):
+    """Run; 0 if cases passed and none failed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0, help="the first case's number")
+    parser.add_argument("--count", type=at_least(1), default=1000)
+    parser.add_argument("--seed", type=at_least(0), default=0, help="the first case's number")
     parser.add_argument("--algorithm", default="auto", choices=["auto", *dict.fromkeys(ALGORITHMS + KERNELS)])
     parser.add_argument("--emulator", action="store_true", help="run the CUDA kernels, emulated")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(arguments)
     names = KERNELS if arguments.emulator else ALGORITHMS
     if arguments.algorithm not in ("auto", *names):
         parser.error(f"argument --algorithm: choose from auto, {', '.join(names)}")
-    count = failed = 0
+    failed = unfit = 0
     for seed in range(arguments.seed, arguments.seed + arguments.count):
         case, algorithm = seeded_case(seed), arguments.algorithm
         backend, run = ("cuda", emulator.run) if arguments.emulator else ("cpu", None)
         ops = ops_of(case, algorithm, backend)
         if not ops:
+            unfit += 1
             continue
-        count += 1
         try:
             check(case, algorithm, run, ops)
         except Exception as error:
             failed += 1
             print(f"case {seed}: {type(error).__name__}: {error}", flush=True)
-    print(f"{count - failed} passed, {failed} failed")
-    return 1 if failed else 0
+    passed = arguments.count - failed - unfit
+    print(f"{passed} passed, {failed} failed" + (f", {unfit} did not apply" if unfit else ""))
+    return 0 if passed and not failed else 1
 
 
 if __name__ == "__main__":

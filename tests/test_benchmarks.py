@@ -1,5 +1,6 @@
 """The benchmarks: problem lists, the sampled oracle, clocks, rows that are wrong, records, the report."""
 
+import functools
 import itertools
 import json
 import re
@@ -16,7 +17,10 @@ from benchmarks import measure, peers, record, report, steps, suites
 from benchmarks.__main__ import main
 from cuconv import ConvProblem, bench, check, clock, contenders, sampled
 from cuconv.__main__ import main as command_line
+from cuconv.cpu import TABLE
+from cuconv.plan import INPUTS
 
+from .cases import Case, applies, threads
 from .reference import Reference, wrapped
 
 LINES = (
@@ -417,6 +421,26 @@ def test_steps_of_a_call():
         assert sum(found.values()) == pytest.approx(1)
         assert min(found["products"], found["lowering"], found["storing"]) > 0.001
         assert found["products"] + found["lowering"] > 0.3
+
+
+@pytest.mark.parametrize(
+    ("op", "name"), [(op, entry.name) for op in ("fprop", "dgrad", "wgrad") for entry in TABLE[op]]
+)
+def test_steps_know_every_entry_of_the_table(op, name):
+    """Most of its time is in functions that have a step, and little is calls."""
+    known = {}
+    for line in ("n4c64h28w28 k64r3s3 p1", "n4c64h56w56 k64r1s1", "n8c32h64w64 k32r5s5 g32 p2"):
+        problem = ConvProblem.parse(line)
+        if applies(Case(problem), name, op):
+            shapes = {"x": problem.x_shape(), "w": problem.w_shape(), "dy": problem.y_shape()}
+            operands = [np.ones(shapes[role], np.float32) for role in INPUTS[op]]
+            with threads(1):
+                plan = cuconv.plan(op, shapes["x"], shapes["w"], **problem.options(), algorithm=name)
+            call = functools.partial(plan, *operands)
+            # What else runs on the machine falls into some function's time: of three looks one is enough.
+            known[line] = any(steps.steps(call)["calls"] < 0.6 for _ in range(3))
+    assert known, "it applies to none of these problems: add one"
+    assert all(known.values()), known
 
 
 def test_steps_name_functions_that_there_are():

@@ -1,18 +1,26 @@
 """The command line: demo, info and check, as a user runs them."""
 
 import ctypes
+import os
+import shlex
+import signal
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cuconv import __version__, check, demo, info
-from cuconv.__main__ import main
+from cuconv import ConvProblem, __version__, bench, check, demo, info
+from cuconv.__main__ import NOTATION, main
+from cuconv.clock import CpuClock
+from cuconv.contenders import Contender
 from cuconv.cuda import jit
 from cuconv.dtypes import DTYPES
+from cuconv.problem import PADDING_MODES
 
+from . import conftest, fuzz
 from .reference import Reference, wrapped
 
 
@@ -35,11 +43,64 @@ def test_demo_writes_a_picture(tmp_path, capsys):
     assert "relative error" in capsys.readouterr().out
 
 
+def test_the_picture_shows_what_was_found():
+    """Loss and accuracy on axes of their own, no legend over a curve, the truth beside a wrong answer."""
+    rng = np.random.default_rng(0)
+    square, falling = rng.standard_normal((5, 5)), [1.0, 0.1, 0.01]
+    learnt = demo.FilterRun(*5 * [square], losses=falling, errors=falling)
+    labels = np.arange(60) % 10
+    answers = np.where(np.arange(60) == 47, 3, labels)
+    digits = demo.DigitsRun(rng.random((60, 1, 8, 8)), labels, answers, falling, [0.5, 0.9, 59 / 60])
+    figure = demo.drawn(learnt, digits)
+    figure.draw_without_rendering()
+    axes = {axis.get_ylabel(): axis for axis in figure.axes if axis.get_ylabel()}
+    for name, values in (("training loss", falling), ("held-out accuracy", digits.accuracies)):
+        (line,) = axes[name].get_lines()
+        np.testing.assert_array_equal(line.get_xydata(), np.transpose([(1, 2, 3), values]))
+        assert line.get_color() == axes[name].yaxis.get_label().get_color()
+    assert not any(axis.get_legend() for axis in figure.axes)
+    red = [axis.get_title() for axis in figure.axes if axis.title.get_color() == "red"]
+    assert red == ["3, is 7"]
+    # The first row is as high as its images: a higher plot would leave them in white.
+    heights = [(axis.bbox.y0, axis.bbox.y1) for axis in figure.axes[:6]]
+    np.testing.assert_allclose(heights, heights[:1] * 6, atol=1)
+
+
+def test_the_picture_in_the_readme_is_the_demos():
+    """Of the size that it draws, and small enough to be fetched with the page."""
+    data = (Path(__file__).parents[1] / "docs" / "demo.png").read_bytes()
+    made = demo.drawn(
+        demo.FilterRun(*5 * [np.ones((5, 5))], losses=[1.0], errors=[1.0]),
+        demo.DigitsRun(np.ones((40, 1, 8, 8)), np.ones(40), np.ones(40), [1.0], [1.0]),
+    )
+    assert data.startswith(b"\x89PNG")
+    size = [int.from_bytes(data[at : at + 4], "big") for at in (16, 20)]
+    assert size == [round(inches * demo.DPI) for inches in made.get_size_inches()]
+    assert len(data) < 300_000
+
+
 def test_demo_checks_the_path_first(tmp_path, capsys):
     for path in (tmp_path / "missing" / "picture.png", tmp_path / "picture.jpg"):
         with pytest.raises(SystemExit):
             main(["demo", "--out", str(path)])
         assert "--out must be a .png file in an existing folder" in capsys.readouterr().err
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "link.png").symlink_to(tmp_path / "missing" / "picture.png")
+    for name in ("folder.png", "link.png", "a" * 300 + ".png"):
+        with pytest.raises(SystemExit):
+            main(["demo", "--out", str(tmp_path / name)])
+        assert "--out must be a file that can be written: [Errno" in capsys.readouterr().err
+
+
+def test_demo_leaves_no_file_by_trying(tmp_path, monkeypatch):
+    """Nor does it change one that is there, or a link, until it has a picture."""
+    (tmp_path / "old.png").write_bytes(b"old")
+    (tmp_path / "link.png").symlink_to(tmp_path / "target.png")
+    monkeypatch.setattr(demo, "main", lambda path, quick: 0)
+    for name in ("old.png", "link.png", "new.png"):
+        assert main(["demo", "--out", str(tmp_path / name)]) == 0
+    assert (tmp_path / "old.png").read_bytes() == b"old"
+    assert sorted(os.listdir(tmp_path)) == ["link.png", "old.png"]
 
 
 def test_demo_says_what_it_lacks(monkeypatch, capsys):
@@ -104,6 +165,43 @@ def test_check_passes_its_seed_on(monkeypatch):
     monkeypatch.setattr(check, "errors", lambda problem, dtype, seed, xp: seeds.add(seed) or {})
     assert main(["check", "--seed", "7"]) == 0
     assert seeds == {7}
+
+
+@pytest.mark.parametrize("seed", ["-1", "1.5", "", "0x1"])
+def test_check_refuses_what_is_no_seed(capsys, seed):
+    with pytest.raises(SystemExit):
+        main(["check", "--seed", seed])
+    message = f"error: argument --seed: must be an integer of at least 0, got {seed!r}"
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("ops", "wrong", "status", "words"),
+    [
+        ((("dgrad",), (), ("fprop",), ()), "", 0, "2 passed, 0 failed, 2 did not apply"),
+        (((), ("wgrad",), (), ("fprop",)), "wgrad", 1, "1 passed, 1 failed, 2 did not apply"),
+        ((("wgrad",), ("fprop",), ("fprop",), ("fprop",)), "", 0, "4 passed, 0 failed"),
+        (((), (), (), ()), "", 1, "0 passed, 0 failed, 4 did not apply"),
+    ],
+)
+def test_the_fuzzer_says_how_many_cases_did_not_apply(monkeypatch, capsys, ops, wrong, status, words):
+    """And a run in which nothing was compared is no success."""
+    following = iter(ops)
+    monkeypatch.setattr(fuzz, "ops_of", lambda *_: next(following))
+    monkeypatch.setattr(fuzz, "check", lambda case, algorithm, run, ops: 1 / (wrong not in ops))
+    assert fuzz.main(["--algorithm", "fft", "--count", "4"]) == status
+    assert capsys.readouterr().out.splitlines()[-1] == words
+
+
+def test_the_suite_says_why_tests_were_skipped():
+    """In a line for each reason, not for each test."""
+    reasons = ["Skipped: no GPU", "Skipped: no torch", "Skipped: no GPU"]
+    reports = [types.SimpleNamespace(longrepr=("test_x.py", 7, reason)) for reason in reasons]
+    lines = []
+    for stats in ({"skipped": reports}, {"passed": reports}):
+        terminal = types.SimpleNamespace(stats=stats, write_line=lines.append)
+        conftest.pytest_terminal_summary(terminal)
+    assert lines == ["2 skipped: no GPU", "1 skipped: no torch"]
 
 
 def test_info_reads_the_driver(monkeypatch):
@@ -189,6 +287,7 @@ def test_explain_says_what_auto_leaves_alone(capsys):
     [
         (["n2c8h9 k8r3s3"], "'w' is missing in the problem"),
         (["n2c8h9w9 k8r3s3", "--device", "sm_70"], "device must be an architecture from sm_75 on"),
+        (["n2c8h9w9 k8r3s3", "--device", ""], "device must be an architecture from sm_75 on"),
         (["n2c8h9w9 k8r3s3", "--algorithm", "depthwise"], "algorithm='depthwise' cannot do fprop"),
         (["n2c8h9w9 k8r3s3", "--op", "bgrad", "--algorithm", "simt"], "algorithm must be one of"),
     ],
@@ -197,6 +296,85 @@ def test_explain_refuses(capsys, arguments, message):
     with pytest.raises(SystemExit):
         main(["explain", *arguments])
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["hello", "", "n2c8h9 k8r3s3", "n2c8w9 k8s3 g3", "n1c1w2 k1s3"])
+def test_explain_says_how_a_problem_is_written(capsys, line):
+    with pytest.raises(SystemExit):
+        main(["explain", line])
+    words = " ".join(capsys.readouterr().err.split())
+    assert words.endswith(f"A problem is written like {NOTATION}.")
+
+
+def test_the_notation_is_shown_by_a_problem():
+    assert str(ConvProblem.parse(NOTATION.partition(":")[0])) == NOTATION.partition(":")[0]
+    for mode in PADDING_MODES[1:]:
+        assert mode in NOTATION
+
+
+class StandInClock(CpuClock):
+    """Gives the times it was told to, a turn after the other, after a first call that warms up."""
+
+    def __init__(self, **milliseconds):
+        self.left = {name: [0.0, *times] for name, times in milliseconds.items()}
+
+    def settle(self, call, slow):
+        pass
+
+    def once(self, call):
+        return self.left["theirs" if call is rival else "ours"].pop(0) / 1e3
+
+
+def rival():
+    raise AssertionError("a stand-in is not called")
+
+
+def benched(monkeypatch, capsys, ours, theirs):
+    """The lines of `bench` on one op of one problem, for times in so many turns."""
+    monkeypatch.setattr(bench, "PROBLEMS", ("n1c384h32w32 k384r21s21 g384 p10",))
+    monkeypatch.setattr(bench, "OPS", ("wgrad",))
+    monkeypatch.setattr(bench, "SECONDS", 0)
+    monkeypatch.setattr(bench, "_peer", lambda clock: theirs and (lambda task: Contender(rival)))
+    monkeypatch.setattr(bench, "CpuClock", lambda: StandInClock(ours=ours, theirs=theirs))
+    monkeypatch.setattr(jit, "usable_cupy", lambda: None)
+    assert main(["bench"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 110
+    (row,) = (line for line in lines if "wgrad" in line)
+    assert ("? marks 1 of 1 rows" in "\n".join(lines)) == row.startswith("?")
+    return row.split()
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        # Quiet, and one turn of five disturbed, which moves nothing.
+        ([4, 4, 4, 4, 4], [], "4.000 0%"),
+        ([4, 4, 4.4, 4, 4.4], [8, 8, 8.8, 8, 8.8], "4.000 10% 8.000 10% 2.00 2.00 to 2.00"),
+        ([4, 900, 4, 4, 4], [8, 8, 8, 900, 8], "4.000 0% 8.000 0% 2.00 2.00 to 2.00"),
+        # Disturbed together: the times are wide, and the ratio, in which turns are paired, is right.
+        ([4, 9, 5, 9, 4], [8, 18, 10, 18, 8], "? 5.000 100% 10.000 100% 2.00 2.00 to 2.00"),
+        # Each alone: most turns of the other's gave a ratio of hundreds.
+        ([4, 4, 4, 4, 4], [8, 2000, 2000, 8, 2000], "? 4.000 0% 2000.000 100% 500.00 2.00 to 500.00"),
+        ([4, 4.8, 4, 4.8, 4], [8.8, 7, 8.8, 7, 8], "? 4.000 20% 8.000 23% 2.00 1.46 to 2.20"),
+        ([4, 4, 6, 6, 6], [], "? 6.000 33%"),
+    ],
+)
+def test_bench_says_which_rows_were_disturbed(monkeypatch, capsys, ours, theirs, expected):
+    row = benched(monkeypatch, capsys, ours, theirs)
+    mark, rest = (row[:1], row[1:]) if row[0] == "?" else ([], row)
+    assert rest[0] == "wgrad"
+    assert " ".join(mark + rest[4:]) == expected
+
+
+@pytest.mark.parametrize("load", [0.1, 4.9])
+def test_bench_says_that_the_machine_was_not_idle(monkeypatch, capsys, load):
+    """A load that is always there is in every turn, so that no spread tells of it."""
+    monkeypatch.setattr(bench, "PROBLEMS", ())
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 9.0, 9.0), raising=False)
+    assert main(["bench"]) == 0
+    text = capsys.readouterr().out
+    assert ("not idle: a load of 4.9 before this began" in text) == (load == 4.9)
 
 
 def test_info_says_what_the_demo_lacks(monkeypatch):
@@ -227,3 +405,64 @@ def test_module_runs():
     )
     assert run.stdout.strip() == f"cuconv {__version__}"
     assert subprocess.run([sys.executable, "-m", "cuconv"], capture_output=True).returncode == 2
+
+
+def started(*arguments, **streams):
+    """A command as a user runs it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "cuconv", *arguments], stderr=subprocess.PIPE, text=True, **streams
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "unbuffered"),
+    [("info", ""), ("info", "1"), ("check", "1"), ("bench", ""), ("explain n2c8w9 k8s3", ""), ("-h", "")],
+)
+def test_a_reader_that_wants_no_more_is_no_error(command, unbuffered, monkeypatch):
+    """Nobody reads, be it while the command prints or at its end."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with started(*command.split(" ", 1), stdout=writing) as run:
+        os.close(writing)
+        assert run.stderr.read() == ""
+    assert run.returncode == 141
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch):
+    """Nor of the progress bars."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    with started("demo", stdout=subprocess.PIPE) as run:
+        assert run.stdout.readline().startswith("on ")
+        run.stderr.read(1)
+        run.stdout.close()
+        run.stderr.close()
+    assert run.returncode == 141
+
+
+@pytest.mark.parametrize("command", ["check", "bench", "demo"])
+def test_an_interrupt_ends_in_one_line(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    with started(command, stdout=subprocess.PIPE, cwd=tmp_path) as run:
+        assert run.stdout.readline().lower().startswith("on ")
+        run.send_signal(signal.SIGINT)
+        lines = run.stderr.read().splitlines()
+    assert run.returncode == 130
+    assert lines[-1] == "interrupted"
+    assert [line for line in lines[:-1] if "learning a filter" not in line] == []
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no full device")
+def test_a_full_disk_is_said_in_one_line():
+    with open("/dev/full", "wb") as full, started("info", stdout=full) as run:
+        assert run.stderr.read() == "cuconv: [Errno 28] No space left on device\n"
+    assert run.returncode == 1
+
+
+def test_commands_run_without_an_output():
+    """As a shell's `>&-` starts them."""
+    command = f"exec {shlex.quote(sys.executable)} -m cuconv info >&-"
+    run = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE)
+    assert (run.returncode, run.stderr) == (0, b"")

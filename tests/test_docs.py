@@ -45,6 +45,18 @@ def test_links_and_files_exist():
             assert (ROOT / name).exists() or (ROOT / folder / name).exists(), name
 
 
+def test_commands_name_the_environment_they_need():
+    """Its Python, since another has neither the package nor the tests' libraries."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert (
+        re.findall(
+            r"(?<!\.venv/bin/)\b(?:python3?|pytest|pre-commit|ruff|mypy) (?:-m|install|check)\b.*", text
+        )
+        == []
+    )
+    assert text.index("## Setting up") < text.index("## The rooms")
+
+
 def test_every_public_function_is_documented():
     for name in cuconv.__all__:
         assert (getattr(cuconv, name).__doc__ or "").strip(), name

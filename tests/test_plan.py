@@ -13,7 +13,7 @@ from cuconv.dtypes import DTYPES
 from cuconv.plan import Call, _winners, current_arch, exact_candidates, make_plan
 from cuconv.problem import Request
 
-from .cases import OPS, Case, applies, threads, workspace
+from .cases import OPS, Case, applies, check_seeds, threads, workspace
 
 
 def test_plan_is_frozen_printable_data():
@@ -233,14 +233,22 @@ def numpy_buffers(plan):
     return plan.launches[0].threads * (3 * np.getbufsize() * item + 30_000)
 
 
-@pytest.fixture(scope="module")
-def warm():
-    """What the first calls load and keep is there."""
+def warm_up():
+    """Run each entry once, on the first problem that it can do, for what first calls load and keep."""
     with threads(3):
         for op in OPS:
             for entry in TABLE[op]:
-                problem, operands, out = random_operands("n3c3h6w6 k3r3s3 g3", op, "float32")
-                make_plan(Request(op, problem, "float32"), entry.name, "cpu")(*operands, out=out)
+                for line in ("n3c3h6w6 k3r3s3 g3", *PROBLEMS):
+                    problem, operands, out = random_operands(line, op, "float32")
+                    if applies(Case(problem, threads=3), entry.name, op):
+                        make_plan(Request(op, problem, "float32"), entry.name, "cpu")(*operands, out=out)
+                        break
+
+
+@pytest.fixture(scope="module")
+def warm():
+    """What the first calls load and keep is there."""
+    warm_up()
 
 
 def peak_memory(plan, *arguments, **options):
@@ -273,6 +281,27 @@ def test_workspace_is_honestly_stated(line, op, dtype, bound, count, warm):
             # Transforms take long, and do not depend on the threads.
             if (entry.exact or count != 3) and applies(Case(problem, dtype, threads=count), entry.name, op):
                 hold_to_its_word(make_plan(request, entry.name, "cpu"), *operands, out=out)
+
+
+@pytest.mark.parametrize("taps", [(1, 1), (1, 1, 1)])
+def test_an_entry_that_applies_to_little_trips_no_helper(monkeypatch, taps):
+    """One of the problems here, or none, and one generated case in thousands."""
+
+    def applies(request, cpu):
+        problem = request.problem
+        few = problem.filter == taps and problem.groups == 1 and set(problem.stride) == {1}
+        return None if few else "it is for few problems"
+
+    ran, last = [], TABLE["wgrad"][-1]
+    picky = dataclasses.replace(
+        last, name="picky", applies=applies, estimate=lambda request, cpu: np.inf,
+        plan=lambda request, cpu: ran.append(request.problem.filter) or last.plan(request, cpu),
+    )  # fmt: skip
+    monkeypatch.setitem(TABLE, "wgrad", (picky, *TABLE["wgrad"]))
+    warm_up()
+    assert set(ran) == {line for line in [taps] if len(line) == 2}
+    check_seeds(range(10_000, 10_001), "picky")
+    assert set(ran) == {taps}
 
 
 @pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh", "silu", "gelu"])

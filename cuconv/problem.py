@@ -177,11 +177,12 @@ class ConvProblem:
         # "same" makes the result stride times as large as x: the transpose of a "same" convolution.
         scaled = tuple(o * s for o, s in zip(output, stride, strict=True))
         pairs = padding_pairs(padding, scaled, filter, stride, dilation)
+        reach = tuple(d * (r - 1) + 1 for r, d in zip(filter, dilation, strict=True))
+        if isinstance(padding, str) and padding.startswith("same"):
+            # Where the stride is longer than the reach it steps over the last cells: b crops them.
+            pairs = tuple((pair[0], r - s - pair[0]) for pair, r, s in zip(pairs, reach, stride, strict=True))
         pairs = tuple((before, after - e) for (before, after), e in zip(pairs, extra, strict=True))
-        input = tuple(
-            (output[a] - 1) * stride[a] + dilation[a] * (filter[a] - 1) + 1 - sum(pairs[a])
-            for a in range(rank)
-        )
+        input = tuple((output[a] - 1) * stride[a] + reach[a] - sum(pairs[a]) for a in range(rank))
         for axis, extent in enumerate(input):
             if extent < 1:
                 letter = _letters(_INPUT_LETTERS, rank)[axis]

@@ -127,6 +127,17 @@ def test_same_never_crops():
     assert padding_pairs("same", (8, 7), (1, 2), (4, 5), (1, 1)) == ((0, 0), (0, 0))
 
 
+def test_a_transposed_same_problem_has_exactly_its_outputs():
+    for extent, taps, stride, dilation in np.ndindex(4, 4, 5, 3):
+        extent, taps, stride, dilation = extent + 1, taps + 1, stride + 1, dilation + 1
+        for name in ("same", "same_lower"):
+            for extra in range(max(stride, dilation)):
+                problem = ConvProblem.transposed(
+                    (1, 1, extent), (1, 1, taps), stride, name, extra, dilation=dilation
+                )
+                assert (problem.input, problem.output) == ((stride * extent + extra,), (extent,))
+
+
 def test_numbers_of_a_problem_are_python_ints():
     i = np.int32
     shapes = np.array([2, 4, 9, 8], i), np.array([6, 2, 3, 3], i)

@@ -115,6 +115,7 @@ def test_same_on_a_gpu(name, algorithm):
         arguments = (x, w, bias, stride, name, extra, 1, dilation)
         with emulated():
             y = cuconv.conv_transpose(*arguments, activation="relu", algorithm=algorithm)
+        assert y.shape == (1, 3, *(np.multiply(stride, x.shape[2:]) + extra))
         np.testing.assert_array_equal(y, cuconv.conv_transpose(*arguments, activation="relu"))
 
 

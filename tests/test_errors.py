@@ -1,5 +1,6 @@
 """Every wrong input raises before any work; the message names the argument, what was expected, what came."""
 
+import re
 import sys
 import types
 
@@ -8,9 +9,19 @@ import numpy as np
 import pytest
 
 import cuconv
+from cuconv.cuda.device import DEVICES, KNOWN
+from cuconv.plan import device_of
 
 X, W, DY = np.ones((2, 4, 6, 7)), np.ones((8, 4, 3, 3)), np.ones((2, 8, 4, 5))
 BUFFER, WIDE = np.ones(31), np.ones(1000)
+
+
+def fake(library, name="ndarray", **attributes):
+    """An object of a type that claims to come from another library."""
+    kind = type(
+        name, (), {"__module__": library, "shape": (2, 4, 6, 7), "dtype": np.dtype(float), **attributes}
+    )
+    return kind()
 
 
 def conv(x=X, w=W, *args, **options):
@@ -163,6 +174,24 @@ VALUES = {
         lambda: cuconv.conv_backward(DY[:, :7], X, W, needs=(False, False, True)),
         r"dy must have shape \(2, 8, 4, 5\)",
     ),
+    "huge groups": (
+        conv(groups=10**5000),
+        "groups must be below 2.62 in magnitude, got a number of 16610 bits",
+    ),
+    "huge stride": (conv(stride=10**30), "stride must be below 2.62 in magnitude"),
+    "hugely negative stride": (
+        conv(stride=-(10**5000)),
+        "stride must be at least 1, got a value of type int",
+    ),
+    "huge padding": (conv(padding=[(0, 10**400), (0, 0)]), "padding must be below 2.62 in magnitude"),
+    "long stride": (conv(stride=range(10**30)), "stride must have 64 entries at the most, got range"),
+    "long shape": (dgrad(shape=[1] * 100), "input_shape must have 64 entries at the most"),
+    "long word": (conv(padding="same" * 10**6), "padding must be one of 'valid'.* [.]{3} \\w+samesame'$"),
+    "long text": (lambda: cuconv.ConvProblem.parse("c1 " * 10**5), "'c' stands twice in .* [.]{3} .*c1 '$"),
+    "needs that has no length": (
+        lambda: cuconv.conv_backward(DY, X, W, needs=np.array(True)),
+        "needs must have three entries",
+    ),
     "rank of conv1d": (lambda: cuconv.conv1d(X, W), r"w must have 3 axes for conv1d"),
     "rank of conv3d": (lambda: cuconv.conv3d(X, W), r"w must have 5 axes for conv3d"),
     "rank of dy for a bias": (lambda: cuconv.conv_bias_grad(np.ones(3)), "dy must have 1 to 3 spatial axes"),
@@ -189,6 +218,26 @@ TYPES = {
     ),
     "object dtype": (conv(X.astype(object), W.astype(object)), "x has dtype object"),
     "byte order": (conv(X.astype(">f8"), W.astype(">f8")), "native byte order"),
+    "set for padding": (conv(padding={1}), r"padding must be an int, ints or pairs per axis.* got \{1\}"),
+    "set in padding": (conv(padding=[{1}, {2}]), r"padding must be an int, got \{1\}"),
+    "dictionary for padding": (conv(padding={1: 2, 3: 4}), "padding must be an int, ints or pairs per axis"),
+    "generator for padding": (conv(padding=(i for i in (1, 1))), "padding must be an int, ints or pairs"),
+    "bytes for padding": (conv(padding=b"\1\1"), r"padding must be an int, ints or pairs .* got b'"),
+    "digits in padding": (conv(padding=["1", "1"]), "padding must be an int, got '1'"),
+    "padding nested too deep": (conv(padding=[[[1, 1]] * 2] * 2), r"padding must be an int, got \[1, 1\]"),
+    "float array for padding": (conv(padding=np.ones(2)), "padding must be an int, got"),
+    "bytes for a stride": (conv(stride=b"\1\1"), r"stride must be an int, got b'"),
+    "memoryview for a stride": (conv(stride=memoryview(b"\1\1")), "stride must be an int, got <memory"),
+    "iterator for a dilation": (conv(dilation=iter((1, 1))), "dilation must be an int, got <tuple_iter"),
+    "generator for a shape": (dgrad(shape=(i for i in X.shape)), "input_shape must be a sequence of ints"),
+    "array of no numbers for flip": (conv(flip=fake("other", shape=())), "flip must be True or False"),
+    "a class": (conv(x=np.ndarray), "x must be a NumPy array.* got builtins.type"),
+    "needs that has no length": (
+        lambda: cuconv.conv_backward(DY, X, W, needs=(np.ones(2), True, True)),
+        "needs must be True or False",
+    ),
+    "backend": (lambda: cuconv.plan("fprop", X.shape, W.shape, backend=np.array(["cpu"])), "backend must be"),
+    "structure for a dtype": (lambda: cuconv.plan("fprop", X.shape, W.shape, "(2,"), "dtype must be one of"),
     "batched": (lambda: cuconv.conv_bias_grad(DY, batched="no"), "batched must be True or False"),
     "bias of a plan": (
         lambda: cuconv.plan("fprop", X.shape, W.shape, bias=1),
@@ -255,6 +304,77 @@ def test_type_errors(name):
         call()
 
 
+CONVERSIONS = {
+    ("int8", "int8"): "; x.astype('int32') and w.astype('int32') lose nothing",
+    ("uint8", "float32"): "; x.astype('float32') loses nothing",
+    ("uint16", "int32"): "; x.astype('int32') loses nothing",
+    ("int16", "float16"): "; x.astype('float32') and w.astype('float32') lose nothing",
+    ("bool", "bool"): "; x.astype('int32') and w.astype('int32') lose nothing",
+    ("uint32", "uint32"): "; x.astype('int64') and w.astype('int64') lose nothing",
+    ("uint32", "float32"): "; x.astype('float64') and w.astype('float64') lose nothing",
+    ("uint64", "uint64"): "; x.astype('int64') is right where no value is above 2^63 - 1",
+    (">f8", "float64"): "; x.astype('float64') loses nothing",
+    (">i8", ">i8"): "; x.astype('int64') and w.astype('int64') lose nothing",
+    (">f2", ">f2"): "; x.astype('float16') and w.astype('float16') lose nothing",
+    (">c8", "float64"): "; x.astype('complex128') and w.astype('complex128') lose nothing",
+    ("longdouble", "longdouble"): "; x.astype('float64') rounds it",
+    ("clongdouble", "float64"): "; x.astype('complex128') rounds it",
+    ("object", "float64"): "",
+    ("U3", "U3"): "",
+    ("M8[s]", "M8[s]"): "",
+    ("m8[s]", "float64"): "",
+    ("f4,f4", "f4,f4"): "",
+    ("float32", "float64"): "; x.astype('float64') loses nothing",
+    ("float64", "float32"): "; w.astype('float64') loses nothing",
+    ("int32", "float32"): "; x.astype('float64') and w.astype('float64') lose nothing",
+    ("int64", "float64"): "; no supported dtype holds every value of all operands",
+    ("float16", "bfloat16"): "; x.astype('float32') and w.astype('float32') lose nothing",
+    ("complex64", "float64"): "; x.astype('complex128') and w.astype('complex128') lose nothing",
+    ("float64", "object"): "",
+}
+
+
+def extremes(name):
+    """Three values that only a dtype at least as wide can hold."""
+    dtype = np.dtype(getattr(ml_dtypes, name, name))
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return np.array([limits.min, 0, limits.max], dtype)
+    if dtype.kind in "fc" or dtype == ml_dtypes.bfloat16:
+        limits = ml_dtypes.finfo(dtype.newbyteorder("="))
+        return np.array([limits.max, limits.tiny, 1 + limits.eps]).astype(dtype)
+    return np.zeros(3, dtype)
+
+
+def in_python(array):
+    """An array as Python's numbers, which compare without rounding."""
+    return (array.astype("float32") if array.dtype == ml_dtypes.bfloat16 else array).tolist()
+
+
+@pytest.mark.parametrize(("first", "second"), CONVERSIONS)
+def test_conversions_that_errors_propose(first, second):
+    """They lose nothing, or the error says what; where no conversion would do, none is proposed."""
+    values = dict(x=extremes(first), w=extremes(second))
+    advice = CONVERSIONS[first, second]
+    with pytest.raises(TypeError, match=r"^[xw] (has dtype|must have the dtype)") as caught:
+        cuconv.conv(**{name: array[None, None] for name, array in values.items()})
+    message = str(caught.value)
+    assert message.endswith(advice)
+    assert ("astype" in message) == ("astype" in advice)
+    if "nothing" in advice:
+        converted = dict(values)
+        for name, target in re.findall(r"(\w)\.astype\('(\w+)'\)", message):
+            converted[name] = values[name].astype(getattr(ml_dtypes, target, target))
+            assert in_python(converted[name]) == in_python(values[name])
+        assert cuconv.conv(**{name: array[None, None] for name, array in converted.items()}).size == 1
+
+
+def test_no_conversion_is_proposed_of_a_place_for_results():
+    for dtype in ("float32", "int8", ">f8"):
+        with pytest.raises(TypeError, match=r"^out\[1\] (?!.*astype)"):
+            cuconv.conv_backward(DY, X, W, out=(None, W.astype(dtype), None))
+
+
 def test_nothing_is_written_when_a_later_check_fails():
     """conv_backward checks all three gradients before it computes the first."""
     dx, dw = np.full(X.shape, 7.0), np.full(W.shape, 7.0)
@@ -273,14 +393,6 @@ def test_backward_refuses_outputs_that_overlap():
         cuconv.conv_backward(DY, X, W, out=(dx, None, dx.reshape(-1)[:8]))
     with pytest.raises(ValueError, match=r"out\[0\] must not overlap x"):
         cuconv.conv_backward(DY, dx, W, out=(dx, None, None))
-
-
-def fake(library, name="ndarray", **attributes):
-    """An object of a type that claims to come from another library."""
-    kind = type(
-        name, (), {"__module__": library, "shape": (2, 4, 6, 7), "dtype": np.dtype(float), **attributes}
-    )
-    return kind()
 
 
 def test_mixed_kinds_of_array(monkeypatch):
@@ -329,6 +441,37 @@ def test_a_plan_for_the_cpu_refuses_arrays_on_a_gpu(monkeypatch):
         TypeError, match="made for arrays on the CPU of dtype float64, got arrays on a GPU of dtype float64"
     ):
         plan(fake("cupy"), fake("cupy", shape=W.shape))
+
+
+@pytest.mark.parametrize(
+    "device", ["sm_99", "sm_130", "sm_9", "sm_90a", "sm_\u0668\u0660", "sm_" + "9" * 5000]
+)
+def test_a_device_that_no_gpu_is(device):
+    with pytest.raises(
+        ValueError, match=r"^device must be .* one of sm_75 \(T4\), .* sm_87, .* got 'sm_"
+    ) as caught:
+        cuconv.plan("fprop", X.shape, W.shape, backend="cuda", device=device)
+    for known in KNOWN:
+        assert f"sm_{known}" in str(caught.value)
+
+
+def test_every_device_that_a_gpu_is():
+    counts_as = {87: "A10", 88: "A10", 101: "B200", 103: "B200", 110: "B200", 121: "RTX 5090"}
+    for known in KNOWN:
+        plan = cuconv.plan("fprop", X.shape, W.shape, backend="cuda", device=f"sm_{known}")
+        assert plan.arch == f"sm_{known}"
+        assert device_of("cuda", plan.arch).example == counts_as.get(known) or DEVICES[plan.arch].example
+
+
+def test_a_gpu_newer_than_all_that_are_known(monkeypatch):
+    """The driver's word is taken: what it says is planned for, and may be named too."""
+    monkeypatch.setattr(cuconv.api, "current_arch", lambda backend: "sm_130")
+    shapes = "fprop", X.shape, W.shape
+    assert cuconv.plan(*shapes, backend="cuda").arch == "sm_130"
+    assert cuconv.plan(*shapes, backend="cuda", device="sm_130").arch == "sm_130"
+    assert device_of("cuda", "sm_130").example == "RTX 5090"
+    with pytest.raises(ValueError, match="device must be"):
+        cuconv.plan(*shapes, backend="cuda", device="sm_131")
 
 
 def test_ranked_functions_take_positional_arguments():

@@ -320,7 +320,7 @@ def conv_transpose(
     operands = arrays.adopt(x=x, w=w, bias=bias, out=out)
     problem = ConvProblem.transposed(
         operands.shape("x"), operands.shape("w"), stride, padding, output_padding, groups, dilation,
-        padding_mode, layout,
+        padding_mode, layout, names=("x", "w"),
     )  # fmt: skip
     request = Request(
         "dgrad", problem, operands.dtype, layout=layout, batched=_batched(operands.shape("x"), problem),
@@ -373,7 +373,7 @@ def plan(
         if backend != "cuda":
             raise ValueError(f"device={shown(device)} is for backend='cuda', got backend={backend!r}")
         asked_for(device, lambda: current_arch("cuda"))  # raises if it is none
-    flag("bias", bias)
+    bias = flag("bias", bias)
     one_of("activation", activation, ACTIVATIONS)
     if op != "fprop" and (bias or activation):
         raise ValueError(f"bias and activation are fused into fprop, not into {op}")

@@ -192,8 +192,8 @@ def _keeps(target: Any, dtype: Any) -> bool:
 def dtype_name(dtype: Any) -> str:
     """The name of a dtype given as a name, a NumPy dtype or a scalar type, or TypeError."""
     try:
-        found = None if dtype is None else np.dtype(dtype)
-    except (TypeError, ValueError, SyntaxError):  # the last two of what NumPy takes for a structure
+        found = np.dtype(dtype) if isinstance(dtype, (str, type, np.dtype)) else None
+    except Exception:  # of as many types as NumPy reads notations
         found = None
     return described(found.name if found is not None and found.isnative else dtype).name
 

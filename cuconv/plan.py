@@ -98,7 +98,7 @@ class Call:
 
     def plan(self, algorithm: str) -> Plan:
         """The plan for this call, `algorithm` being `auto`, `tune` or a name."""
-        if algorithm == "tune":
+        if isinstance(algorithm, str) and algorithm == "tune":
             return self._tuned()
         owner = self.operands.owner
         return make_plan(self.request, algorithm, owner.backend, owner.arch)

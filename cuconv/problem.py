@@ -68,7 +68,7 @@ class ConvProblem:
             normal[name] = integers(name, getattr(self, name), minimum)
         rank = len(normal["input"])
         if not 1 <= rank <= 3:
-            raise ValueError(f"a convolution has 1 to 3 spatial axes, got {rank}")
+            raise ValueError(f"input must have 1 to 3 spatial axes, got {rank}")
         for name in _SPATIAL:
             if len(normal[name]) != rank:
                 raise ValueError(f"{name} must have one entry per spatial axis ({rank}), got {normal[name]}")
@@ -154,6 +154,8 @@ class ConvProblem:
         dilation: Any = 1,
         padding_mode: str = "zeros",
         layout: str = "channels_first",
+        *,
+        names: tuple[str, str] = ("x_shape", "w_shape"),
     ) -> ConvProblem:
         """The problem whose dgrad is the transposed convolution of x with w.
 
@@ -163,15 +165,17 @@ class ConvProblem:
 
         Output padding moves only the far end: the convolution that is transposed has b less by as much,
         which keeps its own output at exactly P also where output_padding reaches the stride.
+
+        `names` are the caller's words for the two shapes, for error messages.
         """
-        k, per_group, filter = split_filters("w", w_shape, layout)
+        k, per_group, filter = split_filters(names[1], w_shape, layout)
         rank = len(filter)
-        n, x_channels, output = split_volume("x", x_shape, rank, layout)
+        n, x_channels, output = split_volume(names[0], x_shape, rank, layout)
         stride, dilation, groups = _normal(rank, stride, dilation, groups)
         if x_channels != k:
             raise ValueError(
-                f"x has {x_channels} channels in {tuple(x_shape)}, but w {tuple(w_shape)} expects "
-                f"{k}: a transposed convolution reads along w's first axis (layout={layout!r})"
+                f"{names[0]} has {x_channels} channels in {tuple(x_shape)}, but {names[1]} {tuple(w_shape)} "
+                f"expects {k}: a transposed convolution reads along w's first axis (layout={layout!r})"
             )
         extra = per_axis("output_padding", output_padding, rank, 0)
         for axis in range(rank):
@@ -182,7 +186,7 @@ class ConvProblem:
                     f"{axis}, got {shown(output_padding)}"
                 )
             if output[axis] < 1:
-                raise ValueError(f"x must not be empty along its spatial axes, got {tuple(x_shape)}")
+                raise ValueError(f"{names[0]} must not be empty along its spatial axes, got {tuple(x_shape)}")
         # "same" makes the result stride times as large as x: the transpose of a "same" convolution.
         scaled = tuple(o * s for o, s in zip(output, stride, strict=True))
         pairs = padding_pairs(padding, scaled, filter, stride, dilation)
@@ -202,7 +206,8 @@ class ConvProblem:
                 raise ValueError(
                     f"stride must leave axis {letter} of the result below 2^62 cells, got {extent}"
                 )
-        return cls(n, per_group * groups, k, input, filter, stride, dilation, pairs, groups, padding_mode)
+        c = integer("C/groups times groups", per_group * groups)
+        return cls(n, c, k, input, filter, stride, dilation, pairs, groups, padding_mode)
 
     # -- derived extents ----------------------------------------------------------------------------
 
@@ -385,8 +390,8 @@ class Request:
         one_of("layout", self.layout, LAYOUTS)
         one_of("activation", self.activation, ACTIVATIONS)
         one_of("precision", self.precision, PRECISIONS)
-        flag("flip", self.flip)
-        flag("accumulate", self.accumulate)
+        for name in ("flip", "accumulate"):
+            object.__setattr__(self, name, flag(name, getattr(self, name)))
         kind = described(self.dtype).kind
         if self.activation is not None and kind != "f" and (self.activation, kind) != ("relu", "i"):
             raise TypeError(f"activation={self.activation!r} is not defined for dtype {self.dtype}")
@@ -529,7 +534,7 @@ def _letters(alphabet: str, rank: int) -> str:
 
 
 def _shape(outer: int, channels: int, spatial: tuple[int, ...], layout: str) -> tuple[int, ...]:
-    if layout == "channels_first":
+    if one_of("layout", layout, LAYOUTS) == "channels_first":
         return (outer, channels, *spatial)
     return (outer, *spatial, channels)
 

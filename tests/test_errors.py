@@ -1,8 +1,12 @@
 """Every wrong input raises before any work; the message names the argument, what was expected, what came."""
 
+import inspect
+import random
 import re
 import sys
 import types
+from dataclasses import fields
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
@@ -10,7 +14,9 @@ import pytest
 
 import cuconv
 from cuconv.cuda.device import DEVICES, KNOWN
-from cuconv.plan import device_of
+from cuconv.plan import RUNNERS, device_of
+
+from .emulator import emulated
 
 X, W, DY = np.ones((2, 4, 6, 7)), np.ones((8, 4, 3, 3)), np.ones((2, 8, 4, 5))
 BUFFER, WIDE = np.ones(31), np.ones(1000)
@@ -495,3 +501,202 @@ def test_dlpack_on_an_unknown_device():
 def test_bfloat16_by_name_and_type():
     for dtype in ("bfloat16", ml_dtypes.bfloat16):
         assert cuconv.plan("fprop", X.shape, W.shape, dtype).request.dtype == "bfloat16"
+
+
+class Sequenced:
+    """What looks like a table of another library: it has a shape and entries, but not of numbers."""
+
+    shape = (2, 4)
+
+    def __getitem__(self, index):
+        raise KeyError(index)
+
+    def __iter__(self):
+        return iter("ab")
+
+
+class Stubborn:
+    """An object that answers nothing."""
+
+    def __repr__(self):
+        raise RuntimeError("not printed")
+
+    __index__ = __array__ = __repr__
+
+
+ODD = [
+    *(
+        None,
+        True,
+        0,
+        -1,
+        1.5,
+        float("nan"),
+        float("inf"),
+        1j,
+        10**30,
+        -(10**30),
+        10**5000,
+        -(10**5000),
+        2**61,
+    ),
+    *(
+        "a",
+        "",
+        "12",
+        "same",
+        "\ud800",
+        "\0",
+        b"12",
+        bytearray(b"12"),
+        memoryview(b"12"),
+        ...,
+        slice(1),
+        object(),
+    ),
+    *(
+        [],
+        [1, 2],
+        [[1], [2]],
+        [[[1]]],
+        (10**30, 1),
+        (1.0, 2.0),
+        (1, "a"),
+        (None, None),
+        [1] * 1000,
+        range(10**30),
+    ),
+    *(
+        {1, 2},
+        {1: 2},
+        {},
+        iter([1, 2]),
+        (i for i in ()),
+        int,
+        np.ndarray,
+        list[int],
+        len,
+        np,
+        Sequenced(),
+        Stubborn(),
+    ),
+    *(np.float32(1), np.int64(1), np.uint64(2**63), np.True_, np.float16, np.dtype("f4,f4"), np.dtype(">f4")),
+    *map(np.array, (3, 3.0, True, [1.0, 2.0], [1, 2], [None, 1], ["a"], [], [[1, 2]], "2020-01-01")),
+    *(
+        X,
+        X[::-1],
+        X[..., 1:],
+        X.astype("f4"),
+        X.astype("i1"),
+        X.astype(object),
+        np.ma.ones(3),
+        np.zeros(3, "f4,f4"),
+    ),
+    *(np.ones((1,) * 6), np.broadcast_to(1.0, (2, 8, 4, 5)), np.full(X.shape, np.nan), ml_dtypes.bfloat16),
+]
+"""Values that are wrong for most arguments."""
+
+GEOMETRY = dict(stride=1, padding=0, dilation=1, groups=1)
+OPTIONS = GEOMETRY | dict(padding_mode="zeros", layout="channels_first", flip=False, precision=None)
+OPTIONS |= dict(algorithm="auto", accumulate=False)
+FUSED = dict(bias=np.ones(8), activation="relu", out=np.ones(DY.shape))
+BACK = dict(bias=np.ones(4), output_padding=0, activation=None, out=np.ones(X.shape))
+SHAPES = dict(x_shape=X.shape, w_shape=W.shape)
+PLANNED = OPTIONS | SHAPES | dict(op="fprop", dtype="float64", bias=True, activation="relu")
+PROBLEM = cuconv.ConvProblem.parse("c1h5w6 k1r3s3")
+MODE = dict(padding_mode="zeros", layout="channels_first")
+CALLS = {
+    "conv": (cuconv.conv, dict(x=X, w=W) | OPTIONS | FUSED),
+    "conv2d": (cuconv.conv2d, dict(x=X, w=W) | OPTIONS | FUSED),
+    "conv_input_grad": (cuconv.conv_input_grad, dict(dy=DY, w=W, input_shape=X.shape) | OPTIONS),
+    "conv_weight_grad": (cuconv.conv_weight_grad, dict(x=X, dy=DY, weight_shape=W.shape) | OPTIONS),
+    "conv_bias_grad": (
+        cuconv.conv_bias_grad,
+        dict(dy=DY, layout="channels_first", batched=True, accumulate=False),
+    ),
+    "conv_backward": (cuconv.conv_backward, dict(dy=DY, x=X, w=W, needs=(True,) * 3, out=None) | OPTIONS),
+    "conv_transpose": (cuconv.conv_transpose, dict(x=DY, w=W) | OPTIONS | BACK),
+    "conv_transpose2d": (cuconv.conv_transpose2d, dict(x=DY, w=W) | OPTIONS | BACK),
+    "plan": (cuconv.plan, PLANNED | dict(backend="cpu", device=None)),
+    "plan for a GPU": (cuconv.plan, PLANNED | dict(backend="cuda", device="sm_90")),
+    "Plan": (
+        lambda **arrays: cuconv.plan("fprop", *SHAPES.values(), "float64")(
+            arrays["x"], arrays["w"], out=arrays["out"]
+        ),
+        dict(x=X, w=W, out=None),
+    ),
+    "ConvProblem": (
+        cuconv.ConvProblem,
+        {field.name: getattr(PROBLEM, field.name) for field in fields(PROBLEM)},
+    ),
+    "from_shapes": (cuconv.ConvProblem.from_shapes, SHAPES | GEOMETRY | MODE),
+    "transposed": (
+        cuconv.ConvProblem.transposed,
+        dict(x_shape=DY.shape, w_shape=W.shape, output_padding=0) | GEOMETRY | MODE,
+    ),
+    "parse": (lambda problem: cuconv.ConvProblem.parse(problem), dict(problem="c1w5 k1s3")),
+    "x_shape": (PROBLEM.x_shape, dict(layout="channels_first")),
+    "flops": (PROBLEM.flops, dict(op="fprop", dtype="float32")),
+    "bytes": (PROBLEM.bytes, dict(op="fprop", dtype="float32")),
+    "gemm": (PROBLEM.gemm, dict(op="fprop")),
+}
+
+
+def complaint(function, arguments):
+    """The error of a call whose work is left out, or None."""
+    nothing = dict.fromkeys(RUNNERS, lambda *given: None)
+    with mock.patch.dict(RUNNERS, nothing):
+        try:
+            function(**arguments)
+        except Exception as error:
+            return error
+    return None
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_argument_of_every_function(name):
+    """An odd value is taken, or refused by an error that names the argument, on both backends alike.
+
+    A value that is fine by itself may be refused for not fitting another argument, by that one's name.
+    """
+    fits = r"\w+ must have (shape|\d+ axes|one entry)|\w+ has \d+ channels|groups=\d+ does not|[xwy] of shape"
+    function, right = CALLS[name]
+    assert complaint(function, right) is None
+    for argument in right:
+        for value in ODD:
+            given = right | {argument: value}
+            error = complaint(function, given)
+            if name.startswith("conv"):
+                with emulated():
+                    on_a_gpu = complaint(function, given)
+                assert type(error) is type(on_a_gpu), (argument, error, on_a_gpu)
+            if error is None:
+                continue
+            assert type(error) in (ValueError, TypeError), (argument, error)
+            assert re.search(rf"\b{argument}\b|^({fits})", str(error)), (argument, error)
+            assert len(str(error)) < 800, (argument, error)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_pairs_of_odd_values(name):
+    function, right = CALLS[name]
+    draw = random.Random(0)
+    for _ in range(300):
+        given = right | {argument: draw.choice(ODD) for argument in draw.choices([*right], k=2)}
+        assert type(complaint(function, given)) in (ValueError, TypeError, type(None)), given
+
+
+def test_the_table_of_functions_is_complete():
+    ranked = {name for name in cuconv.__all__ if re.search(r"[123]d$", name)}
+    assert ranked | CALLS.keys() >= set(cuconv.__all__)
+    for function, right in CALLS.values():
+        if getattr(function, "__name__", "") in cuconv.__all__:
+            assert inspect.signature(function).parameters.keys() - right.keys() <= {"out"}
+
+
+@pytest.mark.parametrize("name", sorted(CALLS.keys() & {*cuconv.__all__} - {"Plan"}))
+def test_too_few_too_many_and_misspelt_arguments(name):
+    function = getattr(cuconv, name)
+    for arguments, keywords in (((), {}), ((X,) * 20, {}), ((X, W), {"wieght": 1}), ((X, W), {"": 1})):
+        with pytest.raises(TypeError, match=rf"^{name.removesuffix('2d')}(2d|\.__init__)?\(\) "):
+            function(*arguments, **keywords)

@@ -69,7 +69,10 @@ def integers(argument: str, value: Any, minimum: int | None = None) -> tuple[int
 
 def entries(argument: str, value: Any) -> tuple[Any, ...]:
     """The entries of a sequence, which must not be longer than an array has axes."""
-    items = tuple(itertools.islice(value, _MOST_AXES + 1))
+    try:
+        items = tuple(itertools.islice(value, _MOST_AXES + 1))
+    except Exception:  # what looks like a sequence and is none, as list[int] in Python 3.10
+        raise TypeError(f"{argument} must be a sequence, got {shown(value)}") from None
     if len(items) > _MOST_AXES:
         raise ValueError(f"{argument} must have {_MOST_AXES} entries at the most, got {shown(value)}")
     return items

@@ -515,6 +515,13 @@ class Sequenced:
         return iter("ab")
 
 
+class Unreadable(list):
+    """A sequence that cannot be read."""
+
+    def __iter__(self):
+        raise RuntimeError("not read")
+
+
 class Stubborn:
     """An object that answers nothing."""
 
@@ -579,6 +586,7 @@ ODD = [
         np,
         Sequenced(),
         Stubborn(),
+        Unreadable(),
     ),
     *(np.float32(1), np.int64(1), np.uint64(2**63), np.True_, np.float16, np.dtype("f4,f4"), np.dtype(">f4")),
     *map(np.array, (3, 3.0, True, [1.0, 2.0], [1, 2], [None, 1], ["a"], [], [[1, 2]], "2020-01-01")),

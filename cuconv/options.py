@@ -46,6 +46,8 @@ def _nearest(word: str, choices: Iterable[str]) -> str:
 def integer(argument: str, value: Any, minimum: int | None = None) -> int:
     """Return `value` as an int; floats and strings are refused even when they look whole."""
     try:
+        if _is_truth(value):  # which NumPy takes for an index in some versions, with a warning
+            raise TypeError
         number = operator.index(value)
     except (TypeError, ValueError, RuntimeError):  # which arrays of several numbers, or of no data, raise
         raise TypeError(f"{argument} must be an int, got {shown(value)}") from None
@@ -105,9 +107,15 @@ def flag(argument: str, value: Any) -> bool:
     """Return a truth value, Python's or an array's; numbers and strings are refused, since they mislead."""
     if value is True or value is False:
         return value
-    if getattr(value, "shape", None) == () and getattr(getattr(value, "dtype", None), "kind", None) == "b":
+    if _is_truth(value):
         return bool(value)
     raise TypeError(f"{argument} must be True or False, got {shown(value)}")
+
+
+def _is_truth(value: Any) -> bool:
+    """Whether a value is a truth value of NumPy's, or a 0-d array of one."""
+    kind = getattr(getattr(value, "dtype", None), "kind", None)
+    return kind == "b" and getattr(value, "shape", None) == ()
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])

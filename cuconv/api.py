@@ -13,10 +13,11 @@ from typing import Any
 
 from . import arrays
 from .arrays import Array
+from .cuda.device import asked_for
 from .dtypes import is_complex
-from .options import checked_keywords, flag, integers, one_of
-from .plan import Call, Plan, current_arch, device_of, expect_shape, make_plan
-from .problem import LAYOUTS, OPS, ConvProblem, Request
+from .options import checked_keywords, entries, flag, integers, is_one, one_of, shown
+from .plan import Call, Plan, current_arch, expect_shape, make_plan
+from .problem import ACTIVATIONS, LAYOUTS, OPS, ConvProblem, Request
 
 
 @checked_keywords
@@ -247,9 +248,9 @@ def conv_backward(
     Shapes, dtypes, the other options and errors are those of `conv`.
     """
     outs = (None, None, None) if out is None else out
-    for name, entries in (("needs", needs), ("out", outs)):
-        if not hasattr(entries, "__len__") or len(entries) != 3:
-            raise ValueError(f"{name} must have three entries, for dx, dw and db, got {entries!r}")
+    for name, given in (("needs", needs), ("out", outs)):
+        if is_one(given) or len(entries(name, given)) != 3:
+            raise ValueError(f"{name} must have three entries, for dx, dw and db, got {shown(given)}")
     wanted = [flag("needs", need) for need in needs]
     places = {f"out[{index}]": array for index, array in enumerate(outs)}
     operands = arrays.adopt(dy=dy, x=x, w=w, **places)
@@ -311,14 +312,15 @@ def conv_transpose(
     ============  ==========================================  ======================================
 
     `output_padding` cells, fewer than the stride or the dilation, are added at the end of each axis.
-    `padding="same"` makes the result stride times as large as x, and output_padding more. Complex filters
-    are not conjugated. The other options, dtypes and errors are those of `conv`; the order of arguments is
-    that of `torch.nn.functional.conv_transpose2d`.
+    `padding="same"` makes the result stride times as large as x, and output_padding more. Cells that no
+    product reaches get the activation of the bias. Complex filters are not conjugated. The other options,
+    dtypes and errors are those of `conv`; the order of arguments is that of
+    `torch.nn.functional.conv_transpose2d`.
     """
     operands = arrays.adopt(x=x, w=w, bias=bias, out=out)
     problem = ConvProblem.transposed(
         operands.shape("x"), operands.shape("w"), stride, padding, output_padding, groups, dilation,
-        padding_mode, layout,
+        padding_mode, layout, names=("x", "w"),
     )  # fmt: skip
     request = Request(
         "dgrad", problem, operands.dtype, layout=layout, batched=_batched(operands.shape("x"), problem),
@@ -362,19 +364,23 @@ def plan(
     """
     name = arrays.dtype_name(dtype)
     one_of("op", op, OPS)
-    if backend not in ("cpu", "cuda"):
-        raise ValueError(
-            f"backend must be 'cpu', for NumPy arrays, or 'cuda', for CuPy arrays, got {backend!r}"
+    if not isinstance(backend, str) or backend not in ("cpu", "cuda"):
+        error = ValueError if isinstance(backend, str) else TypeError
+        raise error(
+            f"backend must be 'cpu', for NumPy arrays, or 'cuda', for CuPy arrays, got {shown(backend)}"
         )
-    if device is not None and backend != "cuda":
-        raise ValueError(f"device={device!r} is for backend='cuda', got backend={backend!r}")
-    device_of(backend, device)  # raises if it is none
+    if device is not None:
+        if backend != "cuda":
+            raise ValueError(f"device={shown(device)} is for backend='cuda', got backend={backend!r}")
+        asked_for(device, lambda: current_arch("cuda"))  # raises if it is none
+    bias = flag("bias", bias)
+    one_of("activation", activation, ACTIVATIONS)
     if op != "fprop" and (bias or activation):
         raise ValueError(f"bias and activation are fused into fprop, not into {op}")
     request = _new_request(
         op, name, integers("x_shape", x_shape, 0), integers("w_shape", w_shape, 0), ("x_shape", "w_shape"),
         stride, padding, dilation, groups, padding_mode, layout,
-        flip, flag("bias", bias), activation, accumulate, precision,
+        flip, bias, activation, accumulate, precision,
     )  # fmt: skip
     return make_plan(request, algorithm, backend, current_arch(backend) if device is None else device)
 

@@ -122,19 +122,22 @@ def adopt(**arguments: Array | None) -> Operands:
                 "nothing is copied between libraries or devices in silence"
             )
     views: dict[str, Any] = given
-    if owner.library not in ("numpy", "cupy"):
+    if owner.library == "numpy":
+        # Subclasses have ways of their own.
+        views = {name: np.asarray(array) for name, array in given.items()}
+    elif owner.library != "cupy":
         views = {name: _view(name, array, owner) for name, array in given.items()}
     dtype = views[first].dtype
     for name, view in views.items():
         if view.dtype not in _NAMES:
             raise TypeError(
-                f"{name} has dtype {view.dtype}, supported are {', '.join(DTYPES)} in native byte order; "
-                f"convert it, for example {name}.astype('float32')"
+                f"{name} has dtype {view.dtype}, supported are {', '.join(DTYPES)} in native byte order"
+                f"{_advice(name, given, views)}"
             )
         if view.dtype != dtype:
             raise TypeError(
-                f"{name} must have the dtype of {first}, {dtype}, got {view.dtype}; "
-                "convert one of them with astype"
+                f"{name} must have the dtype of {first}, {dtype}, got {view.dtype}"
+                f"{_advice(name, given, views)}"
             )
     return Operands(owner, _NAMES[dtype], given, views)
 
@@ -142,12 +145,55 @@ def adopt(**arguments: Array | None) -> Operands:
 _NAMES = {np.dtype(getattr(ml_dtypes, name, name)): name for name in DTYPES}
 """The supported dtypes, in native byte order."""
 
+_BY_KIND = sorted(_NAMES, key=lambda dtype: "ifc".index(DTYPES[_NAMES[dtype]].kind))
+"""The same, integers first, so that the first that will do is the one to take."""
+
+
+_ROUNDED = {
+    "u": ("int64", "is right where no value is above 2^63 - 1"),
+    "f": ("float64", "rounds it"),
+    "c": ("complex128", "rounds it"),
+}
+"""What comes nearest to a dtype that no supported one holds, by its kind."""
+
+
+def _advice(name: str, given: dict[str, Any], views: dict[str, Any]) -> str:
+    """How to make all operands of one supported dtype without losing anything, for the end of an error.
+
+    If that cannot be, what is lost by converting `name`. Nothing for a place for results, nor for what is
+    no number.
+    """
+
+    def converted(operand: str, target: str) -> str:
+        astype = hasattr(given[operand], "astype")
+        return f"{operand}.astype('{target}')" if astype else f"{operand} converted to {target}"
+
+    dtypes = {operand: view.dtype for operand, view in views.items() if not operand.startswith("out")}
+    if name not in dtypes:
+        return ""
+    for target in _BY_KIND:
+        if all(_keeps(target, dtype) for dtype in dtypes.values()):
+            calls = [converted(operand, _NAMES[target]) for operand in dtypes if dtypes[operand] != target]
+            return f"; {' and '.join(calls)} lose{'s' if len(calls) == 1 else ''} nothing"
+    if dtypes[name] in _NAMES:
+        return "; no supported dtype holds every value of all operands"
+    if dtypes[name].kind in _ROUNDED:
+        nearest, loss = _ROUNDED[dtypes[name].kind]
+        return f"; {converted(name, nearest)} {loss}"
+    return ""
+
+
+def _keeps(target: Any, dtype: Any) -> bool:
+    """Whether `target` holds every value of `dtype`; NumPy says so of floats and 64-bit integers too."""
+    wide = dtype.kind in "iu" and dtype.itemsize == 8
+    return np.can_cast(dtype, target) and (target.kind == "i" or not wide)
+
 
 def dtype_name(dtype: Any) -> str:
     """The name of a dtype given as a name, a NumPy dtype or a scalar type, or TypeError."""
     try:
-        found = None if dtype is None else np.dtype(dtype)
-    except TypeError:
+        found = np.dtype(dtype) if isinstance(dtype, (str, type, np.dtype)) else None
+    except Exception:  # of as many types as NumPy reads notations
         found = None
     return described(found.name if found is not None and found.isnative else dtype).name
 
@@ -160,12 +206,13 @@ def owner_of(name: str, array: Array) -> Owner:
         raise TypeError(f"{name} is a masked array, whose mask a convolution would lose: fill it first")
     if isinstance(array, np.ndarray):
         return _NUMPY
-    if type(array).__module__.partition(".")[0] == "cupy":
+    if type(array).__module__.partition(".")[0] == "cupy" and hasattr(array, "dtype"):
         return _CUPY
-    if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
+    speaks_dlpack = hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__")
+    if speaks_dlpack and not isinstance(array, type):
         try:
             device = int(array.__dlpack_device__()[0])
-        except (BufferError, RuntimeError, ValueError) as error:
+        except Exception as error:  # whatever the library raises
             raise TypeError(f"{name} cannot be read through DLPack: {error}") from error
         # A subclass belongs to the library of the class that it extends.
         for library in (base.__module__.partition(".")[0] for base in type(array).__mro__):
@@ -191,19 +238,32 @@ def _from_dlpack(library: str) -> Any:
     return None
 
 
+_PENDING = {"is_neg": ("negates", "resolve_neg"), "is_conj": ("conjugates", "resolve_conj")}
+"""PyTorch's questions whether something is yet to be done to a tensor's values, and what does it."""
+
 # NumPy's DLPack does not know bfloat16, so that it travels as int16, in and out.
 
 
 def _view(name: str, array: Array, owner: Owner) -> Array:
     """An array of the backend's library on the memory of one of the owner's."""
+    for question, (pending, resolve) in _PENDING.items():
+        if getattr(array, question, bool)() is True:
+            raise TypeError(
+                f"{name} is a view that {owner.library} {pending} only on reading it ({question}), which "
+                f"DLPack does not pass on: {name}.{resolve}() makes a plain copy"
+            )
     module = sys.modules[owner.library]
     bfloat16 = getattr(module, "bfloat16", None)
     try:
         if owner.backend == "cpu" and bfloat16 is not None and getattr(array, "dtype", None) is bfloat16:
             return np.from_dlpack(array.view(module.int16)).view(ml_dtypes.bfloat16)
-        return owner.namespace.from_dlpack(array)
-    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        view = owner.namespace.from_dlpack(array)
+    except Exception as error:  # whatever the library raises
         raise TypeError(f"{name} cannot be read through DLPack: {error}") from error
+    if owner.backend == "cpu" and view.size and view.flags.owndata:
+        # For a null pointer NumPy takes memory of its own.
+        raise TypeError(f"{name} cannot be read through DLPack: it has no memory, only a shape")
+    return view
 
 
 def _hand_over(result: Array, owner: Owner) -> Array:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .options import shown
+
 
 @dataclass(frozen=True)
 class DType:
@@ -37,7 +39,7 @@ DTYPES = {
 def described(name: str) -> DType:
     """The dtype of that name, or TypeError with the names there are."""
     if not isinstance(name, str) or name not in DTYPES:
-        raise TypeError(f"dtype must be one of {', '.join(DTYPES)}, got {name!r}")
+        raise TypeError(f"dtype must be one of {', '.join(DTYPES)}, got {shown(name)}")
     return DTYPES[name]
 
 

@@ -25,9 +25,9 @@ import numpy as np
 
 from . import activations
 from .api import conv, conv_backward
-from .arrays import Array, owner_of
+from .arrays import Array, dtype_name, owner_of
 from .dtypes import described
-from .options import integer, one_of, per_axis
+from .options import entries, flag, integer, is_one, one_of, per_axis
 from .problem import LAYOUTS
 
 
@@ -121,16 +121,17 @@ class Conv(Layer):
         rng: np.random.Generator | None = None,
     ) -> None:
         super().__init__()
-        taps = _kernel(kernel, rank)
-        integer("groups", groups, 1)
+        taps, groups = _kernel(kernel, rank), integer("groups", groups, 1)
+        in_channels = integer("in_channels", in_channels, 0)
+        out_channels = integer("out_channels", out_channels, 0)
         for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
-            if integer(name, channels, 0) % groups:
+            if channels % groups:
                 raise ValueError(f"groups={groups} does not divide {name}={channels}")
         shape = (out_channels, in_channels // groups, *taps)
         if one_of("layout", layout, LAYOUTS) == "channels_last":
             shape = (out_channels, *taps, in_channels // groups)
         self.parameters["w"] = _he_normal(shape, math.prod(shape[1:]), dtype, rng)
-        if bias:
+        if flag("bias", bias):
             self.parameters["bias"] = np.zeros(out_channels, dtype)
         self.options: dict[str, Any] = dict(
             stride=stride, padding=padding, dilation=dilation, groups=groups,
@@ -159,11 +160,13 @@ class Dense(Layer):
         self, inputs: int, outputs: int, *, dtype: Any = np.float32, rng: np.random.Generator | None = None
     ) -> None:
         super().__init__()
+        inputs, outputs = integer("inputs", inputs, 0), integer("outputs", outputs, 0)
         self.parameters["w"] = _he_normal((outputs, inputs), inputs, dtype, rng)
         self.parameters["bias"] = np.zeros(outputs, dtype)
 
     def forward(self, x: Array) -> Array:
         inputs = self.parameters["w"].shape[1]
+        owner_of("x", x)
         if x.ndim != 2 or x.shape[1] != inputs:
             raise ValueError(f"x must have shape (N, {inputs}) for this Dense layer, got {x.shape}")
         self.kept = x
@@ -181,8 +184,9 @@ class ReLU(Layer):
     """max(x, 0); its slope at 0 is taken as 0."""
 
     def forward(self, x: Array) -> Array:
+        xp = _namespace(x)
         self.kept = x > 0
-        return activations.relu(x, _namespace(x))
+        return activations.relu(x, xp)
 
     def backward(self, dy: Array) -> Array:
         return dy * self.recall()
@@ -204,6 +208,9 @@ class Flatten(Layer):
     """(N, ...) as (N, features)."""
 
     def forward(self, x: Array) -> Array:
+        owner_of("x", x)
+        if not x.shape:
+            raise ValueError("x must have an axis N, got a single number")
         self.kept = x.shape
         return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
@@ -317,7 +324,8 @@ class SoftmaxCrossEntropy:
     """The mean over the batch of -log softmax(scores)[label]: scores (N, classes), integer labels (N,)."""
 
     def forward(self, scores: Array, labels: Array) -> float:
-        xp = _namespace(scores)
+        xp = owner_of("scores", scores).namespace
+        owner_of("labels", labels)
         if scores.ndim != 2 or labels.shape != scores.shape[:1] or labels.dtype.kind not in "iu":
             raise ValueError(
                 f"labels must be integers of shape (N,) for scores (N, classes), here {scores.shape}, got "
@@ -347,6 +355,8 @@ class SquaredError:
         self.reduction = one_of("reduction", reduction, ("mean", "sum"))
 
     def forward(self, output: Array, target: Array) -> float:
+        owner_of("output", output)
+        owner_of("target", target)
         if output.shape != target.shape:
             raise ValueError(f"target must have the shape of output, {output.shape}, got {target.shape}")
         self.difference = output - target
@@ -423,11 +433,14 @@ class Adam(_Optimizer):
 def _kernel(kernel: int | Sequence[int], rank: int | None) -> tuple[int, ...]:
     """The kernel's extents; their number, or else `rank`, or else 2, is that of the spatial axes."""
     if rank is None:
-        rank = len(kernel) if hasattr(kernel, "__len__") else 2
+        rank = 2 if is_one(kernel) else len(entries("kernel", kernel))
+    if not 1 <= integer("rank", rank) <= 3:
+        raise ValueError(f"kernel must have 1 to 3 spatial axes, their number is the rank, got {rank}")
     return per_axis("kernel", kernel, rank, 1)
 
 
 def _check_axes(x: Array, rank: int) -> None:
+    owner_of("x", x)
     if x.ndim != rank + 2:
         raise ValueError(
             f"x must have {rank + 2} axes, N, C and {rank} spatial ones, for a layer of rank {rank}; "
@@ -436,4 +449,6 @@ def _check_axes(x: Array, rank: int) -> None:
 
 
 def _he_normal(shape: Sequence[int], fan_in: int, dtype: Any, rng: np.random.Generator | None) -> np.ndarray:
-    return (np.random.default_rng(rng).standard_normal(shape) * math.sqrt(2 / max(fan_in, 1))).astype(dtype)
+    dtype_name(dtype)  # raises if it is none
+    seed = rng if rng is None or isinstance(rng, np.random.Generator) else integer("rng", rng, 0)
+    return (np.random.default_rng(seed).standard_normal(shape) * math.sqrt(2 / max(fan_in, 1))).astype(dtype)

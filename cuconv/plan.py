@@ -16,7 +16,7 @@ from .cuda import algorithms as cuda_algorithms
 from .cuda import device as devices
 from .cuda import jit
 from .cuda.device import Device
-from .options import one_of
+from .options import one_of, shown
 from .problem import Request
 from .processor import Processor
 from .table import Algorithm, Schedule, Table
@@ -100,7 +100,7 @@ class Call:
 
     def plan(self, algorithm: str) -> Plan:
         """The plan for this call, `algorithm` being `auto`, `tune` or a name."""
-        if algorithm == "tune":
+        if isinstance(algorithm, str) and algorithm == "tune":
             return self._tuned()
         owner = self.operands.owner
         return make_plan(self.request, algorithm, owner.backend, owner.arch)
@@ -202,7 +202,7 @@ def make_plan(request: Request, algorithm: str, backend: str, arch: str | None =
     threads; by default what is here.
     """
     if not isinstance(algorithm, str):
-        raise TypeError(f"algorithm must be a string, got {algorithm!r}")
+        raise TypeError(f"algorithm must be a string, got {shown(algorithm)}")
     if backend == "cpu" and arch is None:
         arch = processor.current_arch()
     return _make_plan(request, algorithm, backend, arch)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, TypeVar
 
 from .dtypes import described
-from .options import flag, integer, integers, is_one, one_of, per_axis
+from .options import LIMIT, entries, flag, integer, integers, is_one, one_of, per_axis, shown
 
 OPS = ("fprop", "dgrad", "wgrad", "bgrad")
 LAYOUTS = ("channels_first", "channels_last")
@@ -59,7 +59,8 @@ class ConvProblem:
         y[n, k, p] = sum over c, r of  x[n, c, p s - a + r d] w[k, c, r]
 
     where x outside 0..H-1 is given by `padding_mode`, and c runs over the C/groups channels of k's
-    group. Lengths are in elements. Negative padding crops.
+    group. Lengths are in elements. Negative padding crops. Every number, every extent that follows, and the
+    number of elements of x, w and y are below 2^62.
 
     `str()` gives the one-line notation and `parse` reads it:
     `n32c64h56w56 k64r3s3 g2 sh2sw2 dh1dw2 ph1:0pw1 circular`. Groups, stride, dilation, padding and
@@ -84,12 +85,12 @@ class ConvProblem:
             normal[name] = integers(name, getattr(self, name), minimum)
         rank = len(normal["input"])
         if not 1 <= rank <= 3:
-            raise ValueError(f"a convolution has 1 to 3 spatial axes, got {rank}")
+            raise ValueError(f"input must have 1 to 3 spatial axes, got {rank}")
         for name in _SPATIAL:
             if len(normal[name]) != rank:
                 raise ValueError(f"{name} must have one entry per spatial axis ({rank}), got {normal[name]}")
         if isinstance(self.padding, str):
-            raise TypeError(f"padding must be (before, after) pairs, got {self.padding!r}")
+            raise TypeError(f"padding must be (before, after) pairs, got {shown(self.padding)}")
         normal["padding"] = padding_pairs(self.padding, *(normal[name] for name in _SPATIAL))
         for name, value in normal.items():
             object.__setattr__(self, name, value)
@@ -101,11 +102,19 @@ class ConvProblem:
                 )
         for axis in range(rank):
             self._check_axis(axis)
+        for name, shape in (("x", self.x_shape()), ("w", self.w_shape()), ("y", self.y_shape())):
+            if math.prod(shape) >= LIMIT:
+                raise ValueError(f"{name} of shape {shape} must have less than 2^62 elements ({self})")
 
     def _check_axis(self, axis: int) -> None:
         letter = _letters(_INPUT_LETTERS, self.rank)[axis]
+        padded = self.padded[axis]
+        if padded >= LIMIT:
+            raise ValueError(
+                f"padding must leave axis {letter} below 2^62 cells: input {self.input[axis]} with padding "
+                f"{self.padding[axis]} is {padded} long ({self})"
+            )
         if self.output[axis] < 1:
-            padded = self.input[axis] + sum(self.padding[axis])
             raise ValueError(
                 f"axis {letter} gives no output: input {self.input[axis]} with padding "
                 f"{self.padding[axis]} is {padded} long, but the filter reaches over "
@@ -162,6 +171,8 @@ class ConvProblem:
         dilation: Any = 1,
         padding_mode: str = "zeros",
         layout: str = "channels_first",
+        *,
+        names: tuple[str, str] = ("x_shape", "w_shape"),
     ) -> ConvProblem:
         """The problem whose dgrad is the transposed convolution of x with w.
 
@@ -171,15 +182,17 @@ class ConvProblem:
 
         Output padding moves only the far end: the convolution that is transposed has b less by as much,
         which keeps its own output at exactly P also where output_padding reaches the stride.
+
+        `names` are the caller's words for the two shapes, for error messages.
         """
-        k, per_group, filter = split_filters("w", w_shape, layout)
+        k, per_group, filter = split_filters(names[1], w_shape, layout)
         rank = len(filter)
-        n, x_channels, output = split_volume("x", x_shape, rank, layout)
+        n, x_channels, output = split_volume(names[0], x_shape, rank, layout)
         stride, dilation, groups = _normal(rank, stride, dilation, groups)
         if x_channels != k:
             raise ValueError(
-                f"x has {x_channels} channels in {tuple(x_shape)}, but w {tuple(w_shape)} expects "
-                f"{k}: a transposed convolution reads along w's first axis (layout={layout!r})"
+                f"{names[0]} has {x_channels} channels in {tuple(x_shape)}, but {names[1]} {tuple(w_shape)} "
+                f"expects {k}: a transposed convolution reads along w's first axis (layout={layout!r})"
             )
         extra = per_axis("output_padding", output_padding, rank, 0)
         for axis in range(rank):
@@ -187,26 +200,31 @@ class ConvProblem:
             if extra[axis] >= limit:
                 raise ValueError(
                     f"output_padding must be below the stride or the dilation, here {limit} on axis "
-                    f"{axis}, got {output_padding!r}"
+                    f"{axis}, got {shown(output_padding)}"
                 )
             if output[axis] < 1:
-                raise ValueError(f"x must not be empty along its spatial axes, got {tuple(x_shape)}")
+                raise ValueError(f"{names[0]} must not be empty along its spatial axes, got {tuple(x_shape)}")
         # "same" makes the result stride times as large as x: the transpose of a "same" convolution.
         scaled = tuple(o * s for o, s in zip(output, stride, strict=True))
         pairs = padding_pairs(padding, scaled, filter, stride, dilation)
+        reach = tuple(d * (r - 1) + 1 for r, d in zip(filter, dilation, strict=True))
+        if isinstance(padding, str) and padding.startswith("same"):
+            # Where the stride is longer than the reach it steps over the last cells: b crops them.
+            pairs = tuple((pair[0], r - s - pair[0]) for pair, r, s in zip(pairs, reach, stride, strict=True))
         pairs = tuple((before, after - e) for (before, after), e in zip(pairs, extra, strict=True))
-        input = tuple(
-            (output[a] - 1) * stride[a] + dilation[a] * (filter[a] - 1) + 1 - sum(pairs[a])
-            for a in range(rank)
-        )
-        for axis, extent in enumerate(input):
+        input = tuple((output[a] - 1) * stride[a] + reach[a] - sum(pairs[a]) for a in range(rank))
+        for letter, extent, pair in zip(_letters(_INPUT_LETTERS, rank), input, pairs, strict=True):
             if extent < 1:
-                letter = _letters(_INPUT_LETTERS, rank)[axis]
                 raise ValueError(
-                    f"axis {letter} gives no output: padding {padding!r} crops a result of "
-                    f"{extent + sum(pairs[axis])} to {extent}"
+                    f"axis {letter} gives no output: padding {shown(padding)} crops a result of "
+                    f"{extent + sum(pair)} to {extent}"
                 )
-        return cls(n, per_group * groups, k, input, filter, stride, dilation, pairs, groups, padding_mode)
+            if extent >= LIMIT:
+                raise ValueError(
+                    f"stride must leave axis {letter} of the result below 2^62 cells, got {extent}"
+                )
+        c = integer("C/groups times groups", per_group * groups)
+        return cls(n, c, k, input, filter, stride, dilation, pairs, groups, padding_mode)
 
     # -- derived extents ----------------------------------------------------------------------------
 
@@ -333,15 +351,15 @@ class ConvProblem:
 
         def take(key: str, default: Any = None) -> Any:
             if key not in values and default is None:
-                raise ValueError(f"{key!r} is missing in the problem {text!r}")
+                raise ValueError(f"{key!r} is missing in the problem {shown(text)}")
             pair = values.pop(key, (default, default))
             if pair[0] != pair[1]:
-                raise ValueError(f"{key!r} takes one number, got a pair in the problem {text!r}")
+                raise ValueError(f"{key!r} takes one number, got a pair in the problem {shown(text)}")
             return pair[0]
 
         rank = next((3 - i for i, letter in enumerate("dhw") if letter in values), 0)
         if rank == 0:
-            raise ValueError(f"no input extent (w, h w or d h w) in the problem {text!r}")
+            raise ValueError(f"no input extent (w, h w or d h w) in the problem {shown(text)}")
         axes = _letters(_INPUT_LETTERS, rank)
         every = values.pop("p", (0, 0))
         problem = dict(
@@ -358,7 +376,7 @@ class ConvProblem:
         )
         if values:
             raise ValueError(
-                f"{', '.join(map(repr, values))} does not belong to a problem of rank {rank}: {text!r}"
+                f"{', '.join(map(repr, values))} does not belong to a problem of rank {rank}: {shown(text)}"
             )
         return cls(**problem)
 
@@ -389,8 +407,8 @@ class Request:
         one_of("layout", self.layout, LAYOUTS)
         one_of("activation", self.activation, ACTIVATIONS)
         one_of("precision", self.precision, PRECISIONS)
-        flag("flip", self.flip)
-        flag("accumulate", self.accumulate)
+        for name in ("flip", "accumulate"):
+            object.__setattr__(self, name, flag(name, getattr(self, name)))
         kind = described(self.dtype).kind
         if self.activation is not None and kind != "f" and (self.activation, kind) != ("relu", "i"):
             raise TypeError(f"activation={self.activation!r} is not defined for dtype {self.dtype}")
@@ -482,6 +500,8 @@ def padding_pairs(
             f"padding is how much to pad, got {padding!r}: did you mean padding_mode={padding!r}?"
         )
     spread = tuple(d * (r - 1) for r, d in zip(filter, dilation, strict=True))
+    if max(spread) >= LIMIT - 1:
+        raise ValueError(f"dilation {dilation} spreads a filter of {filter} over 2^62 cells or more")
     if isinstance(padding, str):
         one_of("padding", padding, PADDING_NAMES)
         if padding == "valid":
@@ -499,21 +519,21 @@ def padding_pairs(
             both = integer("padding", padding)
         except TypeError:
             raise TypeError(
-                f"padding must be an int, ints or pairs per axis, or a name, got {padding!r}"
+                f"padding must be an int, ints or pairs per axis, or a name, got {shown(padding)}"
             ) from None
         return ((both, both),) * rank
-    items = tuple(padding)
+    items = entries("padding", padding)
     if len(items) != rank:
-        hint = f"; a pair for the one axis is written [{padding!r}]" if rank == 1 and len(items) == 2 else ""
+        hint = f"; a pair for the one axis is written [{items}]" if rank == 1 and len(items) == 2 else ""
         raise ValueError(
             f"padding must be an int, {rank} ints or (before, after) pairs, one per spatial axis, or one "
-            f"of {', '.join(map(repr, PADDING_NAMES))}; got {padding!r}{hint}"
+            f"of {', '.join(map(repr, PADDING_NAMES))}; got {shown(padding)}{hint}"
         )
     pairs = []
     for item in items:
         pair = (integer("padding", item),) * 2 if is_one(item) else integers("padding", item)
         if len(pair) != 2:
-            raise ValueError(f"padding takes (before, after) pairs, got {item!r} in {padding!r}")
+            raise ValueError(f"padding takes (before, after) pairs, got {shown(item)} in {shown(padding)}")
         pairs.append((pair[0], pair[1]))
     return tuple(pairs)
 
@@ -531,7 +551,7 @@ def _letters(alphabet: str, rank: int) -> str:
 
 
 def _shape(outer: int, channels: int, spatial: tuple[int, ...], layout: str) -> tuple[int, ...]:
-    if layout == "channels_first":
+    if one_of("layout", layout, LAYOUTS) == "channels_first":
         return (outer, channels, *spatial)
     return (outer, *spatial, channels)
 
@@ -545,30 +565,35 @@ def _colon(value: Any) -> str:
 
 
 _KEYS = ("n", "c", *"dhw", "k", *"trs", "g", "p", *(a + b for a in "sdp" for b in "dhw"))
+_MOST_DIGITS = 1000  # of one item: far more than any number takes, and fewer than Python refuses to read
 _ITEM = re.compile(r"([a-z]+)(-?[0-9]+)(?::(-?[0-9]+))?/?")
 
 
 def _tokens(text: str) -> tuple[dict[str, tuple[int, int]], str]:
     """The numbers of a one-line problem by key, each as a pair, and its padding mode."""
     if not isinstance(text, str):
-        raise TypeError(f"a problem is parsed from a string, got {text!r}")
+        raise TypeError(f"a problem is parsed from a string, the text, got {shown(text)}")
     values: dict[str, tuple[int, int]] = {}
     mode = "zeros"
     for token in text.split():
         if token.isalpha():
             if mode != "zeros" or token in _KEYS:
-                raise ValueError(f"{token!r} needs a number, or is too much, in the problem {text!r}")
-            mode = one_of(f"each word of the problem {text!r}", token, PADDING_MODES)
+                raise ValueError(
+                    f"{shown(token)} needs a number, or is too much, in the problem {shown(text)}"
+                )
+            mode = one_of(f"each word of the problem {shown(text)}", token, PADDING_MODES)
             continue
         position = 0
         while position < len(token):
             match = _ITEM.match(token, position)
             if match is None:
-                raise ValueError(f"cannot read {token[position:]!r} in the problem {text!r}")
+                raise ValueError(f"cannot read {shown(token[position:])} in the problem {shown(text)}")
             key, before, after = match.groups()
-            one_of(f"each key of the problem {text!r}", key, _KEYS)
+            one_of(f"each key of the problem {shown(text)}", key, _KEYS)
             if key in values:
-                raise ValueError(f"{key!r} stands twice in the problem {text!r}")
+                raise ValueError(f"{key!r} stands twice in the problem {shown(text)}")
+            if len(match.group()) > _MOST_DIGITS:
+                raise ValueError(f"{key!r} must be below 2^62 in magnitude in the problem {shown(text)}")
             values[key] = (int(before), int(after if after is not None else before))
             position = match.end()
     return values, mode

@@ -118,6 +118,23 @@ def test_subclasses_and_memory_maps(tmp_path):
     np.testing.assert_array_equal(y, np.full((1, 3, 4), 4))
 
 
+def test_subclasses_are_taken_as_plain_arrays():
+    """Whatever their own indexing and arithmetic do, as of matrices and of quantities with units."""
+
+    class Own(np.ndarray):
+        def __getitem__(self, where):
+            raise AssertionError("indexed")
+
+        def __array_ufunc__(self, *arguments, **options):
+            raise AssertionError("computed with")
+
+    x, w, bias = np.arange(10.0).reshape(2, 5), np.ones((3, 2, 2)), np.ones(3)
+    y, out = cuconv.conv(x, w, bias), np.zeros((3, 4)).view(Own)
+    assert cuconv.conv(*(array.view(Own) for array in (x, w, bias)), out=out) is out
+    np.testing.assert_array_equal(np.asarray(out), y)
+    assert type(cuconv.conv(x.view(np.matrix), w, bias)) is np.ndarray
+
+
 def test_inputs_are_left_as_they_were():
     rng = np.random.default_rng(0)
     x, w, bias = rng.standard_normal((2, 4, 6, 7)), rng.standard_normal((8, 2, 3, 3)), rng.standard_normal(8)
@@ -176,6 +193,47 @@ class TestDLPack:
         given = other(out)
         assert cuconv.conv(other(x), other(w), out=given) is given
         np.testing.assert_array_equal(out, cuconv.conv(x, w))
+
+    def test_read_only_memory(self, other):
+        x, out = np.arange(10.0).reshape(1, 1, 10), np.zeros((1, 1, 8))
+        x.flags.writeable = out.flags.writeable = False
+        np.testing.assert_array_equal(
+            cuconv.conv(other(x), other(x[..., :3])).array, cuconv.conv(x, x[..., :3])
+        )
+        with pytest.raises(ValueError, match="out must be writable"):
+            cuconv.conv(other(x), other(x[..., :3]), out=other(out))
+
+    def test_negative_and_zero_strides(self, other):
+        x, w = np.arange(10.0).reshape(1, 1, 10)[..., ::-1], np.broadcast_to(2.0, (1, 1, 3))
+        np.testing.assert_array_equal(cuconv.conv(other(x), other(w)).array, cuconv.conv(x, w))
+
+    @pytest.mark.parametrize(
+        ("question", "way_out"), [("is_neg", "negates.*resolve_neg"), ("is_conj", "conjug")]
+    )
+    @pytest.mark.parametrize("place", ["x", "w", "out"])
+    def test_values_that_are_yet_to_be_changed(self, other, question, way_out, place):
+        """PyTorch's lazy views: DLPack passes their memory on as it is, with the wrong sign."""
+        arrays = {name: other(np.ones((1, 1, 3 if name != "out" else 1))) for name in ("x", "w", "out")}
+        setattr(arrays[place], question, lambda: False)
+        cuconv.conv(**arrays)
+        setattr(arrays[place], question, lambda: True)
+        with pytest.raises(TypeError, match=rf"{place} is a view that other {way_out}"):
+            cuconv.conv(**arrays)
+
+    def test_dtypes_without_astype(self, other):
+        with pytest.raises(TypeError, match="x converted to int32 and w converted to int32 lose nothing"):
+            cuconv.conv(other(np.ones((1, 1, 5), np.int8)), other(np.ones((1, 1, 3), np.int8)))
+
+    @pytest.mark.parametrize("error", [AttributeError, KeyError, NotImplementedError])
+    def test_a_library_that_fails(self, other, error):
+        class Failing(other):
+            __module__ = "other"
+
+            def __dlpack_device__(self):
+                raise error("not here")
+
+        with pytest.raises(TypeError, match=r"x cannot be read through DLPack: .*not here"):
+            cuconv.conv(Failing(np.ones((1, 1, 5))), other(np.ones((1, 1, 3))))
 
     def test_mixed_kinds(self, other):
         with pytest.raises(TypeError, match="w must be the same kind of array as x"):

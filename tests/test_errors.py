@@ -1,16 +1,33 @@
 """Every wrong input raises before any work; the message names the argument, what was expected, what came."""
 
+import inspect
+import random
+import re
 import sys
 import types
+from dataclasses import fields
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 import cuconv
+from cuconv.cuda.device import DEVICES, KNOWN
+from cuconv.plan import RUNNERS, device_of
+
+from .emulator import emulated
 
 X, W, DY = np.ones((2, 4, 6, 7)), np.ones((8, 4, 3, 3)), np.ones((2, 8, 4, 5))
 BUFFER, WIDE = np.ones(31), np.ones(1000)
+
+
+def fake(library, name="ndarray", **attributes):
+    """An object of a type that claims to come from another library."""
+    kind = type(
+        name, (), {"__module__": library, "shape": (2, 4, 6, 7), "dtype": np.dtype(float), **attributes}
+    )
+    return kind()
 
 
 def conv(x=X, w=W, *args, **options):
@@ -163,6 +180,24 @@ VALUES = {
         lambda: cuconv.conv_backward(DY[:, :7], X, W, needs=(False, False, True)),
         r"dy must have shape \(2, 8, 4, 5\)",
     ),
+    "huge groups": (
+        conv(groups=10**5000),
+        "groups must be below 2.62 in magnitude, got a number of 16610 bits",
+    ),
+    "huge stride": (conv(stride=10**30), "stride must be below 2.62 in magnitude"),
+    "hugely negative stride": (
+        conv(stride=-(10**5000)),
+        "stride must be at least 1, got a value of type int",
+    ),
+    "huge padding": (conv(padding=[(0, 10**400), (0, 0)]), "padding must be below 2.62 in magnitude"),
+    "long stride": (conv(stride=range(10**30)), "stride must have 64 entries at the most, got range"),
+    "long shape": (dgrad(shape=[1] * 100), "input_shape must have 64 entries at the most"),
+    "long word": (conv(padding="same" * 10**6), "padding must be one of 'valid'.* [.]{3} \\w+samesame'$"),
+    "long text": (lambda: cuconv.ConvProblem.parse("c1 " * 10**5), "'c' stands twice in .* [.]{3} .*c1 '$"),
+    "needs that has no length": (
+        lambda: cuconv.conv_backward(DY, X, W, needs=np.array(True)),
+        "needs must have three entries",
+    ),
     "rank of conv1d": (lambda: cuconv.conv1d(X, W), r"w must have 3 axes for conv1d"),
     "rank of conv3d": (lambda: cuconv.conv3d(X, W), r"w must have 5 axes for conv3d"),
     "rank of dy for a bias": (lambda: cuconv.conv_bias_grad(np.ones(3)), "dy must have 1 to 3 spatial axes"),
@@ -189,6 +224,26 @@ TYPES = {
     ),
     "object dtype": (conv(X.astype(object), W.astype(object)), "x has dtype object"),
     "byte order": (conv(X.astype(">f8"), W.astype(">f8")), "native byte order"),
+    "set for padding": (conv(padding={1}), r"padding must be an int, ints or pairs per axis.* got \{1\}"),
+    "set in padding": (conv(padding=[{1}, {2}]), r"padding must be an int, got \{1\}"),
+    "dictionary for padding": (conv(padding={1: 2, 3: 4}), "padding must be an int, ints or pairs per axis"),
+    "generator for padding": (conv(padding=(i for i in (1, 1))), "padding must be an int, ints or pairs"),
+    "bytes for padding": (conv(padding=b"\1\1"), r"padding must be an int, ints or pairs .* got b'"),
+    "digits in padding": (conv(padding=["1", "1"]), "padding must be an int, got '1'"),
+    "padding nested too deep": (conv(padding=[[[1, 1]] * 2] * 2), r"padding must be an int, got \[1, 1\]"),
+    "float array for padding": (conv(padding=np.ones(2)), "padding must be an int, got"),
+    "bytes for a stride": (conv(stride=b"\1\1"), r"stride must be an int, got b'"),
+    "memoryview for a stride": (conv(stride=memoryview(b"\1\1")), "stride must be an int, got <memory"),
+    "iterator for a dilation": (conv(dilation=iter((1, 1))), "dilation must be an int, got <tuple_iter"),
+    "generator for a shape": (dgrad(shape=(i for i in X.shape)), "input_shape must be a sequence of ints"),
+    "array of no numbers for flip": (conv(flip=fake("other", shape=())), "flip must be True or False"),
+    "a class": (conv(x=np.ndarray), "x must be a NumPy array.* got builtins.type"),
+    "needs that has no length": (
+        lambda: cuconv.conv_backward(DY, X, W, needs=(np.ones(2), True, True)),
+        "needs must be True or False",
+    ),
+    "backend": (lambda: cuconv.plan("fprop", X.shape, W.shape, backend=np.array(["cpu"])), "backend must be"),
+    "structure for a dtype": (lambda: cuconv.plan("fprop", X.shape, W.shape, "(2,"), "dtype must be one of"),
     "batched": (lambda: cuconv.conv_bias_grad(DY, batched="no"), "batched must be True or False"),
     "bias of a plan": (
         lambda: cuconv.plan("fprop", X.shape, W.shape, bias=1),
@@ -255,6 +310,77 @@ def test_type_errors(name):
         call()
 
 
+CONVERSIONS = {
+    ("int8", "int8"): "; x.astype('int32') and w.astype('int32') lose nothing",
+    ("uint8", "float32"): "; x.astype('float32') loses nothing",
+    ("uint16", "int32"): "; x.astype('int32') loses nothing",
+    ("int16", "float16"): "; x.astype('float32') and w.astype('float32') lose nothing",
+    ("bool", "bool"): "; x.astype('int32') and w.astype('int32') lose nothing",
+    ("uint32", "uint32"): "; x.astype('int64') and w.astype('int64') lose nothing",
+    ("uint32", "float32"): "; x.astype('float64') and w.astype('float64') lose nothing",
+    ("uint64", "uint64"): "; x.astype('int64') is right where no value is above 2^63 - 1",
+    (">f8", "float64"): "; x.astype('float64') loses nothing",
+    (">i8", ">i8"): "; x.astype('int64') and w.astype('int64') lose nothing",
+    (">f2", ">f2"): "; x.astype('float16') and w.astype('float16') lose nothing",
+    (">c8", "float64"): "; x.astype('complex128') and w.astype('complex128') lose nothing",
+    ("longdouble", "longdouble"): "; x.astype('float64') rounds it",
+    ("clongdouble", "float64"): "; x.astype('complex128') rounds it",
+    ("object", "float64"): "",
+    ("U3", "U3"): "",
+    ("M8[s]", "M8[s]"): "",
+    ("m8[s]", "float64"): "",
+    ("f4,f4", "f4,f4"): "",
+    ("float32", "float64"): "; x.astype('float64') loses nothing",
+    ("float64", "float32"): "; w.astype('float64') loses nothing",
+    ("int32", "float32"): "; x.astype('float64') and w.astype('float64') lose nothing",
+    ("int64", "float64"): "; no supported dtype holds every value of all operands",
+    ("float16", "bfloat16"): "; x.astype('float32') and w.astype('float32') lose nothing",
+    ("complex64", "float64"): "; x.astype('complex128') and w.astype('complex128') lose nothing",
+    ("float64", "object"): "",
+}
+
+
+def extremes(name):
+    """Three values that only a dtype at least as wide can hold."""
+    dtype = np.dtype(getattr(ml_dtypes, name, name))
+    if dtype.kind in "iu":
+        limits = np.iinfo(dtype)
+        return np.array([limits.min, 0, limits.max], dtype)
+    if dtype.kind in "fc" or dtype == ml_dtypes.bfloat16:
+        limits = ml_dtypes.finfo(dtype.newbyteorder("="))
+        return np.array([limits.max, limits.tiny, 1 + limits.eps]).astype(dtype)
+    return np.zeros(3, dtype)
+
+
+def in_python(array):
+    """An array as Python's numbers, which compare without rounding."""
+    return (array.astype("float32") if array.dtype == ml_dtypes.bfloat16 else array).tolist()
+
+
+@pytest.mark.parametrize(("first", "second"), CONVERSIONS)
+def test_conversions_that_errors_propose(first, second):
+    """They lose nothing, or the error says what; where no conversion would do, none is proposed."""
+    values = dict(x=extremes(first), w=extremes(second))
+    advice = CONVERSIONS[first, second]
+    with pytest.raises(TypeError, match=r"^[xw] (has dtype|must have the dtype)") as caught:
+        cuconv.conv(**{name: array[None, None] for name, array in values.items()})
+    message = str(caught.value)
+    assert message.endswith(advice)
+    assert ("astype" in message) == ("astype" in advice)
+    if "nothing" in advice:
+        converted = dict(values)
+        for name, target in re.findall(r"(\w)\.astype\('(\w+)'\)", message):
+            converted[name] = values[name].astype(getattr(ml_dtypes, target, target))
+            assert in_python(converted[name]) == in_python(values[name])
+        assert cuconv.conv(**{name: array[None, None] for name, array in converted.items()}).size == 1
+
+
+def test_no_conversion_is_proposed_of_a_place_for_results():
+    for dtype in ("float32", "int8", ">f8"):
+        with pytest.raises(TypeError, match=r"^out\[1\] (?!.*astype)"):
+            cuconv.conv_backward(DY, X, W, out=(None, W.astype(dtype), None))
+
+
 def test_nothing_is_written_when_a_later_check_fails():
     """conv_backward checks all three gradients before it computes the first."""
     dx, dw = np.full(X.shape, 7.0), np.full(W.shape, 7.0)
@@ -273,14 +399,6 @@ def test_backward_refuses_outputs_that_overlap():
         cuconv.conv_backward(DY, X, W, out=(dx, None, dx.reshape(-1)[:8]))
     with pytest.raises(ValueError, match=r"out\[0\] must not overlap x"):
         cuconv.conv_backward(DY, dx, W, out=(dx, None, None))
-
-
-def fake(library, name="ndarray", **attributes):
-    """An object of a type that claims to come from another library."""
-    kind = type(
-        name, (), {"__module__": library, "shape": (2, 4, 6, 7), "dtype": np.dtype(float), **attributes}
-    )
-    return kind()
 
 
 def test_mixed_kinds_of_array(monkeypatch):
@@ -331,6 +449,37 @@ def test_a_plan_for_the_cpu_refuses_arrays_on_a_gpu(monkeypatch):
         plan(fake("cupy"), fake("cupy", shape=W.shape))
 
 
+@pytest.mark.parametrize(
+    "device", ["sm_99", "sm_130", "sm_9", "sm_90a", "sm_\u0668\u0660", "sm_" + "9" * 5000]
+)
+def test_a_device_that_no_gpu_is(device):
+    with pytest.raises(
+        ValueError, match=r"^device must be .* one of sm_75 \(T4\), .* sm_87, .* got 'sm_"
+    ) as caught:
+        cuconv.plan("fprop", X.shape, W.shape, backend="cuda", device=device)
+    for known in KNOWN:
+        assert f"sm_{known}" in str(caught.value)
+
+
+def test_every_device_that_a_gpu_is():
+    counts_as = {87: "A10", 88: "A10", 101: "B200", 103: "B200", 110: "B200", 121: "RTX 5090"}
+    for known in KNOWN:
+        plan = cuconv.plan("fprop", X.shape, W.shape, backend="cuda", device=f"sm_{known}")
+        assert plan.arch == f"sm_{known}"
+        assert device_of("cuda", plan.arch).example == counts_as.get(known) or DEVICES[plan.arch].example
+
+
+def test_a_gpu_newer_than_all_that_are_known(monkeypatch):
+    """The driver's word is taken: what it says is planned for, and may be named too."""
+    monkeypatch.setattr(cuconv.api, "current_arch", lambda backend: "sm_130")
+    shapes = "fprop", X.shape, W.shape
+    assert cuconv.plan(*shapes, backend="cuda").arch == "sm_130"
+    assert cuconv.plan(*shapes, backend="cuda", device="sm_130").arch == "sm_130"
+    assert device_of("cuda", "sm_130").example == "RTX 5090"
+    with pytest.raises(ValueError, match="device must be"):
+        cuconv.plan(*shapes, backend="cuda", device="sm_131")
+
+
 def test_ranked_functions_take_positional_arguments():
     w, bias = np.ones((8, 2, 3, 3)), np.arange(8.0)
     expected = cuconv.conv(X, w, bias, stride=2, padding=1, dilation=2, groups=2)
@@ -352,3 +501,210 @@ def test_dlpack_on_an_unknown_device():
 def test_bfloat16_by_name_and_type():
     for dtype in ("bfloat16", ml_dtypes.bfloat16):
         assert cuconv.plan("fprop", X.shape, W.shape, dtype).request.dtype == "bfloat16"
+
+
+class Sequenced:
+    """What looks like a table of another library: it has a shape and entries, but not of numbers."""
+
+    shape = (2, 4)
+
+    def __getitem__(self, index):
+        raise KeyError(index)
+
+    def __iter__(self):
+        return iter("ab")
+
+
+class Unreadable(list):
+    """A sequence that cannot be read."""
+
+    def __iter__(self):
+        raise RuntimeError("not read")
+
+
+class Stubborn:
+    """An object that answers nothing."""
+
+    def __repr__(self):
+        raise RuntimeError("not printed")
+
+    __index__ = __array__ = __repr__
+
+
+ODD = [
+    *(
+        None,
+        True,
+        0,
+        -1,
+        1.5,
+        float("nan"),
+        float("inf"),
+        1j,
+        10**30,
+        -(10**30),
+        10**5000,
+        -(10**5000),
+        2**61,
+    ),
+    *(
+        "a",
+        "",
+        "12",
+        "same",
+        "\ud800",
+        "\0",
+        b"12",
+        bytearray(b"12"),
+        memoryview(b"12"),
+        ...,
+        slice(1),
+        object(),
+    ),
+    *(
+        [],
+        [1, 2],
+        [[1], [2]],
+        [[[1]]],
+        (10**30, 1),
+        (1.0, 2.0),
+        (1, "a"),
+        (None, None),
+        [1] * 1000,
+        range(10**30),
+    ),
+    *(
+        {1, 2},
+        {1: 2},
+        {},
+        iter([1, 2]),
+        (i for i in ()),
+        int,
+        np.ndarray,
+        list[int],
+        len,
+        np,
+        Sequenced(),
+        Stubborn(),
+        Unreadable(),
+    ),
+    *(np.float32(1), np.int64(1), np.uint64(2**63), np.True_, np.float16, np.dtype("f4,f4"), np.dtype(">f4")),
+    *map(np.array, (3, 3.0, True, [1.0, 2.0], [1, 2], [None, 1], ["a"], [], [[1, 2]], "2020-01-01")),
+    *(
+        X,
+        X[::-1],
+        X[..., 1:],
+        X.astype("f4"),
+        X.astype("i1"),
+        X.astype(object),
+        np.ma.ones(3),
+        np.zeros(3, "f4,f4"),
+    ),
+    *(np.ones((1,) * 6), np.broadcast_to(1.0, (2, 8, 4, 5)), np.full(X.shape, np.nan), ml_dtypes.bfloat16),
+]
+"""Values that are wrong for most arguments."""
+
+GEOMETRY = dict(stride=1, padding=0, dilation=1, groups=1)
+OPTIONS = GEOMETRY | dict(padding_mode="zeros", layout="channels_first", flip=False, precision=None)
+OPTIONS |= dict(algorithm="auto", accumulate=False)
+FUSED = dict(bias=np.ones(8), activation="relu", out=np.ones(DY.shape))
+BACK = dict(bias=np.ones(4), output_padding=0, activation=None, out=np.ones(X.shape))
+SHAPES = dict(x_shape=X.shape, w_shape=W.shape)
+PLANNED = OPTIONS | SHAPES | dict(op="fprop", dtype="float64", bias=True, activation="relu")
+PROBLEM = cuconv.ConvProblem.parse("c1h5w6 k1r3s3")
+MODE = dict(padding_mode="zeros", layout="channels_first")
+CALLS = {
+    "conv": (cuconv.conv, dict(x=X, w=W) | OPTIONS | FUSED),
+    "conv2d": (cuconv.conv2d, dict(x=X, w=W) | OPTIONS | FUSED),
+    "conv_input_grad": (cuconv.conv_input_grad, dict(dy=DY, w=W, input_shape=X.shape) | OPTIONS),
+    "conv_weight_grad": (cuconv.conv_weight_grad, dict(x=X, dy=DY, weight_shape=W.shape) | OPTIONS),
+    "conv_bias_grad": (
+        cuconv.conv_bias_grad,
+        dict(dy=DY, layout="channels_first", batched=True, accumulate=False),
+    ),
+    "conv_backward": (cuconv.conv_backward, dict(dy=DY, x=X, w=W, needs=(True,) * 3, out=None) | OPTIONS),
+    "conv_transpose": (cuconv.conv_transpose, dict(x=DY, w=W) | OPTIONS | BACK),
+    "conv_transpose2d": (cuconv.conv_transpose2d, dict(x=DY, w=W) | OPTIONS | BACK),
+    "plan": (cuconv.plan, PLANNED | dict(backend="cpu", device=None)),
+    "plan for a GPU": (cuconv.plan, PLANNED | dict(backend="cuda", device="sm_90")),
+    "Plan": (
+        lambda **arrays: cuconv.plan("fprop", *SHAPES.values(), "float64")(
+            arrays["x"], arrays["w"], out=arrays["out"]
+        ),
+        dict(x=X, w=W, out=None),
+    ),
+    "ConvProblem": (
+        cuconv.ConvProblem,
+        {field.name: getattr(PROBLEM, field.name) for field in fields(PROBLEM)},
+    ),
+    "from_shapes": (cuconv.ConvProblem.from_shapes, SHAPES | GEOMETRY | MODE),
+    "transposed": (
+        cuconv.ConvProblem.transposed,
+        dict(x_shape=DY.shape, w_shape=W.shape, output_padding=0) | GEOMETRY | MODE,
+    ),
+    "parse": (lambda problem: cuconv.ConvProblem.parse(problem), dict(problem="c1w5 k1s3")),
+    "x_shape": (PROBLEM.x_shape, dict(layout="channels_first")),
+    "flops": (PROBLEM.flops, dict(op="fprop", dtype="float32")),
+    "bytes": (PROBLEM.bytes, dict(op="fprop", dtype="float32")),
+    "gemm": (PROBLEM.gemm, dict(op="fprop")),
+}
+
+
+def complaint(function, arguments):
+    """The error of a call whose work is left out, or None."""
+    nothing = dict.fromkeys(RUNNERS, lambda *given: None)
+    with mock.patch.dict(RUNNERS, nothing):
+        try:
+            function(**arguments)
+        except Exception as error:
+            return error
+    return None
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_argument_of_every_function(name):
+    """An odd value is taken, or refused by an error that names the argument, on both backends alike.
+
+    A value that is fine by itself may be refused for not fitting another argument, by that one's name.
+    """
+    fits = r"\w+ must have (shape|\d+ axes|one entry)|\w+ has \d+ channels|groups=\d+ does not|[xwy] of shape"
+    function, right = CALLS[name]
+    assert complaint(function, right) is None
+    for argument in right:
+        for value in ODD:
+            given = right | {argument: value}
+            error = complaint(function, given)
+            if name.startswith("conv"):
+                with emulated():
+                    on_a_gpu = complaint(function, given)
+                assert type(error) is type(on_a_gpu), (argument, error, on_a_gpu)
+            if error is None:
+                continue
+            assert type(error) in (ValueError, TypeError), (argument, error)
+            assert re.search(rf"\b{argument}\b|^({fits})", str(error)), (argument, error)
+            assert len(str(error)) < 800, (argument, error)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_pairs_of_odd_values(name):
+    function, right = CALLS[name]
+    draw = random.Random(0)
+    for _ in range(300):
+        given = right | {argument: draw.choice(ODD) for argument in draw.choices([*right], k=2)}
+        assert type(complaint(function, given)) in (ValueError, TypeError, type(None)), given
+
+
+def test_the_table_of_functions_is_complete():
+    ranked = {name for name in cuconv.__all__ if re.search(r"[123]d$", name)}
+    assert ranked | CALLS.keys() >= set(cuconv.__all__)
+    for function, right in CALLS.values():
+        if getattr(function, "__name__", "") in cuconv.__all__:
+            assert inspect.signature(function).parameters.keys() - right.keys() <= {"out"}
+
+
+@pytest.mark.parametrize("name", sorted(CALLS.keys() & {*cuconv.__all__} - {"Plan"}))
+def test_too_few_too_many_and_misspelt_arguments(name):
+    function = getattr(cuconv, name)
+    for arguments, keywords in (((), {}), ((X,) * 20, {}), ((X, W), {"wieght": 1}), ((X, W), {"": 1})):
+        with pytest.raises(TypeError, match=rf"^{name.removesuffix('2d')}(2d|\.__init__)?\(\) "):
+            function(*arguments, **keywords)

@@ -1,11 +1,14 @@
 """Layers, losses and optimizers: every backward against finite differences, in float64."""
 
+import re
+
 import numpy as np
 import pytest
 
 from cuconv import nn
 
 from . import emulator
+from .test_errors import ODD, complaint
 
 
 def rng():
@@ -322,3 +325,34 @@ def test_a_network_trains_on_kernels():
     np.testing.assert_allclose(emulated_losses, losses, rtol=1e-12)
     for one, other in zip(emulated_filters, filters, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9)
+
+
+IMAGES = np.ones((2, 3, 6, 6), np.float32)
+CALLS = {
+    "Conv": (nn.Conv, dict(in_channels=3, out_channels=4, kernel=3, groups=1, bias=True, rank=2, rng=0)),
+    "Conv with a dtype": (nn.Conv, dict(in_channels=3, out_channels=4, kernel=(3, 3), dtype="float64")),
+    "Dense": (nn.Dense, dict(inputs=3, outputs=2, dtype=np.float32, rng=None)),
+    "MaxPool": (nn.MaxPool, dict(kernel=2, stride=2, padding=0, rank=2, layout="channels_first")),
+    "SquaredError": (nn.SquaredError, dict(reduction="mean")),
+    "forward of Conv": (nn.Conv(3, 4, 3).forward, dict(x=IMAGES)),
+    "forward of Dense": (nn.Dense(3, 4).forward, dict(x=IMAGES[..., 0, 0])),
+    "forward of Flatten": (nn.Flatten().forward, dict(x=IMAGES)),
+    "forward of MaxPool": (nn.MaxPool(2).forward, dict(x=IMAGES)),
+    "cross-entropy": (
+        nn.SoftmaxCrossEntropy().forward,
+        dict(scores=np.ones((2, 3)), labels=np.zeros(2, int)),
+    ),
+    "squared error": (nn.SquaredError().forward, dict(output=IMAGES, target=IMAGES)),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_odd_arguments_are_taken_or_named(name):
+    function, right = CALLS[name]
+    function(**right)
+    for argument in right:
+        for value in ODD:
+            error = complaint(function, right | {argument: value})
+            if error is not None:
+                assert type(error) in (ValueError, TypeError), (argument, error)
+                assert re.search(rf"\b{argument}\b|^array is too big", str(error)), (argument, error)

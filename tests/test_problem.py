@@ -127,6 +127,59 @@ def test_same_never_crops():
     assert padding_pairs("same", (8, 7), (1, 2), (4, 5), (1, 1)) == ((0, 0), (0, 0))
 
 
+def test_a_transposed_same_problem_has_exactly_its_outputs():
+    for extent, taps, stride, dilation in np.ndindex(4, 4, 5, 3):
+        extent, taps, stride, dilation = extent + 1, taps + 1, stride + 1, dilation + 1
+        for name in ("same", "same_lower"):
+            for extra in range(max(stride, dilation)):
+                problem = ConvProblem.transposed(
+                    (1, 1, extent), (1, 1, taps), stride, name, extra, dilation=dilation
+                )
+                assert (problem.input, problem.output) == ((stride * extent + extra,), (extent,))
+
+
+HUGE = 1 << 62
+LIMITS = {
+    "n": lambda: ConvProblem(HUGE, 1, 1, (5,), (3,), (1,), (1,), ((0, 0),)),
+    "c": lambda: ConvProblem.parse(f"c{HUGE}w5 k1s3"),
+    "k": lambda: ConvProblem.parse(f"c1w5 k{10**900}s3"),
+    "'w'": lambda: ConvProblem.parse(f"c1w{'9' * 5000} k1s3"),
+    "'pw'": lambda: ConvProblem.parse(f"c1w5 k1s3 pw1:-{'9' * 5000}"),
+    "input": lambda: ConvProblem.parse(f"c1w{HUGE} k1s3"),
+    "filter": lambda: ConvProblem.parse(f"c1w5 k1s{HUGE}"),
+    "stride": lambda: ConvProblem.from_shapes((1, 1, 5), (1, 1, 3), stride=HUGE),
+    "dilation": lambda: ConvProblem.from_shapes((1, 1, 5), (1, 1, 3), dilation=HUGE),
+    "dilation .* spreads": lambda: ConvProblem.from_shapes((1, 1, 5), (1, 1, 3), 1, "same", HUGE // 2),
+    "dilation .* spreads a": lambda: ConvProblem.transposed((1, 1, 5), (1, 1, 3), dilation=HUGE // 2),
+    "groups": lambda: ConvProblem.from_shapes((1, 1, 5), (1, 1, 3), groups=HUGE),
+    "padding": lambda: ConvProblem.from_shapes((1, 1, 5), (1, 1, 3), padding=HUGE),
+    "padding .*": lambda: ConvProblem.from_shapes((1, 1, 5), (1, 1, 3), padding=[(0, -HUGE)]),
+    "padding must leave axis w": lambda: ConvProblem.parse(f"c1w5 k1s3 p{HUGE // 2}"),
+    "output_padding": lambda: ConvProblem.transposed((1, 1, 5), (1, 1, 3), output_padding=10**4999),
+    "stride must leave axis w": lambda: ConvProblem.transposed((1, 1, 5), (1, 1, 3), HUGE // 2, "same"),
+    "x_shape": lambda: ConvProblem.from_shapes((1, 1, 10**4999), (1, 1, 3)),
+    "w_shape": lambda: ConvProblem.from_shapes((1, 1, 5), (HUGE, 1, 3)),
+    "x of shape": lambda: ConvProblem.parse(f"n2c{HUGE // 2}w5 k1s3"),
+    "w of shape": lambda: ConvProblem.parse(f"c{1 << 30}w5 k{1 << 31}s3"),
+    "y of shape": lambda: ConvProblem.parse(f"n{1 << 31}c1w5 k{1 << 31}s3"),
+}
+
+
+@pytest.mark.parametrize("beginning", LIMITS)
+def test_numbers_beyond_64_bits(beginning):
+    with pytest.raises(ValueError, match=f"^{beginning}.* (below|less than|over) 2\\^62"):
+        LIMITS[beginning]()
+
+
+def test_numbers_up_to_the_limit():
+    """None of them, nor what follows from them, is more than 64 bits long."""
+    large = HUGE - 1
+    for line in (f"c1w{large} k1s1", f"n{large}c1w1 k1s1", f"c1w1 k1s1 sw{large} dw{large} p{large // 2}"):
+        problem = ConvProblem.parse(line)
+        assert problem.output == problem.input
+        assert str(ConvProblem.parse(str(problem))) == str(problem)
+
+
 def test_numbers_of_a_problem_are_python_ints():
     i = np.int32
     shapes = np.array([2, 4, 9, 8], i), np.array([6, 2, 3, 3], i)

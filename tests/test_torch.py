@@ -157,3 +157,58 @@ def test_subclasses_and_tensors_without_data():
     assert isinstance(cuconv.conv(x.as_subclass(Named), w.as_subclass(Named)), torch.Tensor)
     with pytest.raises(TypeError, match="x cannot be read through DLPack"):
         cuconv.conv(x.to("meta"), w)
+
+
+def test_views_that_are_negated_or_conjugated_on_reading():
+    z, w = torch.arange(5.0).reshape(1, 1, 5) * (1 + 1j), torch.ones(1, 1, 3)
+    negated, conjugated = z.conj().imag, z.conj()
+    with pytest.raises(TypeError, match=r"x is a view that torch negates .* x\.resolve_neg\(\) makes"):
+        cuconv.conv(negated, w)
+    with pytest.raises(TypeError, match=r"x is a view that torch conjugates .* x\.resolve_conj\(\) makes"):
+        cuconv.conv(conjugated, w + 0j)
+    with pytest.raises(TypeError, match="out is a view that torch negates"):
+        cuconv.conv(w, w, out=z.conj().imag[..., :1])
+    expected = functional.conv1d(negated, w)
+    torch.testing.assert_close(cuconv.conv(negated.resolve_neg(), w), expected)
+    torch.testing.assert_close(cuconv.conv(negated.clone(), w), expected)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor", "ignore:ComplexHalf")
+def test_tensors_that_are_no_plain_memory():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    x, w = torch.ones(1, 1, 5), torch.ones(1, 1, 3)
+    with FakeTensorMode():
+        fake = torch.ones(1, 1, 5)
+    others = [x.to_sparse(), torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), fake, x.to(torch.complex32)]
+    for tensor in (*others, torch.nn.Parameter(x)):
+        with pytest.raises(TypeError, match=r"^x cannot be read through DLPack"):
+            cuconv.conv(tensor, w)
+    with pytest.raises(TypeError, match=r"^x cannot be read through DLPack"):
+        torch.func.vmap(lambda one: cuconv.conv(one, w))(x)
+    expanded = torch.ones(1, 1, 1).expand(1, 1, 5)
+    torch.testing.assert_close(cuconv.conv(expanded, w), torch.full((1, 1, 3), 3.0))
+    with pytest.raises(ValueError, match="out must not overlap itself"):
+        cuconv.conv(x, w, out=expanded[..., :3])
+
+
+def test_numbers_and_flags_that_are_tensors():
+    x, w = torch.ones(1, 1, 5), torch.ones(1, 1, 3)
+    expected = cuconv.conv(x, w, stride=2)
+    assert torch.equal(cuconv.conv(x, w, stride=torch.tensor(2)), expected)
+    assert torch.equal(cuconv.conv(x, w, stride=torch.tensor([2])), expected)
+    assert cuconv.conv_input_grad(expected, w, x.shape, 2).shape == x.shape
+    with pytest.raises(TypeError, match="stride must be an int, got tensor"):
+        cuconv.conv(x, w, stride=torch.empty((), dtype=torch.int64, device="meta"))
+    with pytest.raises(TypeError, match="flip must be True or False, got tensor"):
+        cuconv.conv(x, w, flip=torch.tensor(True))
+
+
+def test_dtypes_of_tensors_that_are_not_supported():
+    x = torch.ones(1, 1, 5)
+    with pytest.raises(TypeError, match="x converted to int32 and w converted to int32 lose nothing"):
+        cuconv.conv(x.to(torch.uint8), x.to(torch.uint8))
+    with pytest.raises(
+        TypeError, match="w must have the dtype of x, float32, got float64; x converted to fl"
+    ):
+        cuconv.conv(x, x.double())

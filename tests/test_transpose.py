@@ -1,9 +1,13 @@
 """conv_transpose: the adjoint of conv as a forward map, with bias, activation and output padding."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 import cuconv
+
+from .emulator import emulated
 
 
 def scattered(x, w, stride, padding, output_padding, dilation, groups):
@@ -67,10 +71,52 @@ def test_ranked_names(rank):
         function(x[..., None], w[..., None])
 
 
-def test_same_makes_the_result_stride_times_as_large():
-    for stride in (1, 2, 3):
-        y = cuconv.conv_transpose(np.ones((1, 1, 7)), np.ones((1, 1, 3)), stride=stride, padding="same")
-        assert y.shape == (1, 1, 7 * stride)
+SAME = [
+    (extent, taps, stride, dilation, extra)
+    for extent, taps, stride, dilation in itertools.product((1, 2, 5), (1, 2, 3, 4), (1, 2, 3, 5), (1, 2, 3))
+    for extra in range(max(stride, dilation))
+]
+
+
+def sum_of_products(x, w, stride, dilation, extra, name):
+    """conv_transpose(padding=name) of one channel: every product goes to the cell its formula names."""
+    y = np.zeros(stride * len(x) + extra, x.dtype)
+    total = max(dilation * (len(w) - 1) + 1 - stride, 0)  # what "same" pads an input of stride len(x) cells
+    before = total // 2 if name == "same" else total - total // 2
+    for p, r in np.ndindex(len(x), len(w)):
+        cell = p * stride - before + r * dilation
+        if 0 <= cell < len(y):
+            y[cell] += x[p] * w[r]
+    return y
+
+
+@pytest.mark.parametrize("name", ["same", "same_lower"])
+def test_same_makes_the_result_stride_times_as_large(name):
+    """Also where a stride is longer than the filter's reach: the cells left over are at the end."""
+    rng = np.random.default_rng(0)
+    for extent, taps, stride, dilation, extra in SAME:
+        x, w, bias = rng.integers(-9, 9, extent), rng.integers(-9, 9, taps), rng.integers(-9, 9, 1)
+        expected = sum_of_products(x, w, stride, dilation, extra, name)
+        x, w = x[None, None], w[None, None]
+        options = dict(stride=stride, dilation=dilation, padding=name)
+        y = cuconv.conv_transpose(x, w, bias, output_padding=extra, activation="relu", **options)
+        np.testing.assert_array_equal(y[0, 0], np.maximum(expected + bias, 0))
+        if extra == 0:
+            adjoint = cuconv.conv_input_grad(x, w, (1, 1, stride * extent), **options)
+            np.testing.assert_array_equal(adjoint[0, 0], expected)
+
+
+@pytest.mark.parametrize("name", ["same", "same_lower"])
+@pytest.mark.parametrize("algorithm", ["direct", "simt"])
+def test_same_on_a_gpu(name, algorithm):
+    rng = np.random.default_rng(0)
+    x, w, bias = rng.integers(-9, 9, (1, 2, 3, 4)), rng.integers(-9, 9, (2, 3, 1, 2)), rng.integers(-9, 9, 3)
+    for stride, dilation, extra in (((2, 3), (1, 1), (0, 0)), ((3, 5), (2, 3), (2, 4)), ((1, 4), (1, 5), 0)):
+        arguments = (x, w, bias, stride, name, extra, 1, dilation)
+        with emulated():
+            y = cuconv.conv_transpose(*arguments, activation="relu", algorithm=algorithm)
+        assert y.shape == (1, 3, *(np.multiply(stride, x.shape[2:]) + extra))
+        np.testing.assert_array_equal(y, cuconv.conv_transpose(*arguments, activation="relu"))
 
 
 def test_complex_filters_are_not_conjugated():

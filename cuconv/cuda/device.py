@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from ..options import shown
 
 
 @dataclass(frozen=True)
@@ -36,13 +40,36 @@ DEFAULT = "sm_90"
 """The device that a plan is made for where no GPU is at hand."""
 
 
+KNOWN = (75, 80, 86, 87, 88, 89, 90, 100, 101, 103, 110, 120, 121)
+"""The compute capabilities, times ten, that GPUs are known to have."""
+
+
 def device(arch: str) -> Device:
-    """The device of an architecture written sm_XX; one that is not listed counts as the nearest below it."""
+    """The device of an architecture written sm_XX; one that is not listed counts as the nearest below it.
+
+    `arch` is taken at its word, since it may be a driver's, of a GPU newer than all that are known.
+    """
     if not isinstance(arch, str):
-        raise TypeError(f"device must be an architecture such as {DEFAULT!r}, got {arch!r}")
-    if arch.startswith("sm_") and arch[3:].isdecimal():
+        raise TypeError(f"device must be an architecture such as {DEFAULT!r}, got {shown(arch)}")
+    if re.fullmatch("sm_[0-9]{2,4}", arch):
         below = [known for known in DEVICES if int(known[3:]) <= int(arch[3:])]
         if below:
             return DEVICES[max(below, key=lambda known: int(known[3:]))]
-    known = ", ".join(f"{entry.arch} ({entry.example})" for entry in DEVICES.values())
-    raise ValueError(f"device must be an architecture from sm_75 on, such as {known}; got {arch!r}")
+    raise _unknown(arch)
+
+
+def asked_for(arch: str, at_hand: Callable[[], str | None]) -> Device:
+    """The device of an architecture that a user names: one that GPUs have, or that of the GPU at hand."""
+    found = device(arch)
+    if int(arch[3:]) not in KNOWN and arch != at_hand():
+        raise _unknown(arch)
+    return found
+
+
+def _unknown(arch: str) -> ValueError:
+    examples = {known: f" ({entry.example})" for known, entry in DEVICES.items()}
+    names = [f"sm_{number}{examples.get(f'sm_{number}', '')}" for number in KNOWN]
+    return ValueError(
+        f"device must be an architecture from sm_75 on that GPUs have, one of {', '.join(names)}; "
+        f"got {shown(arch)}"
+    )

@@ -32,7 +32,7 @@ STEPS = {
     },
     "lowering": {
         "lowering.py": ("__init__", "by_group", "for_blas", "lower", "lower_columns"),
-        "padding.py": ("_fill", "gather"),
+        "padding.py": ("_looked_up", "fill", "gather", "take"),
         "runs.py": ("__init__", "phase_cells"),
     },
     "filters": {
@@ -41,9 +41,9 @@ STEPS = {
         "toeplitz.py": ("_bands",),
     },
     "storing": {
-        "gemm.py": ("_clear", "store_by_place"),
+        "gemm.py": ("store_by_place",),
         "padding.py": ("fold",),
-        "result.py": ("_finished", "finish", "store"),
+        "result.py": ("_finished", "finish", "store", "store_zero"),
     },
 }
 """The functions of each step, by file; `products` include the sums that belong to them, and transforms."""

@@ -1,23 +1,28 @@
 """Whether `auto` chooses well beyond the suites: python -m tests.sweep --count 3000 [--seed 0]
 
-Seeded problems of all kinds, long dilation, large filters and large strides among them, one op each. Every exact
-candidate is timed on the CPU; a choice of more than twice the best one's time is timed again, and printed if it
-stays so. So is a plan that takes over 50 ms to make.
+Seeded problems of all kinds, long dilation, large filters and large strides among them, one op each. Every
+exact candidate is timed on the CPU; a choice of more than twice the best one's time is timed again, and
+printed if it stays so. So is a plan that takes over 50 ms to make.
+
+With --fit the rates of `cuconv/cpu/cost.py` are found from the times of so many problems, and of the suites'.
 """
 
 import argparse
 import math
 import time
+from unittest import mock
 
 import numpy as np
 
 import cuconv
-from cuconv.plan import INPUTS, _make_plan, current_arch, exact_candidates, make_plan
+from benchmarks import suites
+from cuconv.cpu import TABLE, cost
+from cuconv.plan import INPUTS, _make_plan, current_arch, device_of, exact_candidates, make_plan
 from cuconv.problem import Request
 
-from .cases import OPS, values
+from .cases import DTYPES, OPS, values
 
-MACS, ELEMENTS = 1.5e8, 3e6
+MACS, ELEMENTS = 1e8, 2e6
 """What a problem has at the most: multiply-adds, and elements of an operand."""
 
 TOO_SLOW, TOO_LONG = 2.0, 0.05
@@ -29,7 +34,7 @@ def seeded_request(seed):
     while True:
         try:
             request = _drawn(rng)
-        except ValueError:  # no output, or too much of it
+        except ValueError:  # no output
             continue
         problem = request.problem
         sizes = [math.prod(shape) for shape in (problem.x_shape(), problem.w_shape(), problem.y_shape())]
@@ -43,39 +48,31 @@ def _drawn(rng):
 
     rank = int(rng.choice([1, 2, 2, 3]))
     kind = rng.choice(["plain", "dilated", "large filter", "strided", "all"])
-    channels = [about(1, 96), about(1, 96)]
-    groups = int(rng.choice([1, 1, channels[0], math.gcd(*channels)]))
-    c = channels[0]
-    k = -(-channels[1] // groups) * groups
-    most = {1: 200_000, 2: 1200, 3: 120}[rank]
+    c, k = about(1, 96), about(1, 96)
+    groups = int(rng.choice([1, 1, c, math.gcd(c, k)]))
     axes = []
     for _ in range(rank):
-        extent = about(4, most)
+        extent = about(4, {1: 200_000, 2: 1200, 3: 120}[rank])
         large = kind in ("large filter", "all")
         taps = about(1, {1: 3000, 2: 60, 3: 20}[rank]) if large else int(rng.integers(1, 8))
         stride = about(1, 40) if kind in ("strided", "all") else int(rng.choice([1, 1, 1, 2]))
         dilation = about(1, max(2, extent // 2)) if kind in ("dilated", "all") else 1
         padding = int(rng.choice([0, taps // 2 * dilation, (taps - 1) * dilation]))
         axes.append((extent, taps, stride, dilation, (padding, padding)))
-    extents, filters, strides, dilations, pads = zip(*axes, strict=True)
-    n = about(1, 16)
-    problem = cuconv.ConvProblem(n, c, k, extents, filters, strides, dilations, pads, groups)
-    dtype = rng.choice(["float32", "float32", "float64", "complex64", "float16", "int32"])
-    op = rng.choice(OPS)
-    layout = rng.choice(["channels_first", "channels_first", "channels_last"])
-    return Request(
-        str(op), problem, str(dtype), str(layout), conjugate=bool(dtype == "complex64" and op != "fprop")
-    )
+    n, k = about(1, 16), -(-k // groups) * groups
+    problem = cuconv.ConvProblem(n, c, k, *zip(*axes, strict=True), groups)
+    op, layout = str(rng.choice(OPS)), str(rng.choice(["channels_first", "channels_first", "channels_last"]))
+    dtype = str(rng.choice(["float32", "float32", "float64", *DTYPES]))
+    return Request(op, problem, dtype, layout, conjugate=dtype.startswith("complex") and op != "fprop")
 
 
 class Candidates:
-    """The exact candidates of a request on operands of their own, and the seconds that each took at the least."""
+    """The exact candidates of a request on operands of their own, and the least seconds that each took."""
 
     def __init__(self, request):
-        problem, rng = request.problem, np.random.default_rng(0)
-        self.inputs = [
-            values(rng, request.shape(role), request.dtype, exact=True) for role in INPUTS[request.op]
-        ]
+        self.request, rng = request, np.random.default_rng(0)
+        roles = INPUTS[request.op]
+        self.inputs = [values(rng, request.shape(role), request.dtype, exact=True) for role in roles]
         _make_plan.cache_clear()
         start = time.perf_counter()
         self.auto = make_plan(request, "auto", "cpu").algorithm
@@ -84,8 +81,8 @@ class Candidates:
         self.plans = {name: make_plan(request, name, "cpu") for name in names}
         self.seconds = dict.fromkeys(names, math.inf)
 
-    def time(self, rounds, budget=0.02):
-        """Time all in turn, those that are far behind only once."""
+    def time(self, rounds, budget):
+        """Time all in turn, within a budget of seconds each; those that are far behind only once."""
         for turn in range(rounds):
             for name, plan in self.plans.items():
                 behind = self.seconds[name] > 4 * min(self.seconds.values())
@@ -104,33 +101,113 @@ class Candidates:
     def ratio(self):
         return self.seconds[self.auto] / min(self.seconds.values())
 
+    def __str__(self):
+        times = (f"{name} {seconds * 1e3:.2f}" for name, seconds in self.seconds.items())
+        return f"{self.auto} {self.ratio:.1f} for {self.request}: {', '.join(times)} ms"
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--count", type=int, default=300)
-    parser.add_argument("--seed", type=int, default=0, help="the first problem's number")
-    options = parser.parse_args()
+
+def sweep(seeds):
+    """Print what `auto` chose badly; returns whether there was anything."""
     slow, ratios, longest = 0, [], 0.0
-    for seed in range(options.seed, options.seed + options.count):
-        request = seeded_request(seed)
-        candidates = Candidates(request)
+    for seed in seeds:
+        candidates = Candidates(seeded_request(seed))
         longest = max(longest, candidates.planning)
         if candidates.planning > TOO_LONG:
-            print(f"{seed}: {candidates.planning * 1e3:.0f} ms for the plan of {request}", flush=True)
-        candidates.time(2)
+            print(f"{seed}: {candidates.planning * 1e3:.0f} ms to plan {candidates.request}", flush=True)
+        candidates.time(3, 0.02)
         if candidates.ratio > TOO_SLOW:
             candidates.time(9, 0.3)
         ratios.append(candidates.ratio)
         if candidates.ratio > TOO_SLOW:
             slow += 1
-            times = ", ".join(f"{name} {seconds * 1e3:.2f}" for name, seconds in candidates.seconds.items())
-            print(f"{seed}: {candidates.auto} {candidates.ratio:.1f} for {request}: {times} ms", flush=True)
+            print(f"{seed}: {candidates}", flush=True)
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
     print(
-        f"{len(ratios)} problems with {current_arch('cpu')}: auto at {mean:.3f} of the best in the mean, {slow} above "
-        f"{TOO_SLOW}; plans took {longest * 1e3:.1f} ms at the most"
+        f"{len(ratios)} problems with {current_arch('cpu')}: auto takes {mean:.3f} of the best one's time in the"
     )
+    print(f"mean, {slow} times above {TOO_SLOW}; plans took {longest * 1e3:.1f} ms at the most")
     return slow > 0 or longest > TOO_LONG
+
+
+# -- the rates of the estimates -----------------------------------------------------------------------
+
+
+def suite_requests():
+    """The dense, depthwise and one-dimensional suites, as they are benchmarked."""
+    for suite in ("resnet50", "mobilenet_dw", "convnext", "conv1d", "small_batch"):
+        for problem in suites.read(suite).with_batch(8).problems:
+            yield from (Request(op, problem, "float32") for op in OPS)
+
+
+def counted(request, name):
+    """What an entry's `Cost` multiplies its rates with; the rate named "" is that of every call."""
+    (entry,) = (entry for entry in TABLE[request.op] if entry.name == name)
+    with mock.patch.object(cost.Cost, "seconds", property(lambda self: self)):
+        found = entry.estimate(request, device_of("cpu", None))
+    share = math.ceil(found.parts / found.threads) / found.parts
+    return {what: count * share for what, count in found.counts.items()} | {
+        "thread": found.threads - 1,
+        "": 1,
+    }
+
+
+def fit(requests):
+    """Print the rates that bring the estimates nearest to the measured times, in the logarithm."""
+    from scipy.optimize import least_squares
+
+    rows, measured, choices = [], [], []
+    for request in requests:
+        candidates = Candidates(request)
+        candidates.time(3, 0.03)
+        choices.append(slice(len(rows), len(rows) + len(candidates.seconds)))
+        for name, seconds in candidates.seconds.items():
+            rows.append(counted(request, name))
+            measured.append(seconds * 1e6)
+    names = sorted({name for row in rows for name in row})
+    table = np.array([[row.get(name, 0.0) for name in names] for row in rows])
+    measured = np.array(measured)
+    np.savez(
+        "/tmp/fit/measured.npz",
+        table=table,
+        measured=measured,
+        names=names,
+        choices=[(c.start, c.stop) for c in choices],
+    )
+    scale = np.array([np.median(measured[column > 0] / column[column > 0]) for column in table.T])
+    scaled = table * scale
+
+    def errors(logarithms):
+        return np.log(scaled @ np.exp(logarithms) / measured)
+
+    def slopes(logarithms):
+        shares = scaled * np.exp(logarithms)
+        return shares / shares.sum(axis=1, keepdims=True)
+
+    start = np.full(len(names), -2.5)
+    found = least_squares(errors, start, jac=slopes, bounds=(-14, 6), loss="soft_l1", f_scale=0.5)
+    for name, rate in zip(names, np.exp(found.x) * scale, strict=True):
+        print(f'    "{name}": {rate:.2g},' if name else f"    # {rate:.2g} of every call")
+    predicted = measured * np.exp(errors(found.x))
+    chosen = [measured[rows][np.argmin(predicted[rows])] / measured[rows].min() for rows in choices]
+    print(
+        f"{len(rows)} times, error {np.sqrt(np.mean(errors(found.x) ** 2)):.2f} of the logarithm; the choice takes"
+    )
+    print(
+        f"{np.exp(np.mean(np.log(chosen))):.3f} of the best one's time, {np.sum(np.array(chosen) > 2)} times above 2"
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=0, help="the first problem's number")
+    parser.add_argument("--fit", action="store_true", help="find the rates of the estimates")
+    options = parser.parse_args()
+    seeds = range(options.seed, options.seed + options.count)
+    if options.fit:
+        fit([*map(seeded_request, seeds), *suite_requests()])
+        return 0
+    return int(sweep(seeds))
 
 
 if __name__ == "__main__":

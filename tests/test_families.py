@@ -256,7 +256,7 @@ FAR = (
 @pytest.mark.parametrize("line", FAR)
 @pytest.mark.parametrize("op", OPS)
 def test_what_lies_between_far_taps_is_not_copied(line, op, monkeypatch):
-    """Whatever the blocks are, at most twice what the windows see is brought together, halos of blocks apart."""
+    """Whatever the blocks are, at most twice what the windows see is brought together."""
     problem, gathered = cuconv.ConvProblem.parse(line), []
     monkeypatch.setattr(lowering, "room", lambda *arguments: counted(room(*arguments)))
     monkeypatch.setattr(padding, "room", lambda *arguments: counted(room(*arguments)))

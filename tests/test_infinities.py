@@ -1,7 +1,7 @@
 """Zeros of the padding are multiplied like any other cell, so an infinity or NaN that meets one gives NaN.
 
-The plain evaluation pads with zeros and multiplies all that is there: x for fprop and wgrad, and for dgrad dy,
-to which a cell of dx belongs by every tap that its residue of the stride meets.
+The plain evaluation pads with zeros and multiplies all that is there: x for fprop and wgrad, dy for dgrad,
+which a cell of dx meets by every tap of its residue of the stride.
 """
 
 import itertools

@@ -131,4 +131,9 @@ class Cut:
 
 def estimate(count: Callable[[Request, Processor], Cost]) -> Callable[[Request, Processor], float]:
     """The estimate of a table's entry, from a function that counts what its plan does."""
-    return lambda request, processor: count(request, processor).seconds
+
+    def seconds(request: Request, processor: Processor) -> float:
+        problem = request.problem
+        return count(request, processor).seconds if problem.macs * math.prod(problem.input) else 0.0
+
+    return seconds

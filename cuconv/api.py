@@ -75,6 +75,9 @@ def conv(
     algorithm           "auto", "tune" (time the candidates once) or a name, which never falls back
     out, accumulate     write the result to `out`, or add it to `out`
 
+    Zeros of the padding are multiplied like any other cell, in the gradients too: where one meets an infinity
+    or NaN of the other operand the result is NaN. Only `algorithm="fft"` mixes all cells of an image.
+
     Raises ValueError for shapes and values, TypeError for dtypes and kinds of array, before any work.
     Source: Goodfellow, Bengio and Courville, Deep Learning (2016), section 9.1; padding names as in
     TensorFlow and NumPy.
@@ -113,7 +116,7 @@ def conv_input_grad(
 
     With stride 1 and no padding this is the full correlation of dy with the filter turned by 180 degrees.
     It is the adjoint of `conv`: <dy, conv(x, w)> = <conv_input_grad(dy, w), x>. Cells that no output sees
-    get zero.
+    get zero where w is finite; outside of its P cells dy counts as zeros, for every tap whose p is whole.
 
     dy          the shape of `conv`'s result
     w           the filters, as in `conv`

@@ -123,9 +123,9 @@ def sweep(seeds):
             print(f"{seed}: {candidates}", flush=True)
     mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
     print(
-        f"{len(ratios)} problems with {current_arch('cpu')}: auto takes {mean:.3f} of the best one's time in the"
+        f"{len(ratios)} problems with {current_arch('cpu')}: {mean:.3f} of the best one's time in the mean,"
     )
-    print(f"mean, {slow} times above {TOO_SLOW}; plans took {longest * 1e3:.1f} ms at the most")
+    print(f"{slow} times more than {TOO_SLOW}; plans took {longest * 1e3:.1f} ms at the most")
     return slow > 0 or longest > TOO_LONG
 
 
@@ -187,14 +187,11 @@ def fit(requests):
     found = least_squares(errors, start, jac=slopes, bounds=(-14, 6), loss="soft_l1", f_scale=0.5)
     for name, rate in zip(names, np.exp(found.x) * scale, strict=True):
         print(f'    "{name}": {rate:.2g},' if name else f"    # {rate:.2g} of every call")
-    predicted = measured * np.exp(errors(found.x))
-    chosen = [measured[rows][np.argmin(predicted[rows])] / measured[rows].min() for rows in choices]
-    print(
-        f"{len(rows)} times, error {np.sqrt(np.mean(errors(found.x) ** 2)):.2f} of the logarithm; the choice takes"
-    )
-    print(
-        f"{np.exp(np.mean(np.log(chosen))):.3f} of the best one's time, {np.sum(np.array(chosen) > 2)} times above 2"
-    )
+    off = errors(found.x)
+    predicted = measured * np.exp(off)
+    ratios = np.array([measured[at][np.argmin(predicted[at])] / measured[at].min() for at in choices])
+    print(f"{len(rows)} times, predicted within a factor of {np.exp(np.sqrt(np.mean(off**2))):.2f} (rms);")
+    print(f"choices of {np.exp(np.mean(np.log(ratios))):.3f} of the best time, {np.sum(ratios > 2)} above 2")
 
 
 def main():

@@ -11,6 +11,8 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from ..problem import Request
 from ..processor import Processor
 from .blocking import Launch
@@ -18,43 +20,25 @@ from .lowering import Axes
 from .result import accumulator
 
 RATES: dict[str, float] = {
-    "part": 40,
-    "call": 2.2,
+    "part": 70,
+    "call": 2.4,
     "thread": 100,
-    "copied MB": 34,
-    "run": 0.001,
-    "strided": 0.0004,
-    "converted": 0.006,
-    "matrix": 0.1,
-    "packed MB": 50,
-    "made MB": 60,
-    "multiplied float32": 8,
-    "multiplied float64": 20,
-    "multiplied complex64": 10,
-    "multiplied complex128": 20,
-    "multiplied int32": 1000,
-    "multiplied int64": 1000,
-    "thin float32": 60,
-    "thin float64": 80,
-    "thin complex64": 30,
-    "thin complex128": 60,
-    "thin int32": 1200,
-    "thin int64": 1200,
-    "banded float32": 17,
-    "banded float64": 100,
-    "small matrix": 0.6,
-    "scaled float32 MB": 42,
-    "scaled float64 MB": 60,
-    "scaled complex64 MB": 200,
-    "scaled complex128 MB": 200,
-    "scaled int32 MB": 100,
-    "scaled int64 MB": 100,
-    "dotted float32 MB": 38,
-    "dotted float64 MB": 25,
-    "dotted complex64 MB": 90,
-    "dotted complex128 MB": 90,
-    "dotted int32 MB": 250,
-    "dotted int64 MB": 250,
+    "copied MB": 130,
+    "run": 0.002,
+    "strided": 0.0003,
+    "converted": 0.0016,
+    "matrix": 0.02,
+    "packed MB": 11,
+    "made MB": 240,
+    "multiplied float32": 42,
+    "multiplied float64": 75,
+    "multiplied integers": 1000,
+    "thin MB": 20,
+    "banded MB": 13,
+    "small matrix": 0.4,
+    "scaled MB": 110,
+    "dotted MB": 40,
+    "dotted integers MB": 130,
 }
 """Microseconds for one of what `Cost` counts."""
 
@@ -97,8 +81,14 @@ class Cost:
 
     def product(self, count: float, m: float, k: float, n: float) -> None:
         """Count so many matrix products of m by k by n."""
-        operations = count * m * k * n * (4 if self.dtype.kind == "c" else 1)
-        self.add(f"{'thin' if min(m, n) < 2 else 'multiplied'} {self.dtype}", operations * 1e-6)
+        operations = count * m * k * n
+        if self.dtype.kind == "i":
+            self.add("multiplied integers", operations * 1e-6)
+        elif min(m, n) < 2:
+            self.megabytes("thin", operations)
+        else:
+            real = np.empty(0, self.dtype).real.dtype
+            self.add(f"multiplied {real}", operations * (1 if real == self.dtype else 4) * 1e-6)
         self.add("matrix", count)
         self.megabytes("packed", count * (m + n) * k)
         self.megabytes("made", count * m * n)

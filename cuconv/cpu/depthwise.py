@@ -298,7 +298,8 @@ def _cost(request: Request, processor: Processor) -> Cost:
             cost.add("call", blocks * phases * 3)
         run = same * problem.n * problem.k * cut.counts[0] * height * width * cut.blocks
         cost.add("call", blocks * (10 + 3 * cut.taps * passes))
-        cost.megabytes(f"{'dotted' if op == 'wgrad' else 'scaled'} {cost.dtype}", run * cut.taps)
+        passed = "scaled" if op != "wgrad" else "dotted integers" if cost.dtype.kind == "i" else "dotted"
+        cost.megabytes(passed, run * cut.taps)
         if op == "wgrad":
             cost.megabytes("copied", run)
         cost.image(same * problem.n * cut.cells * (problem.c if op == "dgrad" else problem.k), cut.width)

@@ -126,11 +126,12 @@ def _plan(request: Request, processor: Processor) -> Schedule:
     channels = taken_by_one(problem.groups, k, threads) if by_channels else (problem.groups, k)
     parts = 1 if by_channels else threads
 
-    # Fewer cells first, as long as there are enough of them; fewer channels where that leaves too little.
+    # Fewer cells first, as long as there are enough of them; then fewer groups, and fewer cells of one group;
+    # fewer channels where that leaves too little.
     extents, cells_first = (problem.n, *channels, *problem.output), (0, 3, 4, 5)
     long = while_long(block, cells_first, FEW // 2)
     tile = fit(extents, long, threads, order=cells_first, share=0.5, parts=parts)
-    tile = fit(tile, lowered, threads, order=(*cells_first, 1), share=0.5, parts=1)
+    tile = fit(tile, lowered, threads, order=(1, *cells_first), share=0.5, parts=1)
     tile = fit(tile, block, threads, order=(2, 1, *cells_first), share=0.75, parts=1)
     filters = math.prod(problem.w_shape()) * item if request.op == "fprop" else 0
     kernel = {"fprop": fprop, "wgrad": wgrad}[request.op]

@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -87,13 +87,13 @@ def gather_windows(
     if _dense(axes, lengths(cells)):
         return gather(a, lows, counts, mode, dtype, scratch, order), there
     padded = room((*a.shape[:2], *counts), dtype, scratch, order)
-    pieces = list(map(_pieces, lows, axes, there))
-    if padded.size > PIECE * math.prod(map(len, pieces)):
-        for piece in itertools.product(*pieces):
+    block = [replace(axis, cells=count) for axis, count in zip(axes, lengths(cells), strict=True)]
+    if padded.size > PIECE * math.prod(1 if axis.dense(axis.cells) else axis.taps for axis in block):
+        for piece in itertools.product(*map(_pieces, lows, block)):
             target, seen = zip(*piece, strict=True)
             fill(padded[(slice(None), slice(None), *target)], a, seen, mode)
     else:
-        take(padded, a, [np.concatenate([seen for _, seen in along]) for along in pieces], mode)
+        take(padded, a, list(map(_coordinates, lows, block)), mode)
     return padded, there
 
 
@@ -101,14 +101,24 @@ PIECE = 2048
 """Elements up to which it is faster to look up each than to copy a piece."""
 
 
-def _pieces(low: int, axis: Axis, there: Axis) -> list[tuple[slice, range]]:
+def _pieces(low: int, axis: Axis) -> list[tuple[slice, range]]:
     """What is copied at once along an axis: where it goes, and which cells it is."""
-    if axis.dense(there.cells):
-        count = there.reach(there.cells)
-        return [(slice(0, count), range(low, low + count))]
-    firsts = (low + t * axis.step for t in range(axis.taps))
-    seen = [range(first, first + there.cells * axis.stride, axis.stride) for first in firsts]
-    return [(slice(t * there.cells, (t + 1) * there.cells), cells) for t, cells in enumerate(seen)]
+    count, stride = axis.cells, axis.stride
+    if axis.dense(count):
+        return [(slice(None), range(low, low + axis.reach(count)))]
+    firsts = range(low, low + axis.taps * axis.step, axis.step)
+    return [
+        (slice(t * count, (t + 1) * count), range(first, first + count * stride, stride))
+        for t, first in enumerate(firsts)
+    ]
+
+
+def _coordinates(low: int, axis: Axis) -> np.ndarray:
+    """The same cells one after the other."""
+    if axis.dense(axis.cells):
+        return np.arange(low, low + axis.reach(axis.cells))
+    firsts = low + np.arange(axis.taps) * axis.step
+    return (firsts[:, None] + np.arange(axis.cells) * axis.stride).ravel()
 
 
 def _dense(axes: Axes, counts: Sequence[int]) -> bool:

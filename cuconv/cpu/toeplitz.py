@@ -277,8 +277,8 @@ def _cost(request: Request, processor: Processor) -> Cost:
             same * problem.n * problem.k * depth.cells * tiles * cut.width * cut.blocks / long * depth.taps
         )
         operations = products * tile * seen * width.taps * long
-        cost.add("call", 10 * blocks * depth.taps)
-        cost.add(f"banded {cost.dtype}", operations * 1e-6)
+        cost.add("call", 10 * blocks * depth.taps * (problem.k // problem.c if op == "dgrad" else 1))
+        cost.megabytes("banded", operations)
         cost.add("small matrix", max(products, operations / SMALL[0]))
         cost.image(same * problem.n * cut.cells * (problem.c if op == "dgrad" else problem.k), cut.width)
     return cost

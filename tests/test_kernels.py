@@ -1,5 +1,7 @@
 """Every CUDA kernel, run thread by thread, against the oracle: bit for bit on exactly summable data."""
 
+import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +11,29 @@ import numpy as np
 import pytest
 
 import cuconv
+from cuconv import activations
+from cuconv.check import PROBLEMS as PLAIN_PROBLEMS
 from cuconv.cpu import blocking
-from cuconv.cuda import algorithms, depthwise, direct, simt, sums, work
+from cuconv.cuda import algorithms, depthwise, direct, jit, simt, sums, work
 from cuconv.cuda.geometry import divisor
+from cuconv.plan import INPUTS
+from cuconv.problem import ACTIVATIONS, LAYOUTS, PADDING_MODES
 
 from . import emulator
-from .cases import DTYPES, KERNELS, PUBLIC, Case, applies, check, check_seeds
+from .cases import (
+    DTYPES,
+    KERNELS,
+    OPS,
+    PUBLIC,
+    Case,
+    applies,
+    check,
+    check_seeds,
+    from_layout,
+    to_layout,
+    workspace,
+)
+from .reference import ZerosMultiplied
 from .test_exact import PROBLEMS
 
 # Depthwise kernels by stride, dilation, and how many channels a vector has.
@@ -199,25 +218,51 @@ def test_a_wrong_kernel_is_found():
         check(Case(case.problem, workspace=2), "direct", emulator.run, ops=("fprop",))
 
 
-def test_infinities_stay_where_they_are():
-    """An infinite cell makes infinite exactly the results that see it; it meets no factor beyond the end."""
-    for line in ("n2c2h9w8 k2r3s3 g2 p1", "n1c2h9w9 k2r2s3 g2 sh2sw2", "n2c4h7w6 k4r3s2 g4 sh3sw1 p1"):
-        problem, rng = cuconv.ConvProblem.parse(line), np.random.default_rng(0)
-        shapes = (problem.x_shape(), problem.w_shape(), problem.y_shape())
-        x, w, dy = (rng.integers(1, 4, shape).astype(float) for shape in shapes)
-        infinite_x, infinite_dy = x.copy(), dy.copy()
-        infinite_x[0, 0, 4, 5] = infinite_x[-1, 1, -1, -1] = infinite_dy[0, 1, 2, 1] = np.inf
-        calls = {
-            "fprop": (infinite_x, w),
-            "dgrad": (infinite_dy, w, x.shape),
-            "wgrad": (infinite_x, dy, w.shape),
-        }
-        for op, arguments in calls.items():
-            expected = PUBLIC[op](*arguments, **problem.options())
-            assert 0 < np.isinf(expected).sum() < expected.size
-            for algorithm in KERNELS:
-                got = emulator.run(op, *arguments, **problem.options(), algorithm=algorithm)
-                np.testing.assert_array_equal(got, expected)
+# Padding on each side of every axis, taps beyond both ends of dy, cells that no tap reaches, cropped cells;
+# for depthwise every shape of its strips.
+SURROUNDED = (
+    "n1c1w6 k1s3",
+    "n2c2h6w5 k4r3s3 g2 p1",
+    "n1c3h7w6 k2r2s3 sh2sw3 ph2:1pw0:2",
+    "n1c2h9w4 k3r3s2 sh3sw1 dh2dw3 p3",
+    "n1c2d3h4w3 k2t2r2s2 sd2sh1sw1 p1",
+    "n1c1w12 k2s3 sw2 dw4 pw5:-2",
+    "n1c2h8w7 k2r3s2 ph-2:1pw1:-3",
+    "n1c1h7w3 k1r1s2 sh3sw1 pw2",
+    "n1c4h13w5 k4r5s3 g4 p1",
+    "n1c4h9w5 k4r3s3 g4 sh3sw1 dh2dw1 p2",
+    "n1c2h17w6 k4r3s2 g2 sh2sw2 p1",
+    "n2c2d4h5w3 k2t3r2s2 g2 sd2sh1sw2 dd1dh2dw1 p2",
+    "n1c2w19 k2s4 g2 pw3:0",
+)
+
+
+@pytest.mark.parametrize("line", SURROUNDED)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_zeros_are_multiplied_as_any_cell_is(op, line):
+    """Infinities and NaN in either operand reach the same results by every entry, by way of padding too."""
+    problem, rng = cuconv.ConvProblem.parse(line), np.random.default_rng(0)
+    shapes = {"x": problem.x_shape(), "w": problem.w_shape(), "dy": problem.y_shape()}
+    geometry = (problem.stride, problem.dilation, problem.padding, problem.groups)
+    plain = getattr(ZerosMultiplied(shapes["x"], shapes["w"], *geometry), op)
+    finite = []
+    for changed, number, dtype in itertools.product(INPUTS[op], (np.inf, np.nan), ("float32", "complex64")):
+        operands = {role: rng.integers(-1, 2, shapes[role]).astype(dtype) for role in INPUTS[op]}
+        operands[changed].flat[rng.integers(operands[changed].size)] = number
+        expected = plain(*operands.values())
+        finite.append(np.isfinite(expected).mean())
+        for algorithm, layout in itertools.product(KERNELS, LAYOUTS):
+            case = Case(problem, dtype, layout)
+            if applies(case, algorithm, op, "cuda"):
+                arrays = [to_layout(array, case, role != "w") for role, array in operands.items()]
+                if op != "fprop":
+                    arrays.append(to_layout(expected, case, op != "wgrad").shape)
+                got = emulator.run(op, *arrays, **case.options(), algorithm=algorithm)
+                got = from_layout(got, case, op != "wgrad")
+                for part in (np.real, np.imag):
+                    np.testing.assert_array_equal(part(got), part(expected), f"{algorithm} {layout}")
+    assert min(finite) < 1
 
 
 def test_division_by_multiplication():

@@ -4,11 +4,14 @@ import dataclasses
 import re
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from cuconv.cuda import algorithms, jit
 from cuconv.cuda.kernel import PARAMS, Kernel
+from cuconv.cuda.work import C_TYPES, sum_dtype
+from cuconv.dtypes import DTYPES
 
 from . import compiler
 from .compiler import LIMITS, CompileError, build, capabilities, occupancy, report, report_kernel
@@ -166,6 +169,19 @@ def test_a_wrong_layout_is_found():
     for wrong in (moved, [*PARAMS.descr, ("more", np.int64)], narrow):
         with pytest.raises(CompileError, match="static assertion failed"):
             compile_layout(np.dtype(wrong))
+
+
+def test_types_are_those_of_the_dtypes():
+    """The size of an element, the type of sums and that of sums in double precision."""
+    lines = ["template <typename A, typename B> constexpr bool same = false;"]
+    lines += ["template <typename A> constexpr bool same<A, A> = true;"]
+    for name, dtype in DTYPES.items():
+        t, accumulator = C_TYPES[name], C_TYPES[dtype.accumulator]
+        assert np.dtype(getattr(ml_dtypes, name, None) or name).itemsize == dtype.itemsize
+        lines.append(f"static_assert(sizeof({t}) == {dtype.itemsize});")
+        lines.append(f"static_assert(same<Accumulator<{t}>, {accumulator}>);")
+        lines.append(f"static_assert(same<Double<{t}>, {C_TYPES[sum_dtype('bgrad', name)]}>);")
+    build('#include "numerics.cuh"\n' + "\n".join(lines), jit.options("sm_80"))
 
 
 BASE = "x[0] = half_to_float(float_to_half(x[1]));"

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import cuconv
 from cuconv.cpu import blocking
+from cuconv.dtypes import DTYPES
+from cuconv.problem import ACTIVATIONS, PADDING_MODES
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,6 +45,13 @@ def test_links_and_files_exist():
         folder = Path(first).parent
         for name in [first, *rest]:
             assert (ROOT / name).exists() or (ROOT / folder / name).exists(), name
+
+
+def test_every_choice_is_documented():
+    text = (ROOT / "README.md").read_text()
+    choices = (*ACTIVATIONS[1:], *PADDING_MODES, *DTYPES)
+    assert [name for name in choices if not re.search(rf"\b{name}\b", text)] == []
+    assert [name for name in choices if not re.search(rf"\b{name}\b", cuconv.conv.__doc__)] == []
 
 
 def test_every_public_function_is_documented():

@@ -114,7 +114,7 @@ def test_vectors_only_where_they_are_aligned(dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-@pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh", "silu", "gelu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS[1:])
 def test_activations_of_special_values(activation, dtype):
     """Not a number stays so; both infinities, zeros and large values give what the NumPy path gives."""
     x = np.array([[[np.nan, np.inf, -np.inf, 0.0, -0.0, 1e4, -1e4, 3.0, -3.0]]], dtype)
@@ -155,10 +155,49 @@ def test_long_strides_and_dilations(op, line, layout):
     assert np.any(results[0])
 
 
+def enumerators(file, name):
+    """The names of an enum of cuda_src, in order and in lower case."""
+    (names,) = re.findall(rf"enum {name} : int {{(.*?)}}", (jit.SOURCES / file).read_text())
+    return names.lower().replace(" ", "").split(",")
+
+
+def test_every_choice_is_known_by_the_same_name_everywhere():
+    """The names that a request may have, in the order of the kernels' enums, and in the tests' problems."""
+    assert enumerators("numerics.cuh", "Activation") == ["identity", *ACTIVATIONS[1:]]
+    assert (None, *activations.ACTIVATIONS) == ACTIVATIONS
+    assert enumerators("padding.cuh", "PaddingMode") == [*PADDING_MODES]
+    for lines in (itertools.chain(*PROBLEMS.values()), PLAIN_PROBLEMS):
+        assert {cuconv.ConvProblem.parse(line).padding_mode for line in lines} == {*PADDING_MODES}
+
+
+@pytest.mark.parametrize(
+    ("choices", "choice", "number", "dtype", "ops"),
+    [
+        ("ACTIVATIONS", "relu", len(ACTIVATIONS), "float32", ("fprop",)),
+        ("ACTIVATIONS", "relu", len(ACTIVATIONS), "int32", ("fprop",)),
+        ("ACTIVATIONS", None, 1, "complex64", ("fprop",)),
+        ("PADDING_MODES", "circular", len(PADDING_MODES), "float32", ("fprop", "dgrad")),
+        ("PADDING_MODES", "circular", 0, "float32", ("fprop", "dgrad")),
+    ],
+)
+def test_what_a_kernel_does_not_know_ends_the_launch(choices, choice, number, dtype, ops):
+    """It is not taken for another: the number beyond the last, and what a kernel has no case for."""
+    options = {"activation": choice} if choices == "ACTIVATIONS" else {"padding": 1, "padding_mode": choice}
+    x, w = np.ones((1, 1, 5), dtype), np.ones((1, 1, 3), dtype)
+    calls = {"fprop": (x, w), "dgrad": (cuconv.conv(x, w, **options), w, x.shape)}
+    for op in ops:
+        with (
+            workspace(2),  # which leaves no plan behind
+            mock.patch.object(work, choices, ("",) * number + (choice,)),
+            pytest.raises(emulator.EmulatorError, match="__trap: called"),
+        ):
+            emulator.run(op, *calls[op], **options)
+
+
 def check_in_all_ways(problem, dtype, algorithm):
     for layout in ("channels_first", "channels_last"):
-        for workspace in (1, blocking.WORKSPACE):
-            case = Case(problem, dtype, layout, bias=True, workspace=workspace)
+        for size in (1, blocking.WORKSPACE):
+            case = Case(problem, dtype, layout, bias=True, workspace=size)
             check(case, algorithm, emulator.run)
 
 

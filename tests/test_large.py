@@ -3,9 +3,13 @@
 The arrays are reserved, not allocated: only the pages that a window touches take memory.
 """
 
+import dataclasses
+import itertools
 import math
 import mmap
+import re
 import sys
+import time
 from unittest import mock
 
 import numpy as np
@@ -17,7 +21,7 @@ from cuconv.cuda.algorithms import TABLE
 from cuconv.cuda.device import DEFAULT, DEVICES
 from cuconv.cuda.places import places
 from cuconv.plan import INPUTS, RESULT, _make_plan, make_plan
-from cuconv.problem import Request
+from cuconv.problem import LAYOUTS, Request
 
 from .emulator import run_window
 
@@ -199,3 +203,51 @@ def test_large_problems_have_plans():
         for op in ("fprop", "dgrad", "wgrad", "bgrad"):
             plan = planned(op, line, "auto", dtype="float32")
             assert all(0 < launch.blocks < 2**31 for launch in plan.launches), str(plan)
+
+
+HUGE = (
+    "n2c4d40h40w40 k4t3r3s3 g4 sd60sh60sw60",
+    "n2c4h9w8 k4r3s3 sh1000000sw999983 p1000000",
+    "n1c1w1000000000000 k1s3 sw1000 dw1000000 p1",
+    "n1c2w1000000000000 k2s1000000 g2 dw7 p5:-1 reflect",
+    "n1c1000000h5w5 k1000000r3s3 p1 circular",
+    "n1c1000000h5w5 k1000000r3s3 g1000000 p2",
+    "n3c6h1000003w7 k9r999983s5 g3 dh1dw5 ph0pw30",
+    "n2305843009213693951c1w7 k1s3 p1",
+    "n1c1w5 k1s3 p1:2305843009213693951 replicate",
+    "n1c1d1000000h1000000w1000000 k1t999999r999999s999999",
+)
+
+
+@pytest.mark.parametrize("line", HUGE)
+@pytest.mark.parametrize("op", TABLE)
+def test_a_plan_takes_milliseconds_whatever_the_numbers(op, line):
+    """Every entry makes its plan, or refuses, in a time that has nothing to do with how large numbers are."""
+    for algorithm, layout in itertools.product(("auto", *(entry.name for entry in TABLE[op])), LAYOUTS):
+        launches, refusal, start = (), None, time.thread_time()
+        try:
+            launches = planned(op, line, algorithm, layout).launches
+        except ValueError as error:
+            refusal = str(error)
+        assert time.thread_time() - start < 0.05
+        assert all(0 < launch.blocks < 2**31 for launch in launches)
+        assert bool(launches) != bool(refusal)
+        assert refusal is None or re.search(r"2\^\d\d|needs groups == C", refusal), refusal
+
+
+def test_what_64_bits_do_not_hold_is_refused():
+    plan = planned("fprop", "n1c1w5 k1s3", "simt")
+    places = {"x": (0, (1,) * 5), "w": (0, (1,) * 5), "y": (0, (1,) * 5)}
+    (launch,) = plan.launches
+    axis = dict(launch.fields)["axis"]
+    for name, value in (
+        ("batch", 2**63),
+        ("axis", ((2**63, *axis[0][1:]), *axis[1:])),
+        ("chunk", -(2**63) - 1),
+    ):
+        wrong = dataclasses.replace(launch, fields=(*launch.fields, (name, value)))
+        with pytest.raises(
+            ValueError,
+            match=rf"{name} of conv_fprop_simt must fit 64 bits, got \(*{value if name != 'axis' else 2**63}",
+        ):
+            wrong.params(places)

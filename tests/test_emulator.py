@@ -258,6 +258,7 @@ FAULTS = [
     ("dynamic_shared_slack", (), 64, 252, "wrote beyond the end of dynamic shared memory"),
     ("unwritten_shared", (), 32, 0, r"y\[7\] is nan and then .*never written"),
     ("misaligned", (), 32, 0, "misaligned address for 'const struct float4'"),
+    ("shared_misaligned", (), 32, 0, "misaligned address for 'const struct float4'"),
     ("stack_overflow", (), 32, 0, "thread 0: stack overflow "),
     ("trap", (), 32, 0, "thread 3: __trap: called .*faulty.cuh"),
     ("missing_barrier", (), 64, 0, "depends on the order of threads"),

@@ -133,6 +133,19 @@ def test_float_to_half():
     assert np.isnan(y.view(np.float16)[nan]).all()
 
 
+def test_float_to_bfloat():
+    """Every sign, exponent and leading bits, with what is cut off at, next to and far from the middle."""
+    cut = np.array([0, 1, 0x4000, 0x7FFF, 0x8000, 0x8001, 0xC000, 0xFFFF], np.uint32)
+    bits = (np.arange(65536, dtype=np.uint32)[:, None] << 16 | cut).ravel()
+    x, blocks = bits.view(np.float32), len(bits) // 256
+    y = run(launch("positive", "to_bfloat", threads=256, blocks=blocks), x, np.empty(len(x), np.uint16))
+    nan = np.isnan(x)
+    with np.errstate(all="ignore"):
+        expected = x.astype(ml_dtypes.bfloat16).view(np.uint16)
+    np.testing.assert_array_equal(y[~nan], expected[~nan])
+    np.testing.assert_array_equal(y[nan], bits[nan] >> 16 | 0x40)  # quiet, and not an infinity
+
+
 def test_window_of_blocks():
     x, y = floats(320), np.zeros(320, np.float32)
     run(launch("positive", "copy", "float", blocks=10), x, y, blocks=range(3, 5))

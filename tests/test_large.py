@@ -27,7 +27,8 @@ from .emulator import run_window
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is reserved by Linux's flags")
 
-FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+NORESERVE = 0x4000  # mmap.MAP_NORESERVE, which Python has from 3.13 on
+FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE
 
 
 def reserved(shape, dtype):
@@ -149,12 +150,13 @@ def test_the_last_part_of_a_long_bias_gradient():
     assert parts.reshape(-1)[-4096 // chunk :].sum() == dy[-1].astype(float).sum() != 0
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("role", ["x", "w", "y"])
 @pytest.mark.parametrize("algorithm", ["direct", "simt", "depthwise"])
 @pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
-def test_strides_beyond_32_bits(op, algorithm, role):
-    """A small problem whose images, filters or results lie 2^32 elements apart."""
-    plan = planned(op, "n2c2w6 k2s3 g2 p1", algorithm)
+def test_strides_beyond_32_bits(op, algorithm, role, axis):
+    """A small problem whose images, filters, channels or cells lie 2^32 elements apart in one array."""
+    plan = planned(op, "n2c2w6 k4s3 g2 p1" if algorithm == "depthwise" else "n2c4w6 k4s3 g2 p1", algorithm)
     request = plan.request
     spread = {
         "fprop": dict(x="x", w="w", y="y"),
@@ -164,8 +166,10 @@ def test_strides_beyond_32_bits(op, algorithm, role):
     wide = spread[op][role]
     arrays = {name: integers(request.shape(name)) for name in (*INPUTS[op], RESULT[op])}
     values = arrays[wide]
-    memory = reserved((2, 1 << 32), "float16")
-    arrays[wide] = np.lib.stride_tricks.as_strided(memory, values.shape, (1 << 33, *values.strides[1:]))
+    strides = [*values.strides]
+    strides[axis] = 1 << 33
+    memory = reserved((values.shape[axis], 1 << 32), "float16")
+    arrays[wide] = np.lib.stride_tricks.as_strided(memory, values.shape, strides)
     arrays[wide][...] = values
     inputs = [arrays[name] for name in INPUTS[op]]
     options = dict(padding=1, groups=2)
@@ -178,6 +182,37 @@ def test_strides_beyond_32_bits(op, algorithm, role):
     (launch,) = plan.launches
     run_window(launch, arrays, places(request, arrays), range(launch.blocks))
     np.testing.assert_array_equal(arrays[RESULT[op]], expected)
+
+
+@pytest.mark.parametrize(
+    ("op", "algorithm", "line"),
+    [
+        ("wgrad", "simt", "n8c16384w8 k32768s1"),
+        ("wgrad", "depthwise", "n16c4194304w107 k4194304s100 g4194304"),
+        ("bgrad", "sum", "n32c1w8 k67108864s1"),
+    ],
+)
+def test_parts_beyond_32_bits(op, algorithm, line):
+    """2^31 sums or more in front of the last part: its last block."""
+    with mock.patch.multiple(work, BLOCKS=1 << 31, PART=1):
+        _make_plan.cache_clear()
+        plan = planned(op, line, algorithm, "channels_last")
+    _make_plan.cache_clear()
+    launch = plan.launches[0]
+    arrays = arrays_of(plan)
+    for array in (arrays[role] for role in INPUTS[op]):
+        array[-1, ..., -4:] = integers(array[-1, ..., -4:].shape)
+    parts = reserved(launch.out.shape, launch.out.dtype)
+    where = places(plan.request, arrays)
+    run_window(launch, {**arrays, launch.out: parts}, where, range(launch.blocks - 1, launch.blocks))
+    assert math.prod(parts.shape) - math.prod(parts.shape[1:]) >= 2**31
+    x, dy = (arrays[role][-1:, ..., -1:].astype("float64") for role in (INPUTS[op][0], "dy"))
+    if op == "bgrad":
+        last = dy.sum()
+    else:
+        shape = (1, *plan.request.problem.filter, 1)
+        last = cuconv.conv_weight_grad(x, dy, shape, layout="channels_last").flat[-1]
+    assert parts.reshape(-1)[-1] == last != 0
 
 
 def reasons(op, line, dtype="float32"):

@@ -24,7 +24,8 @@ __device__ inline Index input_cell(const Axis& a, Index p, Index r) {
   return cell >= 0 && cell < a.input ? cell : OUTSIDE;
 }
 
-// The output cell that input h and tap r meet in, OUTSIDE beyond the ends, or STEPPED_OVER by the stride: no product then.
+// The output cell that input h and tap r meet in, OUTSIDE beyond the ends, or STEPPED_OVER by the stride, which is no
+// product.
 __device__ inline Index output_cell(const Axis& a, Index h, Index r) {
   const Index reach = h + a.padding - r * a.dilation, length = reach < 0 ? -reach : reach;
   const Index cell = divide(length, a.by_stride);

@@ -122,8 +122,8 @@ __device__ inline complex<Real> conjugate_if(bool wanted, complex<Real> value) {
 
 // -- the end of a sum -------------------------------------------------------------------------------
 
-// The order of ACTIVATIONS in problem.py. One that a switch leaves out does not compile in the tests; one that is not here
-// ends the launch.
+// The order of ACTIVATIONS in problem.py. One that a switch leaves out does not compile in the tests; one that is not
+// here ends the launch.
 enum Activation : int { IDENTITY, RELU, SIGMOID, TANH, SILU, GELU };
 
 template <typename Real>

@@ -17,8 +17,8 @@
 #include "indexing.cuh"
 #include "numerics.cuh"
 
-// The order of PADDING_MODES in problem.py. One that a switch leaves out does not compile in the tests; zeros, and what is
-// not here, end the launch.
+// The order of PADDING_MODES in problem.py. One that a switch leaves out does not compile in the tests; zeros, and what
+// is not here, end the launch.
 enum PaddingMode : int { ZEROS, CIRCULAR, REFLECT, REPLICATE };
 
 __device__ inline Index modulo_period(Index i, const Axis& a) {

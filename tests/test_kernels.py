@@ -94,7 +94,7 @@ def test_several_tiles(dtype, line, names):
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_vectors_only_where_they_are_aligned(dtype):
-    """Contiguous channels that start anywhere, and pixels that lie any number of elements apart."""
+    """Contiguous channels that start anywhere, pixels and images any number of elements apart, and others."""
     rng = np.random.default_rng(0)
     wide, filters = (
         rng.integers(-3, 4, (2, 6, 5, 12)).astype(dtype),
@@ -111,6 +111,12 @@ def test_vectors_only_where_they_are_aligned(dtype):
             arguments = (dy, np.asfortranarray(filters), x.shape)
             dx = emulator.run("dgrad", *arguments, **options, algorithm="depthwise")
             np.testing.assert_array_equal(dx, cuconv.conv_input_grad(*arguments, **options))
+    for channels, steps in ((8, (301, 40, 8, 1)), (4, (240, 40, 8, 2))):
+        shape, strides = (2, 6, 5, channels), [step * wide.itemsize for step in steps]
+        x = np.lib.stride_tricks.as_strided(wide, shape, strides)
+        w, same = np.ascontiguousarray(filters[:channels]), options | dict(groups=channels)
+        y = emulator.run("fprop", x, w, **same, algorithm="depthwise")
+        np.testing.assert_array_equal(y, cuconv.conv(x, w, **same))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -271,7 +277,7 @@ SURROUNDED = (
     "n1c4h13w5 k4r5s3 g4 p1",
     "n1c4h9w5 k4r3s3 g4 sh3sw1 dh2dw1 p2",
     "n1c2h17w6 k4r3s2 g2 sh2sw2 p1",
-    "n2c2d4h5w3 k2t3r2s2 g2 sd2sh1sw2 dd1dh2dw1 p2",
+    "n2c2d5h5w3 k2t2r3s2 g2 sd2sh1sw2 dd1dh2dw1 p2",
     "n1c2w19 k2s4 g2 pw3:0",
 )
 

@@ -248,6 +248,20 @@ def test_the_emulator_takes_what_the_public_functions_take():
     np.testing.assert_array_equal(up, cuconv.conv_transpose(y, w, **upward))
 
 
+@pytest.mark.parametrize("mode", PADDING_MODES)
+def test_bias_and_activation_come_after_the_fold(mode):
+    x, w, bias = np.arange(12.0).reshape(1, 2, 6) - 5, np.ones((2, 2, 3)), np.array([-3.0, 5.0])
+    w[1] = -1
+    options = dict(bias=bias, padding=2, activation="relu", padding_mode=mode)
+    expected = cuconv.conv_transpose(x, w, **options)
+    plain = cuconv.conv_transpose(x, w, padding=2, padding_mode=mode)
+    np.testing.assert_array_equal(expected, np.maximum(plain + bias[:, None], 0))
+    for algorithm in ("direct", "simt"):
+        with emulator.emulated():
+            got = cuconv.conv_transpose(x, w, **options, algorithm=algorithm)
+        np.testing.assert_array_equal(got, expected)
+
+
 def test_a_wrong_kernel_is_found():
     """The comparison can fail: one digit too few in the division that spreads elements over threads."""
 

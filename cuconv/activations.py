@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -42,4 +44,19 @@ def gelu(x: Array, xp: Any = np) -> Array:
     return (0.5 * x * tail).astype(x.dtype)
 
 
-ACTIVATIONS = {"relu": relu, "sigmoid": sigmoid, "tanh": tanh, "silu": silu, "gelu": gelu}
+@dataclass(frozen=True)
+class Activation:
+    """A function, and how many more arrays like its argument it holds at its peak, its result included."""
+
+    function: Callable[[Array], Array]
+    blocks: int
+
+
+ACTIVATIONS = {
+    "relu": Activation(relu, 1),
+    "sigmoid": Activation(sigmoid, 4),
+    "tanh": Activation(tanh, 1),
+    "silu": Activation(silu, 5),
+    "gelu": Activation(gelu, 16),
+}
+"""By the names in problem.ACTIVATIONS."""

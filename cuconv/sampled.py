@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -266,10 +267,17 @@ def _axis_cells(problem: ConvProblem, axis: int) -> np.ndarray:
     seen = outputs * problem.stride[axis] + taps * problem.dilation[axis] - problem.padding[axis][0]
     if problem.padding_mode == "zeros":
         return np.where((seen >= 0) & (seen < extent), seen, -1)
-    if problem.padding_mode == "circular":
-        return seen % extent
-    if problem.padding_mode == "replicate":
-        return seen.clip(0, extent - 1)
-    period = max(2 * (extent - 1), 1)
-    folded = seen % period
-    return np.minimum(folded, period - folded) if extent > 1 else np.zeros_like(seen)
+    return _SHOWN[problem.padding_mode](seen, extent)
+
+
+def _mirrored(seen: np.ndarray, extent: int) -> np.ndarray:
+    folded = seen % max(2 * (extent - 1), 1)
+    return np.minimum(folded, 2 * (extent - 1) - folded)
+
+
+_SHOWN: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "circular": lambda seen, extent: seen % extent,
+    "reflect": _mirrored,
+    "replicate": lambda seen, extent: seen.clip(0, extent - 1),
+}
+"""The input cell that is shown at a place in or out of the input, by padding mode, all but zeros."""

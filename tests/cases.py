@@ -13,17 +13,15 @@ import ml_dtypes
 import numpy as np
 
 import cuconv
-from cuconv import processor
+from cuconv import dtypes, processor
 from cuconv.cpu import blocking, col2im, depthwise, gemm, im2col
 from cuconv.cuda import simt, work
 from cuconv.plan import TABLES, _make_plan, device_of
+from cuconv.problem import ACTIVATIONS, PADDING_MODES
 
 from .reference import Reference, activated, wrapped
 
-DTYPES = {
-    name: np.dtype(getattr(ml_dtypes, name, None) or name)
-    for name in ("float16", "bfloat16", "float32", "float64", "complex64", "complex128", "int32", "int64")
-}
+DTYPES = {name: np.dtype(getattr(ml_dtypes, name, None) or name) for name in dtypes.DTYPES}
 EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52, "complex64": 2.0**-21, "complex128": 2.0**-50}
 ROUNDING = {**EPSILON, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "complex64": 2.0**-149}
@@ -82,7 +80,7 @@ def draw_case(integer, pick):
     c_per_group, k_per_group = integer(1, few), integer(1, few)
     if integer(0, 19) == 0:
         c_per_group, k_per_group = pick(((0, 2), (2, 0), (1, 0), (0, 0)))
-    mode = pick(("zeros", "zeros", "circular", "reflect", "replicate"))
+    mode = pick(("zeros", *PADDING_MODES))
     axes, far = [], integer(0, 4 * rank)  # the axis with a long stride or dilation, if any
     for axis in range(rank):
         taps, stride, dilation = integer(1, few), integer(1, 3), integer(1, 3)
@@ -102,8 +100,7 @@ def draw_case(integer, pick):
     )
     dtype = pick(tuple(DTYPES))
     kind = DTYPES[dtype].kind
-    floating = dtype not in ("complex64", "complex128", "int32", "int64")
-    activations = (None, None, "relu", "sigmoid", "tanh", "silu", "gelu")
+    floating = dtypes.DTYPES[dtype].kind == "f"
     return Case(
         problem,
         dtype,
@@ -112,7 +109,7 @@ def draw_case(integer, pick):
         pick((False, True)),
         pick(MEMORIES),
         pick((False, True)),
-        pick(activations) if floating else pick((None, "relu")) if kind == "i" else None,
+        pick((None, *ACTIVATIONS)) if floating else pick((None, "relu")) if kind == "i" else None,
         pick((False, True)),
         pick((True, False)) or kind == "i",
         pick((blocking.WORKSPACE, 1, 2000)),

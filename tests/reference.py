@@ -15,15 +15,13 @@ def seen(mode, position, extent):
     """The input cell seen at a position that may lie outside 0..extent-1, or None."""
     if mode == "zeros":
         return position if 0 <= position < extent else None
-    if mode == "replicate":
-        return min(max(position, 0), extent - 1)
+    inward = {
+        "circular": lambda i: i + extent if i < 0 else i - extent,
+        "reflect": lambda i: 0 if extent == 1 else -i if i < 0 else 2 * (extent - 1) - i,
+        "replicate": lambda i: min(max(i, 0), extent - 1),
+    }[mode]
     while not 0 <= position < extent:
-        if mode == "circular":
-            position += extent if position < 0 else -extent
-        elif extent == 1:
-            position = 0
-        else:
-            position = -position if position < 0 else 2 * (extent - 1) - position
+        position = inward(position)
     return position
 
 
@@ -105,6 +103,71 @@ class Reference:
         return _array(total, (self.y_shape[1],))
 
 
+class ZerosMultiplied:
+    """The three ops, in NumPy's numbers, with the zeros that surround x and dy multiplied like cells.
+
+    It shows what infinities do: zero times infinity is not a number. dy is continued by zeros for ever, and
+    a tap that the stride steps over at a cell of dx meets none of them.
+    """
+
+    def __init__(self, x_shape, w_shape, stride, dilation, padding, groups):
+        self.x_shape, self.w_shape, self.groups = x_shape, w_shape, groups
+        self.outer = (*x_shape[:1], w_shape[0])
+        axes = zip(x_shape[2:], w_shape[2:], stride, dilation, padding, strict=True)
+        self.axes = [(h, r, s, d, a, (h + a + b - d * (r - 1) - 1) // s + 1) for h, r, s, d, (a, b) in axes]
+
+    def fprop(self, x, w):
+        y = np.zeros((*self.outer, *(axis[-1] for axis in self.axes)), x.dtype)
+        for tap, k, c in self._products():
+            y[:, k] += self._x_at(x[:, c], tap) * w[(k, c % w.shape[1], *tap)]
+        return y
+
+    def wgrad(self, x, dy):
+        dw = np.zeros(self.w_shape, x.dtype)
+        for tap, k, c in self._products():
+            dw[(k, c % dw.shape[1], *tap)] = (dy[:, k] * self._x_at(x[:, c], tap).conj()).sum()
+        return dw
+
+    def dgrad(self, dy, w):
+        dx = np.zeros(self.x_shape, dy.dtype)
+        for tap, k, c in self._products():
+            cells, outputs = [], []
+            for (h, _, s, d, a, _), r in zip(self.axes, tap, strict=True):
+                cells.append([i for i in range(h) if (i + a - r * d) % s == 0])
+                outputs.append([(i + a - r * d) // s for i in cells[-1]])
+            product = _or_zero(dy[:, k], outputs) * w[(k, c % w.shape[1], *tap)].conj()
+            for cell, image in itertools.product(np.ndindex(product.shape[1:]), range(len(dy))):
+                place = tuple(axis[i] for axis, i in zip(cells, cell, strict=True))
+                dx[(image, c, *place)] += product[(image, *cell)]
+        return dx
+
+    def _products(self):
+        """Every tap, with every filter and channel of x that it joins."""
+        k_per_group, c_per_group = self.w_shape[0] // self.groups, self.w_shape[1]
+        for tap, k, c in itertools.product(
+            np.ndindex(self.w_shape[2:]), range(self.w_shape[0]), range(c_per_group)
+        ):
+            yield tap, k, k // k_per_group * c_per_group + c
+
+    def _x_at(self, x, tap):
+        """What every output cell sees of a channel through a tap."""
+        places = [
+            [o * s - a + r * d for o in range(output)]
+            for (_, _, s, d, a, output), r in zip(self.axes, tap, strict=True)
+        ]
+        return _or_zero(x, places)
+
+
+def _or_zero(images, places):
+    """images[:, places of each axis], zero where a place is not in it."""
+    found = np.zeros((len(images), *map(len, places)), images.dtype)
+    for index in np.ndindex(found.shape[1:]):
+        place = tuple(axis[i] for axis, i in zip(places, index, strict=True))
+        if all(0 <= i < extent for i, extent in zip(place, images.shape[1:], strict=True)):
+            found[(slice(None), *index)] = images[(slice(None), *place)]
+    return found
+
+
 def _list(array):
     """The array's elements as Python numbers, in C order."""
     array = np.asarray(array)
@@ -125,9 +188,9 @@ def activated(values, name):
     functions = {
         None: lambda v: v,
         "relu": lambda v: max(v, 0),
-        "sigmoid": lambda v: 1 / (1 + math.exp(-v)),
+        "sigmoid": lambda v: 1 / (1 + math.exp(min(-v, 700))),
         "tanh": math.tanh,
-        "silu": lambda v: v / (1 + math.exp(-v)),
+        "silu": lambda v: v / (1 + math.exp(min(-v, 700))),
         "gelu": lambda v: v / 2 * math.erfc(-v / math.sqrt(2)),
     }
     return np.vectorize(functions[name], otypes=[object])(values) if values.size else values

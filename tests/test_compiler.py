@@ -4,11 +4,14 @@ import dataclasses
 import re
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from cuconv.cuda import algorithms, jit
 from cuconv.cuda.kernel import PARAMS, Kernel
+from cuconv.cuda.work import C_TYPES, sum_dtype
+from cuconv.dtypes import DTYPES
 
 from . import compiler
 from .compiler import LIMITS, CompileError, build, capabilities, occupancy, report, report_kernel
@@ -166,6 +169,89 @@ def test_a_wrong_layout_is_found():
     for wrong in (moved, [*PARAMS.descr, ("more", np.int64)], narrow):
         with pytest.raises(CompileError, match="static assertion failed"):
             compile_layout(np.dtype(wrong))
+
+
+def test_types_are_those_of_the_dtypes():
+    """The size of an element, the type of sums and that of sums in double precision."""
+    lines = ["template <typename A, typename B> constexpr bool same = false;"]
+    lines += ["template <typename A> constexpr bool same<A, A> = true;"]
+    for name, dtype in DTYPES.items():
+        t, accumulator = C_TYPES[name], C_TYPES[dtype.accumulator]
+        assert np.dtype(getattr(ml_dtypes, name, None) or name).itemsize == dtype.itemsize
+        lines.append(f"static_assert(sizeof({t}) == {dtype.itemsize});")
+        lines.append(f"static_assert(same<Accumulator<{t}>, {accumulator}>);")
+        lines.append(f"static_assert(same<Double<{t}>, {C_TYPES[sum_dtype('bgrad', name)]}>);")
+    build('#include "numerics.cuh"\n' + "\n".join(lines), jit.options("sm_80"))
+
+
+def wrappers(header):
+    """What every wrapper of cuda_src/ptx hands to the assembler, operands in their places.
+
+    "+" marks those that an instruction updates, "memory" one that is kept in order with other accesses.
+    """
+    text = re.sub(r"//.*", "", (jit.SOURCES / f"ptx/{header}.cuh").read_text())
+    found = {}
+    for function in text.split("__device__ inline ")[1:]:
+        signature, _, body = function.partition(" {")
+        name, parameters = re.search(r"(\w+)\((.*)\)", signature, re.DOTALL).groups()
+        count = "".join(re.findall(r"^[^,]*(\[\d\])", parameters))  # of d, which tells overloads apart
+        found[name + count] = [as_assembled(text) for text in re.findall(r"\basm\b.*?\);", body, re.DOTALL)]
+    return found
+
+
+def as_assembled(statement):
+    instruction, operands = re.fullmatch(r'[^"]*((?:"[^"]*"\s*)+)(.*)', statement, re.DOTALL).groups()
+    instruction = re.sub(r'"\s*"', "", instruction).strip().strip('"')
+    found = re.findall(r'"([=+]?)[a-z]"\(((?:[^()]|\([^()]*\))*)\)', operands)
+    named = [update.strip("=") + expression for update, expression in found]
+    ordered = " memory" if '"memory"' in operands else ""
+    return re.sub(r"%(\d)", lambda place: named[int(place[1])], instruction) + ordered
+
+
+A4, B2, D4 = "{a[0], a[1], a[2], a[3]}", "{b[0], b[1]}", "{+d[0], +d[1], +d[2], +d[3]}"
+ROW = "[shared_address(row)]; memory"
+PTX = {
+    "base": {
+        "half_to_float": ["cvt.f32.f16 value, bits;"],
+        "float_to_half": ["cvt.rn.f16.f32 bits, value;"],
+    },
+    "sm80": {
+        "shared_address": [],
+        "cp_async": [
+            "cp.async.cg.shared.global [shared_address(shared)], [global], 16, source_bytes; memory",
+            "cp.async.ca.shared.global [shared_address(shared)], [global], bytes, source_bytes; memory",
+        ],
+        "cp_async_commit": ["cp.async.commit_group; memory"],
+        "cp_async_wait": ["cp.async.wait_group groups_left; memory"],
+        "cp_async_wait_all": ["cp.async.wait_all; memory"],
+        "ldmatrix[1]": [f"ldmatrix.sync.aligned.m8n8.x1.shared.b16 {{d[0]}}, {ROW}"],
+        "ldmatrix[2]": [f"ldmatrix.sync.aligned.m8n8.x2.shared.b16 {{d[0], d[1]}}, {ROW}"],
+        "ldmatrix[4]": [f"ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{d[0], d[1], d[2], d[3]}}, {ROW}"],
+        "ldmatrix_trans[1]": [f"ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {{d[0]}}, {ROW}"],
+        "ldmatrix_trans[2]": [f"ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {{d[0], d[1]}}, {ROW}"],
+        "ldmatrix_trans[4]": [
+            f"ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {{d[0], d[1], d[2], d[3]}}, {ROW}"
+        ],
+        "mma_m16n8k16_f16[4]": [f"mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {D4}, {A4}, {B2}, {D4};"],
+        "mma_m16n8k16_bf16[4]": [
+            f"mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {D4}, {A4}, {B2}, {D4};"
+        ],
+        "mma_m16n8k8_tf32[4]": [
+            f"mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {D4}, {A4}, {B2}, {D4};"
+        ],
+        "float_to_tf32": ["cvt.rna.tf32.f32 bits, value;"],
+        "mma_m8n8k4_f64[2]": [
+            "mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {+d[0], +d[1]}, {a}, {b}, {+d[0], +d[1]};"
+        ],
+        "barrier_sync": ["bar.sync id, threads; memory"],
+        "barrier_arrive": ["bar.arrive id, threads; memory"],
+    },
+}
+"""What is in cuda_src/ptx, as the PTX ISA writes it: the emulated twins cannot tell."""
+
+
+def test_every_wrapper_is_the_instruction_it_is_meant_to_be():
+    assert {path.stem: wrappers(path.stem) for path in (jit.SOURCES / "ptx").iterdir()} == PTX
 
 
 BASE = "x[0] = half_to_float(float_to_half(x[1]));"

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import cuconv
 from cuconv.cpu import blocking
+from cuconv.dtypes import DTYPES
+from cuconv.problem import ACTIVATIONS, PADDING_MODES
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,6 +57,13 @@ def test_commands_name_the_environment_they_need():
         == []
     )
     assert text.index("## Setting up") < text.index("## The rooms")
+
+
+def test_every_choice_is_documented():
+    text = (ROOT / "README.md").read_text()
+    choices = (*ACTIVATIONS[1:], *PADDING_MODES, *DTYPES)
+    assert [name for name in choices if not re.search(rf"\b{name}\b", text)] == []
+    assert [name for name in choices if not re.search(rf"\b{name}\b", cuconv.conv.__doc__)] == []
 
 
 def test_every_public_function_is_documented():

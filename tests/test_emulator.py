@@ -133,6 +133,19 @@ def test_float_to_half():
     assert np.isnan(y.view(np.float16)[nan]).all()
 
 
+def test_float_to_bfloat():
+    """Every sign, exponent and leading bits, with what is cut off at, next to and far from the middle."""
+    cut = np.array([0, 1, 0x4000, 0x7FFF, 0x8000, 0x8001, 0xC000, 0xFFFF], np.uint32)
+    bits = (np.arange(65536, dtype=np.uint32)[:, None] << 16 | cut).ravel()
+    x, blocks = bits.view(np.float32), len(bits) // 256
+    y = run(launch("positive", "to_bfloat", threads=256, blocks=blocks), x, np.empty(len(x), np.uint16))
+    nan = np.isnan(x)
+    with np.errstate(all="ignore"):
+        expected = x.astype(ml_dtypes.bfloat16).view(np.uint16)
+    np.testing.assert_array_equal(y[~nan], expected[~nan])
+    np.testing.assert_array_equal(y[nan], bits[nan] >> 16 | 0x40)  # quiet, and not an infinity
+
+
 def test_window_of_blocks():
     x, y = floats(320), np.zeros(320, np.float32)
     run(launch("positive", "copy", "float", blocks=10), x, y, blocks=range(3, 5))
@@ -258,6 +271,7 @@ FAULTS = [
     ("dynamic_shared_slack", (), 64, 252, "wrote beyond the end of dynamic shared memory"),
     ("unwritten_shared", (), 32, 0, r"y\[7\] is nan and then .*never written"),
     ("misaligned", (), 32, 0, "misaligned address for 'const struct float4'"),
+    ("shared_misaligned", (), 32, 0, "misaligned address for 'const struct float4'"),
     ("stack_overflow", (), 32, 0, "thread 0: stack overflow "),
     ("trap", (), 32, 0, "thread 3: __trap: called .*faulty.cuh"),
     ("missing_barrier", (), 64, 0, "depends on the order of threads"),

@@ -1,5 +1,7 @@
 """Every CUDA kernel, run thread by thread, against the oracle: bit for bit on exactly summable data."""
 
+import itertools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,12 +11,29 @@ import numpy as np
 import pytest
 
 import cuconv
+from cuconv import activations
+from cuconv.check import PROBLEMS as PLAIN_PROBLEMS
 from cuconv.cpu import blocking
-from cuconv.cuda import algorithms, depthwise, direct, simt, sums, work
+from cuconv.cuda import algorithms, depthwise, direct, jit, simt, sums, work
 from cuconv.cuda.geometry import divisor
+from cuconv.plan import INPUTS
+from cuconv.problem import ACTIVATIONS, LAYOUTS, PADDING_MODES
 
 from . import emulator
-from .cases import DTYPES, KERNELS, PUBLIC, Case, applies, check, check_seeds
+from .cases import (
+    DTYPES,
+    KERNELS,
+    OPS,
+    PUBLIC,
+    Case,
+    applies,
+    check,
+    check_seeds,
+    from_layout,
+    to_layout,
+    workspace,
+)
+from .reference import ZerosMultiplied
 from .test_exact import PROBLEMS
 
 # Depthwise kernels by stride, dilation, and how many channels a vector has.
@@ -75,7 +94,7 @@ def test_several_tiles(dtype, line, names):
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_vectors_only_where_they_are_aligned(dtype):
-    """Contiguous channels that start anywhere, and pixels that lie any number of elements apart."""
+    """Contiguous channels that start anywhere, pixels and images any number of elements apart, and others."""
     rng = np.random.default_rng(0)
     wide, filters = (
         rng.integers(-3, 4, (2, 6, 5, 12)).astype(dtype),
@@ -92,10 +111,16 @@ def test_vectors_only_where_they_are_aligned(dtype):
             arguments = (dy, np.asfortranarray(filters), x.shape)
             dx = emulator.run("dgrad", *arguments, **options, algorithm="depthwise")
             np.testing.assert_array_equal(dx, cuconv.conv_input_grad(*arguments, **options))
+    for channels, steps in ((8, (301, 40, 8, 1)), (4, (240, 40, 8, 2))):
+        shape, strides = (2, 6, 5, channels), [step * wide.itemsize for step in steps]
+        x = np.lib.stride_tricks.as_strided(wide, shape, strides)
+        w, same = np.ascontiguousarray(filters[:channels]), options | dict(groups=channels)
+        y = emulator.run("fprop", x, w, **same, algorithm="depthwise")
+        np.testing.assert_array_equal(y, cuconv.conv(x, w, **same))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-@pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh", "silu", "gelu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS[1:])
 def test_activations_of_special_values(activation, dtype):
     """Not a number stays so; both infinities, zeros and large values give what the NumPy path gives."""
     x = np.array([[[np.nan, np.inf, -np.inf, 0.0, -0.0, 1e4, -1e4, 3.0, -3.0]]], dtype)
@@ -136,10 +161,49 @@ def test_long_strides_and_dilations(op, line, layout):
     assert np.any(results[0])
 
 
+def enumerators(file, name):
+    """The names of an enum of cuda_src, in order and in lower case."""
+    (names,) = re.findall(rf"enum {name} : int {{(.*?)}}", (jit.SOURCES / file).read_text())
+    return names.lower().replace(" ", "").split(",")
+
+
+def test_every_choice_is_known_by_the_same_name_everywhere():
+    """The names that a request may have, in the order of the kernels' enums, and in the tests' problems."""
+    assert enumerators("numerics.cuh", "Activation") == ["identity", *ACTIVATIONS[1:]]
+    assert (None, *activations.ACTIVATIONS) == ACTIVATIONS
+    assert enumerators("padding.cuh", "PaddingMode") == [*PADDING_MODES]
+    for lines in (itertools.chain(*PROBLEMS.values()), PLAIN_PROBLEMS):
+        assert {cuconv.ConvProblem.parse(line).padding_mode for line in lines} == {*PADDING_MODES}
+
+
+@pytest.mark.parametrize(
+    ("choices", "choice", "number", "dtype", "ops"),
+    [
+        ("ACTIVATIONS", "relu", len(ACTIVATIONS), "float32", ("fprop",)),
+        ("ACTIVATIONS", "relu", len(ACTIVATIONS), "int32", ("fprop",)),
+        ("ACTIVATIONS", None, 1, "complex64", ("fprop",)),
+        ("PADDING_MODES", "circular", len(PADDING_MODES), "float32", ("fprop", "dgrad")),
+        ("PADDING_MODES", "circular", 0, "float32", ("fprop", "dgrad")),
+    ],
+)
+def test_what_a_kernel_does_not_know_ends_the_launch(choices, choice, number, dtype, ops):
+    """It is not taken for another: the number beyond the last, and what a kernel has no case for."""
+    options = {"activation": choice} if choices == "ACTIVATIONS" else {"padding": 1, "padding_mode": choice}
+    x, w = np.ones((1, 1, 5), dtype), np.ones((1, 1, 3), dtype)
+    calls = {"fprop": (x, w), "dgrad": (cuconv.conv(x, w, **options), w, x.shape)}
+    for op in ops:
+        with (
+            workspace(2),  # which leaves no plan behind
+            mock.patch.object(work, choices, ("",) * number + (choice,)),
+            pytest.raises(emulator.EmulatorError, match="__trap: called"),
+        ):
+            emulator.run(op, *calls[op], **options)
+
+
 def check_in_all_ways(problem, dtype, algorithm):
     for layout in ("channels_first", "channels_last"):
-        for workspace in (1, blocking.WORKSPACE):
-            case = Case(problem, dtype, layout, bias=True, workspace=workspace)
+        for size in (1, blocking.WORKSPACE):
+            case = Case(problem, dtype, layout, bias=True, workspace=size)
             check(case, algorithm, emulator.run)
 
 
@@ -184,6 +248,20 @@ def test_the_emulator_takes_what_the_public_functions_take():
     np.testing.assert_array_equal(up, cuconv.conv_transpose(y, w, **upward))
 
 
+@pytest.mark.parametrize("mode", PADDING_MODES)
+def test_bias_and_activation_come_after_the_fold(mode):
+    x, w, bias = np.arange(12.0).reshape(1, 2, 6) - 5, np.ones((2, 2, 3)), np.array([-3.0, 5.0])
+    w[1] = -1
+    options = dict(bias=bias, padding=2, activation="relu", padding_mode=mode)
+    expected = cuconv.conv_transpose(x, w, **options)
+    plain = cuconv.conv_transpose(x, w, padding=2, padding_mode=mode)
+    np.testing.assert_array_equal(expected, np.maximum(plain + bias[:, None], 0))
+    for algorithm in ("direct", "simt"):
+        with emulator.emulated():
+            got = cuconv.conv_transpose(x, w, **options, algorithm=algorithm)
+        np.testing.assert_array_equal(got, expected)
+
+
 def test_a_wrong_kernel_is_found():
     """The comparison can fail: one digit too few in the division that spreads elements over threads."""
 
@@ -199,25 +277,51 @@ def test_a_wrong_kernel_is_found():
         check(Case(case.problem, workspace=2), "direct", emulator.run, ops=("fprop",))
 
 
-def test_infinities_stay_where_they_are():
-    """An infinite cell makes infinite exactly the results that see it; it meets no factor beyond the end."""
-    for line in ("n2c2h9w8 k2r3s3 g2 p1", "n1c2h9w9 k2r2s3 g2 sh2sw2", "n2c4h7w6 k4r3s2 g4 sh3sw1 p1"):
-        problem, rng = cuconv.ConvProblem.parse(line), np.random.default_rng(0)
-        shapes = (problem.x_shape(), problem.w_shape(), problem.y_shape())
-        x, w, dy = (rng.integers(1, 4, shape).astype(float) for shape in shapes)
-        infinite_x, infinite_dy = x.copy(), dy.copy()
-        infinite_x[0, 0, 4, 5] = infinite_x[-1, 1, -1, -1] = infinite_dy[0, 1, 2, 1] = np.inf
-        calls = {
-            "fprop": (infinite_x, w),
-            "dgrad": (infinite_dy, w, x.shape),
-            "wgrad": (infinite_x, dy, w.shape),
-        }
-        for op, arguments in calls.items():
-            expected = PUBLIC[op](*arguments, **problem.options())
-            assert 0 < np.isinf(expected).sum() < expected.size
-            for algorithm in KERNELS:
-                got = emulator.run(op, *arguments, **problem.options(), algorithm=algorithm)
-                np.testing.assert_array_equal(got, expected)
+# Padding on each side of every axis, taps beyond both ends of dy, cells that no tap reaches, cropped cells;
+# for depthwise every shape of its strips.
+SURROUNDED = (
+    "n1c1w6 k1s3",
+    "n2c2h6w5 k4r3s3 g2 p1",
+    "n1c3h7w6 k2r2s3 sh2sw3 ph2:1pw0:2",
+    "n1c2h9w4 k3r3s2 sh3sw1 dh2dw3 p3",
+    "n1c2d3h4w3 k2t2r2s2 sd2sh1sw1 p1",
+    "n1c1w12 k2s3 sw2 dw4 pw5:-2",
+    "n1c2h8w7 k2r3s2 ph-2:1pw1:-3",
+    "n1c1h7w3 k1r1s2 sh3sw1 pw2",
+    "n1c4h13w5 k4r5s3 g4 p1",
+    "n1c4h9w5 k4r3s3 g4 sh3sw1 dh2dw1 p2",
+    "n1c2h17w6 k4r3s2 g2 sh2sw2 p1",
+    "n2c2d5h5w3 k2t2r3s2 g2 sd2sh1sw2 dd1dh2dw1 p2",
+    "n1c2w19 k2s4 g2 pw3:0",
+)
+
+
+@pytest.mark.parametrize("line", SURROUNDED)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+def test_zeros_are_multiplied_as_any_cell_is(op, line):
+    """Infinities and NaN in either operand reach the same results by every entry, by way of padding too."""
+    problem, rng = cuconv.ConvProblem.parse(line), np.random.default_rng(0)
+    shapes = {"x": problem.x_shape(), "w": problem.w_shape(), "dy": problem.y_shape()}
+    geometry = (problem.stride, problem.dilation, problem.padding, problem.groups)
+    plain = getattr(ZerosMultiplied(shapes["x"], shapes["w"], *geometry), op)
+    finite = []
+    for changed, number, dtype in itertools.product(INPUTS[op], (np.inf, np.nan), ("float32", "complex64")):
+        operands = {role: rng.integers(-1, 2, shapes[role]).astype(dtype) for role in INPUTS[op]}
+        operands[changed].flat[rng.integers(operands[changed].size)] = number
+        expected = plain(*operands.values())
+        finite.append(np.isfinite(expected).mean())
+        for algorithm, layout in itertools.product(KERNELS, LAYOUTS):
+            case = Case(problem, dtype, layout)
+            if applies(case, algorithm, op, "cuda"):
+                arrays = [to_layout(array, case, role != "w") for role, array in operands.items()]
+                if op != "fprop":
+                    arrays.append(to_layout(expected, case, op != "wgrad").shape)
+                got = emulator.run(op, *arrays, **case.options(), algorithm=algorithm)
+                got = from_layout(got, case, op != "wgrad")
+                for part in (np.real, np.imag):
+                    np.testing.assert_array_equal(part(got), part(expected), f"{algorithm} {layout}")
+    assert min(finite) < 1
 
 
 def test_division_by_multiplication():

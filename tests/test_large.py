@@ -3,9 +3,13 @@
 The arrays are reserved, not allocated: only the pages that a window touches take memory.
 """
 
+import dataclasses
+import itertools
 import math
 import mmap
+import re
 import sys
+import time
 from unittest import mock
 
 import numpy as np
@@ -17,13 +21,14 @@ from cuconv.cuda.algorithms import TABLE
 from cuconv.cuda.device import DEFAULT, DEVICES
 from cuconv.cuda.places import places
 from cuconv.plan import INPUTS, RESULT, _make_plan, make_plan
-from cuconv.problem import Request
+from cuconv.problem import LAYOUTS, Request
 
 from .emulator import run_window
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is reserved by Linux's flags")
 
-FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+NORESERVE = 0x4000  # mmap.MAP_NORESERVE, which Python has from 3.13 on
+FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE
 
 
 def reserved(shape, dtype):
@@ -145,12 +150,13 @@ def test_the_last_part_of_a_long_bias_gradient():
     assert parts.reshape(-1)[-4096 // chunk :].sum() == dy[-1].astype(float).sum() != 0
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("role", ["x", "w", "y"])
 @pytest.mark.parametrize("algorithm", ["direct", "simt", "depthwise"])
 @pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
-def test_strides_beyond_32_bits(op, algorithm, role):
-    """A small problem whose images, filters or results lie 2^32 elements apart."""
-    plan = planned(op, "n2c2w6 k2s3 g2 p1", algorithm)
+def test_strides_beyond_32_bits(op, algorithm, role, axis):
+    """A small problem whose images, filters, channels or cells lie 2^32 elements apart in one array."""
+    plan = planned(op, "n2c2w6 k4s3 g2 p1" if algorithm == "depthwise" else "n2c4w6 k4s3 g2 p1", algorithm)
     request = plan.request
     spread = {
         "fprop": dict(x="x", w="w", y="y"),
@@ -160,8 +166,10 @@ def test_strides_beyond_32_bits(op, algorithm, role):
     wide = spread[op][role]
     arrays = {name: integers(request.shape(name)) for name in (*INPUTS[op], RESULT[op])}
     values = arrays[wide]
-    memory = reserved((2, 1 << 32), "float16")
-    arrays[wide] = np.lib.stride_tricks.as_strided(memory, values.shape, (1 << 33, *values.strides[1:]))
+    strides = [*values.strides]
+    strides[axis] = 1 << 33
+    memory = reserved((values.shape[axis], 1 << 32), "float16")
+    arrays[wide] = np.lib.stride_tricks.as_strided(memory, values.shape, strides)
     arrays[wide][...] = values
     inputs = [arrays[name] for name in INPUTS[op]]
     options = dict(padding=1, groups=2)
@@ -174,6 +182,37 @@ def test_strides_beyond_32_bits(op, algorithm, role):
     (launch,) = plan.launches
     run_window(launch, arrays, places(request, arrays), range(launch.blocks))
     np.testing.assert_array_equal(arrays[RESULT[op]], expected)
+
+
+@pytest.mark.parametrize(
+    ("op", "algorithm", "line"),
+    [
+        ("wgrad", "simt", "n8c16384w8 k32768s1"),
+        ("wgrad", "depthwise", "n16c4194304w107 k4194304s100 g4194304"),
+        ("bgrad", "sum", "n32c1w8 k67108864s1"),
+    ],
+)
+def test_parts_beyond_32_bits(op, algorithm, line):
+    """2^31 sums or more in front of the last part: its last block."""
+    with mock.patch.multiple(work, BLOCKS=1 << 31, PART=1):
+        _make_plan.cache_clear()
+        plan = planned(op, line, algorithm, "channels_last")
+    _make_plan.cache_clear()
+    launch = plan.launches[0]
+    arrays = arrays_of(plan)
+    for array in (arrays[role] for role in INPUTS[op]):
+        array[-1, ..., -4:] = integers(array[-1, ..., -4:].shape)
+    parts = reserved(launch.out.shape, launch.out.dtype)
+    where = places(plan.request, arrays)
+    run_window(launch, {**arrays, launch.out: parts}, where, range(launch.blocks - 1, launch.blocks))
+    assert math.prod(parts.shape) - math.prod(parts.shape[1:]) >= 2**31
+    x, dy = (arrays[role][-1:, ..., -1:].astype("float64") for role in (INPUTS[op][0], "dy"))
+    if op == "bgrad":
+        last = dy.sum()
+    else:
+        shape = (1, *plan.request.problem.filter, 1)
+        last = cuconv.conv_weight_grad(x, dy, shape, layout="channels_last").flat[-1]
+    assert parts.reshape(-1)[-1] == last != 0
 
 
 def reasons(op, line, dtype="float32"):
@@ -199,3 +238,51 @@ def test_large_problems_have_plans():
         for op in ("fprop", "dgrad", "wgrad", "bgrad"):
             plan = planned(op, line, "auto", dtype="float32")
             assert all(0 < launch.blocks < 2**31 for launch in plan.launches), str(plan)
+
+
+HUGE = (
+    "n2c4d40h40w40 k4t3r3s3 g4 sd60sh60sw60",
+    "n2c4h9w8 k4r3s3 sh1000000sw999983 p1000000",
+    "n1c1w1000000000000 k1s3 sw1000 dw1000000 p1",
+    "n1c2w1000000000000 k2s1000000 g2 dw7 p5:-1 reflect",
+    "n1c1000000h5w5 k1000000r3s3 p1 circular",
+    "n1c1000000h5w5 k1000000r3s3 g1000000 p2",
+    "n3c6h1000003w7 k9r999983s5 g3 dh1dw5 ph0pw30",
+    "n2305843009213693951c1w7 k1s3 p1",
+    "n1c1w5 k1s3 p1:2305843009213693951 replicate",
+    "n1c1d1000000h1000000w1000000 k1t999999r999999s999999",
+)
+
+
+@pytest.mark.parametrize("line", HUGE)
+@pytest.mark.parametrize("op", TABLE)
+def test_a_plan_takes_milliseconds_whatever_the_numbers(op, line):
+    """Every entry makes its plan, or refuses, in a time that has nothing to do with how large numbers are."""
+    for algorithm, layout in itertools.product(("auto", *(entry.name for entry in TABLE[op])), LAYOUTS):
+        launches, refusal, start = (), None, time.thread_time()
+        try:
+            launches = planned(op, line, algorithm, layout).launches
+        except ValueError as error:
+            refusal = str(error)
+        assert time.thread_time() - start < 0.05
+        assert all(0 < launch.blocks < 2**31 for launch in launches)
+        assert bool(launches) != bool(refusal)
+        assert refusal is None or re.search(r"2\^\d\d|needs groups == C", refusal), refusal
+
+
+def test_what_64_bits_do_not_hold_is_refused():
+    plan = planned("fprop", "n1c1w5 k1s3", "simt")
+    places = {"x": (0, (1,) * 5), "w": (0, (1,) * 5), "y": (0, (1,) * 5)}
+    (launch,) = plan.launches
+    axis = dict(launch.fields)["axis"]
+    for name, value in (
+        ("batch", 2**63),
+        ("axis", ((2**63, *axis[0][1:]), *axis[1:])),
+        ("chunk", -(2**63) - 1),
+    ):
+        wrong = dataclasses.replace(launch, fields=(*launch.fields, (name, value)))
+        with pytest.raises(
+            ValueError,
+            match=rf"{name} of conv_fprop_simt must fit 64 bits, got \(*{value if name != 'axis' else 2**63}",
+        ):
+            wrong.params(places)

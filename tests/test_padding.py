@@ -4,11 +4,14 @@ import numpy as np
 import pytest
 
 import cuconv
+from cuconv import check, sampled
+from cuconv.problem import PADDING_MODES
 
 MODES = {"zeros": "constant", "circular": "wrap", "reflect": "reflect", "replicate": "edge"}
+ZERO = {"zeros": {"constant_values": -1}}
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", PADDING_MODES)
 @pytest.mark.parametrize("pairs", [((1, 2), (3, 0)), ((9, 7), (8, 11)), ((0, 0), (0, 5))])
 def test_modes_are_those_of_numpy_pad(mode, pairs):
     rng = np.random.default_rng(0)
@@ -16,6 +19,17 @@ def test_modes_are_those_of_numpy_pad(mode, pairs):
     padded = np.pad(x, ((0, 0), (0, 0), *pairs), MODES[mode])
     expected = cuconv.conv(padded, w)
     np.testing.assert_array_equal(cuconv.conv(x, w, padding=pairs, padding_mode=mode), expected)
+
+
+@pytest.mark.parametrize("mode", PADDING_MODES)
+def test_those_who_judge_results_know_every_mode(mode):
+    for extent, pair in ((5, (4, 3)), (1, (2, 6)), (3, (11, 13))):
+        problem = cuconv.ConvProblem(1, 1, 1, (extent,), (3,), (1,), (2,), (pair,), 1, mode)
+        shown = np.pad(np.arange(extent), pair, MODES[mode], **ZERO.get(mode, {}))
+        expected = [[shown[p + 2 * r] for r in range(3)] for p in range(problem.output[0])]
+        np.testing.assert_array_equal(sampled._axis_cells(problem, 0), expected)
+        cells = check.PlainEvaluation(problem).cell
+        np.testing.assert_array_equal(np.where(cells == extent, -1, cells), expected)
 
 
 def test_negative_padding_crops():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import cuconv
+from cuconv.problem import ACTIVATIONS
 
 torch = pytest.importorskip("torch")
 functional = torch.nn.functional
@@ -89,7 +90,7 @@ def test_padding_modes(mode):
     )
 
 
-@pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh", "silu", "gelu"])
+@pytest.mark.parametrize("name", ACTIVATIONS[1:])
 def test_activations(name):
     x, w, bias = operands(2, 1, "float64")
     expected = getattr(torch, name, getattr(functional, name, None))(

@@ -24,13 +24,21 @@ IMAGES_INSIDE = (1, 2, 3, 0, 4)
 
 def source(mode: str, coordinate: Any, extent: int) -> Any:
     """The input cell that is seen at a coordinate outside or inside of 0..extent-1; not for zeros."""
-    if mode == "circular":
-        return coordinate % extent
-    if mode == "replicate":
-        return np.clip(coordinate, 0, extent - 1)
+    return _SOURCES[mode](coordinate, extent)
+
+
+def _mirrored(coordinate: Any, extent: int) -> Any:
     period = max(2 * (extent - 1), 1)
-    mirrored = coordinate % period
-    return np.minimum(mirrored, period - mirrored)
+    rest = coordinate % period
+    return np.minimum(rest, period - rest)
+
+
+_SOURCES: dict[str, Callable[[Any, int], Any]] = {
+    "circular": lambda coordinate, extent: coordinate % extent,
+    "reflect": _mirrored,
+    "replicate": lambda coordinate, extent: np.clip(coordinate, 0, extent - 1),
+}
+"""By the names in problem.PADDING_MODES, all but zeros."""
 
 
 def gather(

@@ -14,13 +14,9 @@ def accumulator(request: Request) -> np.dtype:
     return np.dtype(DTYPES[request.dtype].accumulator)
 
 
-# How many more blocks an activation holds at its peak, in the accumulator dtype.
-_ACTIVATION_BLOCKS = {None: 0, "relu": 1, "tanh": 1, "sigmoid": 4, "silu": 5, "gelu": 16}
-
-
 def finishing_blocks(request: Request) -> int:
     """How many blocks of scratch memory `Result.store` needs, the finished block itself included."""
-    return 1 + _ACTIVATION_BLOCKS[request.activation]
+    return 1 + (ACTIVATIONS[request.activation].blocks if request.activation else 0)
 
 
 class Result:
@@ -33,7 +29,7 @@ class Result:
         self.out = out
         self.dtype = accumulator(request) if request else out.dtype
         self.bias = None if bias is None else bias.astype(self.dtype)[:, None, None, None]
-        self.activation = ACTIVATIONS[request.activation] if request and request.activation else None
+        self.activation = ACTIVATIONS[request.activation].function if request and request.activation else None
         self.accumulate = request is not None and request.accumulate
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..problem import ConvProblem
@@ -45,11 +45,19 @@ def _axis(problem: ConvProblem, axis: int) -> tuple[object, ...]:
     )
 
 
+_PERIODS: dict[str, Callable[[int], int]] = {
+    "circular": lambda extent: extent,
+    "reflect": lambda extent: max(2 * (extent - 1), 1),
+    "replicate": lambda extent: 1,  # not used: nothing repeats
+}
+"""After how many cells a padded axis repeats itself, by the names in problem.PADDING_MODES, all but zeros."""
+
+
 def repeating_axes(problem: ConvProblem) -> tuple[object, ...]:
     """The same for the kernels of padding.cuh: the output is the padded input, the stride the period."""
     found = []
     for extent, padded, (before, _) in zip(problem.input, problem.padded, problem.padding, strict=True):
-        period = extent if problem.padding_mode == "circular" else max(2 * (extent - 1), 1)
+        period = _PERIODS[problem.padding_mode](extent)
         found.append((extent, 1, padded, period, 1, before, 1, 1, divisor(period)))
     return tuple(found)
 

@@ -131,11 +131,17 @@ class Launch:
     shared_bytes: int = 0
 
     def params(self, places: Mapping[str, Place]) -> np.ndarray:
-        """The struct Params, given where each role's canonical view has its elements."""
+        """The struct Params, given where each role's canonical view has its elements.
+
+        Raises ValueError where a member needs more than 64 bits.
+        """
         record = np.zeros(1, PARAMS)
         for name, value in self.fields:
             nested = PARAMS[name].subdtype
-            record[name] = np.array([*value], nested[0]) if nested else value
+            try:
+                record[name] = np.array([*value], nested[0]) if nested else value
+            except OverflowError:
+                raise ValueError(f"{name} of {self.kernel.template} must fit 64 bits, got {value}") from None
         for slot in ("a", "b", "out"):
             operand = getattr(self, slot)
             if operand is None:

@@ -129,7 +129,10 @@ def per_element_kernel(file: str, template: str, dtype: str) -> Kernel:
 
 
 def scheduled(build: Callable[[Work], list[Launch]], request: Request, device: Device) -> Schedule:
-    """The launches that a family builds, with those that do the padding mode before or after them."""
+    """The launches that a family builds, with those that do the padding mode before or after them.
+
+    Raises ValueError where one would need more blocks than a grid can have.
+    """
     a, b, out = _OPERANDS[request.op]
     work = Work(request, _volumetric(request), a, b, out)
     if 0 in request.shape(out):
@@ -140,6 +143,11 @@ def scheduled(build: Callable[[Work], list[Launch]], request: Request, device: D
         launches = _folded(build, work)
     else:
         launches = _padded(build, work)
+    for launch in launches:
+        if launch.blocks >= 2**31:
+            raise ValueError(
+                f"{request} is too large for a GPU: {launch.kernel.template} would take 2^31 blocks or more"
+            )
     return Schedule(work.workspace_bytes, tuple(launches))
 
 

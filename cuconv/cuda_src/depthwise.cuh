@@ -95,10 +95,11 @@ __device__ inline void gather_strip(const void* a, const void* b, const void* bi
     const T* weights = filters + filter * p.b[0];
     for (int t = 0; t < axis[0].taps; ++t) {
       const int d = axis[0].source(item.first, t);
-      if (unsigned(d) >= unsigned(axis[0].sources)) continue;
       for (int s = 0; s < axis[2].taps; ++s) {
         const int w = axis[2].source(item.last, s);
-        if (unsigned(w) >= unsigned(axis[2].sources)) continue;
+        // Beside the source all of the column is zeros, which are multiplied like any cell: 0 * infinity is NaN.
+        const bool beside = unsigned(d) >= unsigned(axis[0].sources) || unsigned(w) >= unsigned(axis[2].sources);
+        const int length = beside ? 0 : axis[1].sources;
         const T* column = cells + d * p.a[2] + w * p.a[4];
         const T* taps = weights + axis[0].filter_tap(t) * p.b[2] + axis[2].filter_tap(s) * p.b[4];
         for (int r = 0; r < axis[1].taps; r += TAPS) {
@@ -106,7 +107,7 @@ __device__ inline void gather_strip(const void* a, const void* b, const void* bi
 #pragma unroll
           for (int i = 0; i < CELLS; ++i) {
             const int h = axis[1].source(start, r + i);
-            cell[i] = unsigned(h) < unsigned(axis[1].sources)
+            cell[i] = unsigned(h) < unsigned(length)
                           ? load_pack<T, WIDE>(column + h * p.a[3], p.a[1], whole_cells)
                           : Pack<T, WIDE>{};
           }
@@ -196,7 +197,6 @@ __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, 
     const Item item = item_at(p, int(index), false);
     const int n = item.outer, z = item.first, start = strip_start(item.strip, OUT, apart), q = item.last;
     const int d = axis[0].source(z, t);
-    if (unsigned(d) >= unsigned(axis[0].sources)) continue;
     Acc grad[OUT];
 #pragma unroll
     for (int o = 0; o < OUT; ++o) {
@@ -206,13 +206,15 @@ __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, 
 #pragma unroll
     for (int j = 0; j < ACROSS; ++j) {
       const int w = axis[2].source(q, s + j);
-      if (s + j >= axis[2].taps || unsigned(w) >= unsigned(axis[2].sources)) continue;
+      if (s + j >= axis[2].taps) break;
+      const bool beside = unsigned(d) >= unsigned(axis[0].sources) || unsigned(w) >= unsigned(axis[2].sources);
+      const int length = beside ? 0 : axis[1].sources;
       const T* column = cells + n * p.a[0] + d * p.a[2] + w * p.a[4];
       Acc cell[CELLS];
 #pragma unroll
       for (int i = 0; i < CELLS; ++i) {
         const int h = axis[1].source(start, r + i);
-        cell[i] = unsigned(h) < unsigned(axis[1].sources) ? conjugate_if(p.conjugate, widen(column[h * p.a[3]])) : Acc{};
+        cell[i] = unsigned(h) < unsigned(length) ? conjugate_if(p.conjugate, widen(column[h * p.a[3]])) : Acc{};
       }
 #pragma unroll
       for (int o = 0; o < OUT; ++o) {

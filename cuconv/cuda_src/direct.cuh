@@ -7,7 +7,8 @@
 // A thread owns one element of the result and sums it in one order: no two threads share anything, and the
 // bits are the same from run to run. All arithmetic on indices has 64 bits, so there is no precondition.
 // It exists to take what no other algorithm takes, and as the oracle of the others on a device: it shares
-// none of their geometry.
+// none of their geometry. As in the others, cells of the padding, and of dy beyond its ends, are zeros that are
+// multiplied like any cell, so that zero times infinity is not a number.
 //
 // Neighbouring threads differ in the last spatial axis, or, where `lanes` is above 1, in the channel: that
 // is for channels-last arrays.
@@ -15,18 +16,27 @@
 #include "indexing.cuh"
 #include "numerics.cuh"
 
-// The input cell that output p and tap r meet, or -1 in the padding.
+constexpr Index OUTSIDE = -1, STEPPED_OVER = -2;
+
+// The input cell that output p and tap r meet, or OUTSIDE in the padding.
 __device__ inline Index input_cell(const Axis& a, Index p, Index r) {
   const Index cell = p * a.stride - a.padding + r * a.dilation;
-  return cell < a.input ? cell : -1;
+  return cell >= 0 && cell < a.input ? cell : OUTSIDE;
 }
 
-// The output cell that input h and tap r meet in, or -1.
+// The output cell that input h and tap r meet in, OUTSIDE beyond the ends, or STEPPED_OVER by the stride, which is no
+// product.
 __device__ inline Index output_cell(const Axis& a, Index h, Index r) {
-  const Index reach = h + a.padding - r * a.dilation;
-  if (reach < 0) return -1;
-  const Index cell = divide(reach, a.by_stride);
-  return cell * a.stride == reach && cell < a.output ? cell : -1;
+  const Index reach = h + a.padding - r * a.dilation, length = reach < 0 ? -reach : reach;
+  const Index cell = divide(length, a.by_stride);
+  if (cell * a.stride != length) return STEPPED_OVER;
+  return reach >= 0 && cell < a.output ? cell : OUTSIDE;
+}
+
+// An element if it is inside of its array, or zero.
+template <typename T>
+__device__ inline Accumulator<T> read_if(bool inside, const T* element) {
+  return inside ? widen(*element) : Accumulator<T>{};
 }
 
 template <typename T>
@@ -39,18 +49,16 @@ __device__ void conv_fprop_direct(const void* a, const void* b, const void* bias
   Accumulator<T> sum{};
   for (Index t = 0; t < p.axis[0].filter; ++t) {
     const Index d = input_cell(p.axis[0], y[2], t);
-    if (d < 0) continue;
     for (Index r = 0; r < p.axis[1].filter; ++r) {
       const Index h = input_cell(p.axis[1], y[3], r);
-      if (h < 0) continue;
       for (Index s = 0; s < p.axis[2].filter; ++s) {
         const Index v = input_cell(p.axis[2], y[4], s);
-        if (v < 0) continue;
+        const bool inside = d >= 0 && h >= 0 && v >= 0;
         const T* cell = x + d * p.a[2] + h * p.a[3] + v * p.a[4];
         const T* weight = w + t * p.b[2] + r * p.b[3] + s * p.b[4];
 #pragma unroll 1  // keeps all in registers on every architecture
         for (Index c = 0; c < p.channels; ++c)
-          sum = multiply_add(widen(cell[c * p.a[1]]), widen(weight[c * p.b[1]]), sum);
+          sum = multiply_add(read_if(inside, cell + c * p.a[1]), widen(weight[c * p.b[1]]), sum);
       }
     }
   }
@@ -67,18 +75,20 @@ __device__ void conv_dgrad_direct(const void* a, const void* b, const void* bias
   Accumulator<T> sum{};
   for (Index t = 0; t < p.axis[0].filter; ++t) {
     const Index z = output_cell(p.axis[0], dx[2], t);
-    if (z < 0) continue;
+    if (z == STEPPED_OVER) continue;
     for (Index r = 0; r < p.axis[1].filter; ++r) {
       const Index pp = output_cell(p.axis[1], dx[3], r);
-      if (pp < 0) continue;
+      if (pp == STEPPED_OVER) continue;
       for (Index s = 0; s < p.axis[2].filter; ++s) {
         const Index q = output_cell(p.axis[2], dx[4], s);
-        if (q < 0) continue;
+        if (q == STEPPED_OVER) continue;
+        const bool inside = z >= 0 && pp >= 0 && q >= 0;
         const T* cell = dy + z * p.a[2] + pp * p.a[3] + q * p.a[4];
         const T* weight = w + t * p.b[2] + r * p.b[3] + s * p.b[4];
 #pragma unroll 1
         for (Index k = 0; k < p.filters; ++k)
-          sum = multiply_add(widen(cell[k * p.a[1]]), conjugate_if(p.conjugate, widen(weight[k * p.b[0]])), sum);
+          sum = multiply_add(read_if(inside, cell + k * p.a[1]),
+                             conjugate_if(p.conjugate, widen(weight[k * p.b[0]])), sum);
       }
     }
   }
@@ -96,17 +106,15 @@ __device__ void conv_wgrad_direct(const void* a, const void* b, const void*, voi
   for (Index n = 0; n < p.batch; ++n) {
     for (Index z = 0; z < p.axis[0].output; ++z) {
       const Index d = input_cell(p.axis[0], z, dw[2]);
-      if (d < 0) continue;
       for (Index pp = 0; pp < p.axis[1].output; ++pp) {
         const Index h = input_cell(p.axis[1], pp, dw[3]);
-        if (h < 0) continue;
         const T* cells = x + n * p.a[0] + d * p.a[2] + h * p.a[3];
         const T* grads = dy + n * p.b[0] + z * p.b[2] + pp * p.b[3];
 #pragma unroll 1
         for (Index q = 0; q < p.axis[2].output; ++q) {
           const Index v = input_cell(p.axis[2], q, dw[4]);
-          if (v < 0) continue;
-          sum = multiply_add(widen(grads[q * p.b[4]]), conjugate_if(p.conjugate, widen(cells[v * p.a[4]])), sum);
+          const auto cell = read_if(d >= 0 && h >= 0 && v >= 0, cells + v * p.a[4]);
+          sum = multiply_add(widen(grads[q * p.b[4]]), conjugate_if(p.conjugate, cell), sum);
         }
       }
     }

@@ -12,12 +12,14 @@
 // In between every algorithm sees a problem without padding, and knows of zeros alone. A thread owns one
 // element of the result; sums run in one order. In both, axis.input is H, axis.output the padded extent,
 // axis.padding a, and axis.stride the period after which an axis repeats itself: H, or for the mirrored one
-// 2 (H - 1) and at least 1. dpadded has the accumulator's type.
+// 2 (H - 1) and at least 1 (cuda/geometry.py). dpadded has the accumulator's type.
 #pragma once
 #include "indexing.cuh"
 #include "numerics.cuh"
 
-enum PaddingMode { ZEROS, CIRCULAR, REFLECT, REPLICATE };  // the order of PADDING_MODES in problem.py
+// The order of PADDING_MODES in problem.py. One that a switch leaves out does not compile in the tests; zeros, and what
+// is not here, end the launch.
+enum PaddingMode : int { ZEROS, CIRCULAR, REFLECT, REPLICATE };
 
 __device__ inline Index modulo_period(Index i, const Axis& a) {
   const Index positive = i < 0 ? -1 - i : i;
@@ -26,9 +28,15 @@ __device__ inline Index modulo_period(Index i, const Axis& a) {
 }
 
 __device__ inline Index source(Index mode, Index i, const Axis& a) {
-  if (mode == REPLICATE) return i < 0 ? 0 : i < a.input ? i : a.input - 1;
   const Index rest = modulo_period(i, a);
-  return mode == CIRCULAR ? rest : min_index(rest, a.stride - rest);
+  switch (PaddingMode(mode)) {
+    case ZEROS: break;
+    case CIRCULAR: return rest;
+    case REFLECT: return min_index(rest, a.stride - rest);
+    case REPLICATE: return i < 0 ? 0 : min_index(i, a.input - 1);
+  }
+  __trap();
+  return 0;
 }
 
 // The padded coordinates that show one cell of an axis: those in one or two residue classes of the period or, where
@@ -47,13 +55,19 @@ __device__ inline Index count_to(Index first, Index end, const Axis& a) {
 
 __device__ inline Images images_of(Index mode, const Axis& a, Index h) {
   const Index begin = -a.padding, end = a.output - a.padding, last = a.input - 1;
-  if (mode == REPLICATE) {
-    const Index from = h == 0 || h < begin ? begin : h, to = h == last ? end : min_index(h + 1, end);
-    return {from, to > from ? to - from : 0, 0, 0, 1};
+  const Index first = begin + modulo_period(h - begin, a), mirrored = begin + modulo_period(-h - begin, a);
+  const Index count = count_to(first, end, a);
+  switch (PaddingMode(mode)) {
+    case ZEROS: break;
+    case CIRCULAR: return {first, count, 0, 0, a.stride};
+    case REFLECT: return {first, count, mirrored, h == 0 || h == last ? 0 : count_to(mirrored, end, a), a.stride};
+    case REPLICATE: {
+      const Index from = h == 0 || h < begin ? begin : h, to = h == last ? end : min_index(h + 1, end);
+      return {from, to > from ? to - from : 0, 0, 0, 1};
+    }
   }
-  const Index first = begin + modulo_period(h - begin, a), second = begin + modulo_period(-h - begin, a);
-  const bool two = mode == REFLECT && h != 0 && h != last;
-  return {first, count_to(first, end, a), second, two ? count_to(second, end, a) : 0, a.stride};
+  __trap();
+  return {};
 }
 
 // Elements are copied whatever they mean; SIZE is theirs in bytes.

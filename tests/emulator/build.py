@@ -3,8 +3,8 @@
 The instance's stub is preprocessed with the stand-in headers in front of the real ones, which takes about 10
 ms and yields exactly the text that matters; the hash of that text, the flags and the compiler is the key. The
 text is then changed where it declares shared memory: arrays become static variables, the only ones of an
-instance, so that the runtime can find and poison them; dynamic shared memory becomes a pointer from the
-runtime.
+instance, so that the runtime can find and poison them, and lie at addresses that are multiples of no more
+than what they are declared to be aligned to; dynamic shared memory becomes a pointer from the runtime.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ INSTANCE = (
 # Filling memory must not become a call of memset, which AddressSanitizer would check.
 RUNTIME = ("-O3", "-fno-tree-loop-distribute-patterns", "-ldl", "-lpthread")
 
+ALIGNED = r"(?:__attribute__\s*\(\(aligned\s*\([^()]*\)\)\)|alignas\s*\([^()]*\))\s*"
+SHARED = re.compile(rf"((?:{ALIGNED})?)\b__shared__\s+((?:{ALIGNED})?)([\w:<>, ]+?)\s+(\w+\s*\[[^;]*\])\s*;")
 DYNAMIC_SHARED = re.compile(
     r"\bextern\s+__shared__\s+"
     r"(?:(?:__attribute__\s*\(\(aligned\s*\(([^()]*)\)\)\)|alignas\s*\(([^()]*)\))\s*)?"
@@ -80,8 +82,15 @@ def _instance(stub: str, name: str) -> Path:
         call = f"::emulator::dynamic_shared({gnu_alignment or alignment or 16})"
         return f"{type_name}* const {variable} = static_cast<{type_name}*>({call});"
 
-    text = DYNAMIC_SHARED.sub(dynamic_shared, text)
-    text = re.sub(r"\b__shared__\b", "static", text)
+    def shared(match: re.Match[str]) -> str:
+        before, after, type_name, declarators = match.groups()
+        return " ".join(
+            f"alignas(64) static struct {{ char before; {before}{after}{type_name} array{extents}; }}"
+            f" {variable}_place; auto& {variable} = {variable}_place.array;"
+            for variable, extents in re.findall(r"(\w+)\s*((?:\[[^]]*\]\s*)+)", declarators)
+        )
+
+    text = SHARED.sub(shared, DYNAMIC_SHARED.sub(dynamic_shared, text))
     return _compiled(name, text, ("-fpreprocessed", *INSTANCE))
 
 

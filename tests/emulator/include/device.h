@@ -1,7 +1,7 @@
 // A stand-in for CUDA's built-ins: included before every kernel that is compiled for the host.
 //
-// `__shared__` is not defined here: build.py replaces it in the preprocessed source, where the declaration of
-// dynamic shared memory can be told from that of an array. Only what kernels use is here; no standard header
+// `__shared__` is not defined here: build.py replaces declarations of shared memory in the preprocessed source, where
+// those of dynamic memory can be told from those of arrays. Only what kernels use is here; no standard header
 // is included, so that an instance compiles quickly and a kernel cannot lean on one.
 #pragma once
 #include "../runtime.h"

@@ -74,6 +74,14 @@ __device__ void misaligned(const void* a, const void*, const void*, void* out, c
   static_cast<float*>(out)[threadIdx.x] = from->x;
 }
 
+template <int = 0>
+__device__ void shared_misaligned(const void* a, const void*, const void*, void* out, const Params&) {
+  __shared__ float row[32];
+  row[threadIdx.x] = static_cast<const float*>(a)[threadIdx.x];
+  __syncthreads();
+  static_cast<float*>(out)[threadIdx.x] = reinterpret_cast<const float4*>(row)[threadIdx.x / 4].x;
+}
+
 // A write outside of a local array that the compiler cannot see, past the checks of its bounds.
 __device__ __noinline__ void write_at(float* array, int i, float value) { array[i] = value; }
 

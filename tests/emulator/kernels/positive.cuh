@@ -2,7 +2,7 @@
 #pragma once
 #include <ptx/sm80.cuh>
 
-#include "params.cuh"
+#include "numerics.cuh"
 
 // ---- shared memory and barriers: every block turns its part of the input around ----
 
@@ -104,6 +104,12 @@ template <int = 0>
 __device__ void to_half(const void* a, const void*, const void*, void* out, const Params&) {
   const long long i = blockIdx.x * blockDim.x + threadIdx.x;
   static_cast<unsigned short*>(out)[i] = float_to_half(static_cast<const float*>(a)[i]);
+}
+
+template <int = 0>
+__device__ void to_bfloat(const void* a, const void*, const void*, void* out, const Params&) {
+  const long long i = blockIdx.x * blockDim.x + threadIdx.x;
+  static_cast<bfloat16*>(out)[i] = Narrow<bfloat16>::from(static_cast<const float*>(a)[i]);
 }
 
 // ---- what a launch is told ----

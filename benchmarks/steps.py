@@ -1,7 +1,7 @@
 """Where the time of a call on the CPU goes: each function's own time, as cProfile has it, by its step.
 
 What a function has NumPy do counts as its own, so the functions that multiply, copy or store stand for these
-steps. The calling thread is looked at, which here does as much as the others.
+steps. The calling thread is looked at, which does as much as the others.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 import cuconv.cpu
-from cuconv import processor
 
 FOLDER, TRANSFORMS = Path(cuconv.cpu.__file__).parent, Path(np.fft.__file__).parent
 STEPS = {
@@ -52,15 +51,6 @@ STEPS = {
 def steps(call: Callable[[], Any], seconds: float = 0.1, calls: int = 3) -> dict[str, float]:
     """The parts of the time of calls that the steps take, waiting for other threads, and all else."""
     profile, end = cProfile.Profile(), time.perf_counter() + seconds
-    start = processor._start
-
-    def start_others(work: Callable[[], None], threads: int) -> int:
-        """Have the calling thread, which would only wait, work as one of them."""
-        others = start(work, threads - 1)
-        work()
-        return others + 1
-
-    processor._start = start_others
     profile.enable()
     try:
         while calls > 0 or time.perf_counter() < end:
@@ -68,7 +58,6 @@ def steps(call: Callable[[], Any], seconds: float = 0.1, calls: int = 3) -> dict
             calls -= 1
     finally:
         profile.disable()
-        processor._start = start
     taken: defaultdict[str, float] = defaultdict(float)
     for function, (*_, own, _, callers) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
         if "acquire" in function[2]:

@@ -58,20 +58,17 @@ def threads() -> int:
 def spread(work: Callable[..., None], parts: Iterable[tuple[Any, ...]], threads: int) -> None:
     """Call work(*part) for every part, shared among so many threads; which does which is left to chance.
 
-    The threads live no longer than the call, and where the system gives fewer, those do it all. The caller
-    only waits: it may be the main thread, and an exception that a signal's handler raises there must leave no
-    block half done by a thread that no longer is part of the call. Whatever ends the call, nobody begins
-    another part, and it returns or raises after the parts already begun.
+    The caller is one of them. The others live no longer than the call, and where the system gives fewer,
+    those there are do it all. Whatever ends the call, be it an exception that a signal's handler raises in
+    the caller, nobody begins another part, and it returns or raises after the parts that others have begun.
     """
     rest = iter(parts)
     first = list(itertools.islice(rest, threads))
     rest = itertools.chain(first, rest)
     if len(first) > 1:
         team = _Team(work, rest)
-        done = ending_with(team.end, lambda: team.run(len(first)))
+        ending_with(team.end, lambda: team.run(len(first)))
     else:
-        done = False
-    if not done:
         for part in rest:
             work(*part)
 
@@ -97,11 +94,11 @@ def ending_with(after: Callable[[], None], work: Callable[[], T]) -> T:
 
 
 class _Team:
-    """Threads that share the parts of one call.
+    """The caller and other threads that share the parts of one call.
 
-    A thread counts as at work before it takes a part, unless the team has ended: who comes late, even after
-    the call, touches nothing. The threads are the system's own: what `threading` keeps of its threads can
-    be left wrong, or locked, where an exception breaks off their start.
+    Another thread counts as at work before it takes a part, unless the team has ended: who comes late, even
+    after the call, touches nothing. The threads are the system's own: what `threading` keeps of its threads
+    can be left wrong, or locked, where an exception breaks off their start.
     """
 
     def __init__(self, work: Callable[..., None], parts: Iterator[tuple[Any, ...]]) -> None:
@@ -112,10 +109,10 @@ class _Team:
         self.at_work = 0
         self.error: BaseException | None = None
 
-    def run(self, threads: int) -> bool:
-        """Have so many threads do all parts; False where not one could be started."""
-        if not _start(self._work, threads):
-            return False
+    def run(self, threads: int) -> None:
+        """Have all parts done by at most so many threads, the caller among them."""
+        _start(self._help, threads - 1)
+        self._work()
         self._wait()
         error, self.error = self.error, None
         try:
@@ -123,7 +120,6 @@ class _Team:
                 raise error
         finally:
             del error  # it refers to this frame, and so to the arrays
-        return True
 
     def end(self) -> None:
         """Nobody begins another part; those begun are waited for, however often a signal interrupts that."""
@@ -143,19 +139,17 @@ class _Team:
             del interrupt
 
     def _wait(self) -> None:
-        while not self.over or self.at_work:
+        while self.at_work:
             self.done.acquire(timeout=0.1)  # an exception may come between being woken and this one's return
 
-    def _work(self) -> None:
+    def _help(self) -> None:
         with self.lock:
             if self.over:
                 return
             self.at_work += 1
         try:
             _blas_of_thread.hold(self)  # this thread ends with the call
-            with np.errstate(all="ignore"):  # it does not go from one thread to another
-                while (part := self._take()) is not None:
-                    self.work(*part)
+            self._work()
         except BaseException as error:
             with self.lock:
                 self.over, self.error = True, self.error or error
@@ -164,6 +158,11 @@ class _Team:
             if not self.at_work:
                 self.done.release()
 
+    def _work(self) -> None:
+        with np.errstate(all="ignore"):  # it does not go from one thread to another
+            while (part := self._take()) is not None:
+                self.work(*part)
+
     def _take(self) -> tuple[Any, ...] | None:
         with self.lock:
             part = None if self.over else next(self.parts, None)
@@ -171,14 +170,13 @@ class _Team:
             return part
 
 
-def _start(work: Callable[[], None], threads: int) -> int:
-    """Have work() called in at most so many new threads; returns how many there are."""
-    for started in range(threads):
+def _start(work: Callable[[], None], threads: int) -> None:
+    """Have work() called in at most so many new threads."""
+    for _ in range(threads):
         try:
             _thread.start_new_thread(work, ())
         except Exception:  # a limit, memory, or the interpreter's end: those there are will do
-            return started
-    return threads
+            return
 
 
 class _Library:

@@ -8,6 +8,7 @@ With --fit the rates of `cuconv/cpu/cost.py` are found from the times of so many
 """
 
 import argparse
+import itertools
 import math
 import time
 from unittest import mock
@@ -140,54 +141,49 @@ def suite_requests():
 
 
 def counted(request, name):
-    """What an entry's `Cost` multiplies its rates with; the rate named "" is that of every call."""
+    """What an entry's `Cost` multiplies its rates with."""
     (entry,) = (entry for entry in TABLE[request.op] if entry.name == name)
     with mock.patch.object(cost.Cost, "seconds", property(lambda self: self)):
         found = entry.estimate(request, device_of("cpu", None))
     share = math.ceil(found.parts / found.threads) / found.parts
-    return {what: count * share for what, count in found.counts.items()} | {
-        "thread": found.threads - 1,
-        "": 1,
-    }
+    return {what: count * share for what, count in found.counts.items()} | {"thread": found.threads - 1}
 
 
-def fit(requests):
-    """Print the rates that bring the estimates nearest to the measured times, in the logarithm."""
+def fit(seeds):
+    """Print the rates that bring the estimates nearest to the measured times, in the logarithm.
+
+    A suite's times weigh as much as those of eight random problems.
+    """
     from scipy.optimize import least_squares
 
-    rows, measured, choices = [], [], []
-    for request in requests:
+    rows, measured, weights, choices = [], [], [], []
+    drawn = ((seeded_request(seed), 1) for seed in seeds)
+    for request, weight in itertools.chain(drawn, ((request, 8) for request in suite_requests())):
         candidates = Candidates(request)
         candidates.time(3, 0.03)
         choices.append(slice(len(rows), len(rows) + len(candidates.seconds)))
         for name, seconds in candidates.seconds.items():
             rows.append(counted(request, name))
             measured.append(seconds * 1e6)
+            weights.append(weight)
     names = sorted({name for row in rows for name in row})
     table = np.array([[row.get(name, 0.0) for name in names] for row in rows])
-    measured = np.array(measured)
-    np.savez(
-        "/tmp/fit/measured.npz",
-        table=table,
-        measured=measured,
-        names=names,
-        choices=[(c.start, c.stop) for c in choices],
-    )
+    measured, weights = np.array(measured), np.sqrt(weights)
     scale = np.array([np.median(measured[column > 0] / column[column > 0]) for column in table.T])
     scaled = table * scale
 
     def errors(logarithms):
-        return np.log(scaled @ np.exp(logarithms) / measured)
+        return weights * np.log(scaled @ np.exp(logarithms) / measured)
 
     def slopes(logarithms):
         shares = scaled * np.exp(logarithms)
-        return shares / shares.sum(axis=1, keepdims=True)
+        return weights[:, None] * shares / shares.sum(axis=1, keepdims=True)
 
     start = np.full(len(names), -2.5)
     found = least_squares(errors, start, jac=slopes, bounds=(-14, 6), loss="soft_l1", f_scale=0.5)
     for name, rate in zip(names, np.exp(found.x) * scale, strict=True):
-        print(f'    "{name}": {rate:.2g},' if name else f"    # {rate:.2g} of every call")
-    off = errors(found.x)
+        print(f'    "{name}": {rate:.2g},')
+    off = errors(found.x) / weights
     predicted = measured * np.exp(off)
     ratios = np.array([measured[at][np.argmin(predicted[at])] / measured[at].min() for at in choices])
     print(f"{len(rows)} times, predicted within a factor of {np.exp(np.sqrt(np.mean(off**2))):.2f} (rms);")
@@ -202,7 +198,7 @@ def main():
     options = parser.parse_args()
     seeds = range(options.seed, options.seed + options.count)
     if options.fit:
-        fit([*map(seeded_request, seeds), *suite_requests()])
+        fit(seeds)
         return 0
     return int(sweep(seeds))
 

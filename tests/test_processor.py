@@ -137,8 +137,7 @@ def test_one_part_or_one_thread_stays_with_the_caller(parts, count):
     assert seen == [threading.get_ident()] * parts
 
 
-def test_the_caller_only_waits():
-    """A signal's exception, which only the main thread gets, then breaks off no block."""
+def test_the_caller_is_one_of_the_threads():
     together, seen = threading.Barrier(2, timeout=60), set()
 
     def work(i):
@@ -147,7 +146,7 @@ def test_the_caller_only_waits():
 
     spread(work, zip(range(2)), 2)
     assert len(seen) == 2
-    assert threading.get_ident() not in seen
+    assert threading.get_ident() in seen
 
 
 def test_the_first_exception_ends_the_call(two):
@@ -248,14 +247,14 @@ SMALL = np.arange(2 * 3 * 8 * 8, dtype=np.float64).reshape(2, 3, 8, 8), np.ones(
 
 @contextlib.contextmanager
 def in_blocks(seconds=0.0):
-    """SMALL by two threads in many blocks, each of which is stored after so many seconds."""
+    """SMALL by three threads in many blocks, each of which is stored after so many seconds."""
     store = Result.store
 
     def slow_store(*arguments):
         time.sleep(seconds)
         store(*arguments)
 
-    with workspace(2000), threads(2), mock.patch.object(Result, "store", slow_store):
+    with workspace(2000), threads(3), mock.patch.object(Result, "store", slow_store):
         yield
 
 

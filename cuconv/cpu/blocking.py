@@ -106,7 +106,7 @@ def workers(request: Request, processor: Processor) -> int:
     """How many threads are worth their start, which takes as long as this many bytes and operations."""
     problem = request.problem
     work = problem.bytes(request.op, request.dtype) * 20 + problem.flops(request.op, request.dtype)
-    return processor.threads if work > 2e7 else 1
+    return processor.threads if work > 6e7 else 1
 
 
 def blocks(extents: Sequence[int], tile: Sequence[int]) -> Iterator[tuple[slice, ...]]:

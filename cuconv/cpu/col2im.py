@@ -138,7 +138,7 @@ def _cost(request: Request, processor: Processor) -> Cost:
     cost.image(pixels * problem.k * again, width)
     each = pixels / max(-(-problem.n // images) * cuts, 1)
     cost.product(places * cuts * g, c * taps, problem.k // groups, each)
-    cost.copy(pixels * taps * problem.c, width, problem.stride[2] == 1)
+    cost.copy(2 * pixels * taps * problem.c, 2 * width, problem.stride[2] == 1)  # added to what is there
     cost.megabytes("copied", problem.n * problem.c * math.prod(problem.padded))
     cost.image(problem.n * problem.c * math.prod(problem.input), problem.input[2])
     cost.megabytes("copied", math.prod(problem.w_shape()))

@@ -20,25 +20,29 @@ from .lowering import Axes
 from .result import accumulator
 
 RATES: dict[str, float] = {
-    "part": 70,
-    "call": 2.4,
-    "thread": 100,
-    "copied MB": 130,
-    "run": 0.002,
-    "strided": 0.0003,
-    "converted": 0.0016,
-    "matrix": 0.02,
-    "packed MB": 11,
-    "made MB": 240,
-    "multiplied float32": 42,
-    "multiplied float64": 75,
-    "multiplied integers": 1000,
-    "thin MB": 20,
-    "banded MB": 13,
-    "small matrix": 0.4,
-    "scaled MB": 110,
+    "part": 82,
+    "call": 2.2,
+    "thread": 500,
+    "copied MB": 72,
+    "run": 0.0028,
+    "strided": 0.00013,
+    "converted float16": 0.002,
+    "converted bfloat16": 0.00036,
+    "multiplied float32": 21,
+    "multiplied float64": 31,
+    "multiplied integers": 640,
+    "thin MB": 0.00034,
+    "matrix": 0.049,
+    "packed MB": 5.3,
+    "made MB": 54,
+    "banded MB": 5.6,
+    "small matrix": 0.21,
+    "scaled MB": 56,
+    "scaled row": 0.23,
     "dotted MB": 40,
+    "dotted row": 0.055,
     "dotted integers MB": 130,
+    "phase cell": 0.00097,
 }
 """Microseconds for one of what `Cost` counts."""
 
@@ -48,7 +52,7 @@ class Cost:
 
     def __init__(self, request: Request, launch: Launch) -> None:
         self.dtype = accumulator(request)
-        self.converts = self.dtype != request.dtype
+        self.converted = request.dtype if self.dtype != request.dtype else None
         self.channels_first = request.layout == "channels_first"
         self.threads, self.parts = launch.threads, 0.0
         self.counts: defaultdict[str, float] = defaultdict(float)
@@ -76,8 +80,8 @@ class Cost:
     def image(self, elements: float, run: float, channels_inside: bool = False) -> None:
         """The same from or to an operand or the result, whose layout may be another than that of the copy."""
         self.copy(elements, run, channels_inside != self.channels_first)
-        if self.converts:
-            self.add("converted", elements)
+        if self.converted:
+            self.add(f"converted {self.converted}", elements)
 
     def product(self, count: float, m: float, k: float, n: float) -> None:
         """Count so many matrix products of m by k by n."""

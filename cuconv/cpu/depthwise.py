@@ -294,12 +294,17 @@ def _cost(request: Request, processor: Processor) -> Cost:
         cost.image(images * cut.read, cut.run if cost.channels_first else 1)
         if any(axis.stride > 1 for axis in there):
             phases = math.prod(map(phase_count, there))
-            cost.copy(images * phases * depth * height * width * cut.blocks, width, False)
+            cost.add("phase cell", images * phases * depth * height * width * cut.blocks)
             cost.add("call", blocks * phases * 3)
-        run = same * problem.n * problem.k * cut.counts[0] * height * width * cut.blocks
+        planes, lines, cells = cut.counts
+        length = ((planes - 1) * height + lines) * min(launch.tile[1], problem.n) * width - width + cells
+        rows = blocks * problem.k / -(-problem.c // launch.tile[0])
+        run = rows * length
         cost.add("call", blocks * (10 + 3 * cut.taps * passes))
-        passed = "scaled" if op != "wgrad" else "dotted integers" if cost.dtype.kind == "i" else "dotted"
-        cost.megabytes(passed, run * cut.taps)
+        passed = "dotted" if op == "wgrad" else "scaled"
+        cost.add(f"{passed} row", rows * cut.taps)
+        slow = " integers" if op == "wgrad" and cost.dtype.kind == "i" else ""
+        cost.megabytes(passed + slow, run * cut.taps)
         if op == "wgrad":
             cost.megabytes("copied", run)
         cost.image(same * problem.n * cut.cells * (problem.c if op == "dgrad" else problem.k), cut.width)

@@ -27,6 +27,7 @@ from .blocking import ALL, Launch, Scratch, blocks, fit, lengths, while_long, wo
 from .cost import Cost, Cut, estimate
 from .lowering import (
     Axes,
+    Axis,
     Phase,
     every,
     filter_columns,
@@ -371,13 +372,14 @@ def _cost(request: Request, processor: Processor) -> Cost:
         cost.add("call", blocks * places * groups)
         if cut.taps == 1 and cost.channels_first:  # each image's cells are a product of its own
             cost.product(problem.n * cut.blocks * groups, columns // groups, terms, cut.cells / cut.blocks)
+            if cost.converted or places > 1:
+                cost.image(pixels * columns, cut.width)
             continue
         cost.product(blocks * groups, pixels / blocks, terms, columns // groups)
         if cut.taps > 1:
             cost.image(problem.n * channels * cut.read, cut.run if cost.channels_first else channels, True)
-            neighbours = axes[2].taps if axes[2].step == 1 and groups == 1 else 1
-            cost.copy(pixels * cut.taps * channels, channels // groups * neighbours)
-        if cut.taps > 1 or groups > 1 or places > 1:
+            cost.copy(pixels * cut.taps * channels, run_of_rows(axes[2], channels // groups, groups))
+        if cut.taps > 1 or groups > 1 or places > 1 or cost.converted:
             inside = columns // groups // places
             cost.image(pixels * columns, cut.width if cost.channels_first else inside, True)
     return cost
@@ -401,8 +403,15 @@ def _wgrad_cost(request: Request, processor: Processor) -> Cost:
     cost.megabytes("copied", blocks * g * filters * c * cut.taps + sections * math.prod(problem.w_shape()))
     if cut.taps > 1:
         cost.image(problem.n * problem.c * cut.read, cut.run if cost.channels_first else c * g, True)
-        cost.copy(pixels * cut.taps * problem.c, c * (axes[2].taps if axes[2].step == 1 and g == 1 else 1))
+        cost.copy(pixels * cut.taps * problem.c, run_of_rows(axes[2], c, g))
     return cost
+
+
+def run_of_rows(width: Axis, channels: int, groups: int) -> int:
+    """How many cells of a row that `lower` makes are copied at once."""
+    if channels == 1:
+        return width.taps
+    return channels * (width.taps if width.step == 1 and groups == 1 else 1)
 
 
 def result_channels(request: Request) -> int:

@@ -162,6 +162,7 @@ def _cost(request: Request, processor: Processor) -> Cost:
         cost.add("call", 10 * blocks)
         cost.product(blocks * g, k, each, cut.taps * c)
         cost.megabytes("copied", blocks * g * k * c * cut.taps)
+        cost.megabytes("packed", 3 * blocks * g * each * cut.taps * c)  # BLAS has to transpose it
     return cost
 
 

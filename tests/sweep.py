@@ -145,8 +145,8 @@ def counted(request, name):
     (entry,) = (entry for entry in TABLE[request.op] if entry.name == name)
     with mock.patch.object(cost.Cost, "seconds", property(lambda self: self)):
         found = entry.estimate(request, device_of("cpu", None))
-    share = math.ceil(found.parts / found.threads) / found.parts
-    return {what: count * share for what, count in found.counts.items()} | {"thread": found.threads - 1}
+    each = {what: count * found.rounds for what, count in found.counts.items()}
+    return each | {"thread": found.started}
 
 
 def fit(seeds):

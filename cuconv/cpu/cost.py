@@ -20,29 +20,30 @@ from .lowering import Axes
 from .result import accumulator
 
 RATES: dict[str, float] = {
-    "part": 82,
-    "call": 2.2,
-    "thread": 500,
-    "copied MB": 72,
-    "run": 0.0028,
-    "strided": 0.00013,
-    "converted float16": 0.002,
-    "converted bfloat16": 0.00036,
-    "multiplied float32": 21,
+    "part": 45,
+    "call": 1.8,
+    "thread": 690,
+    "copied MB": 78,
+    "run": 0.0043,
+    "strided": 0.00028,
+    "converted float16": 0.0016,
+    "converted bfloat16": 0.00054,
+    "multiplied float32": 23,
     "multiplied float64": 31,
-    "multiplied integers": 640,
-    "thin MB": 0.00034,
-    "matrix": 0.049,
-    "packed MB": 5.3,
-    "made MB": 54,
-    "banded MB": 5.6,
-    "small matrix": 0.21,
-    "scaled MB": 56,
-    "scaled row": 0.23,
-    "dotted MB": 40,
-    "dotted row": 0.055,
-    "dotted integers MB": 130,
+    "multiplied integers": 690,
+    "thin MB": 2.2,
+    "matrix": 0.043,
+    "packed MB": 8.5,
+    "made MB": 79,
+    "banded MB": 9.6,
+    "small matrix": 0.18,
+    "scaled MB": 72,
+    "scaled row": 0.39,
+    "dotted MB": 39,
+    "dotted row": 0.15,
+    "dotted integers MB": 160,
     "phase cell": 0.00097,
+    "far cell": 0.00077,
 }
 """Microseconds for one of what `Cost` counts."""
 
@@ -83,6 +84,17 @@ class Cost:
         if self.converted:
             self.add(f"converted {self.converted}", elements)
 
+    def gather(self, images: float, cut: Cut, inside: int = 0) -> None:
+        """Count what is brought together for all windows of so many images, a channel each.
+
+        Where so many channels go `inside`, neighbours are channels, otherwise cells along W.
+        """
+        elements = images * cut.read
+        self.image(elements, inside if inside and not self.channels_first else cut.run, inside > 0)
+        self.add("call", 15 * cut.blocks)
+        if not cut.dense:
+            self.add("far cell", elements)
+
     def product(self, count: float, m: float, k: float, n: float) -> None:
         """Count so many matrix products of m by k by n."""
         operations = count * m * k * n
@@ -98,11 +110,20 @@ class Cost:
         self.megabytes("made", count * m * n)
 
     @property
+    def rounds(self) -> float:
+        """The part of all work that one thread does; threads share the parts as evenly as they can."""
+        return math.ceil(self.parts / self.threads) / max(self.parts, 1)
+
+    @property
+    def started(self) -> float:
+        """How many threads are started beside the caller."""
+        return min(self.threads, max(self.parts, 1)) - 1
+
+    @property
     def seconds(self) -> float:
-        """The predicted time; threads share the parts as evenly as they can."""
-        rounds = math.ceil(self.parts / self.threads)
+        """The predicted time."""
         shared = sum(RATES[what] * count for what, count in self.counts.items())
-        return 1e-6 * (shared * rounds / max(self.parts, 1) + RATES["thread"] * (self.threads - 1))
+        return 1e-6 * (shared * self.rounds + RATES["thread"] * self.started)
 
 
 class Cut:
@@ -119,6 +140,7 @@ class Cut:
         self.taps = math.prod(axis.taps for axis in axes)
         self.reads = [axis.read(count) for axis, count in zip(axes, self.counts, strict=True)]
         self.read = math.prod(self.reads) * self.blocks
+        self.dense = all(axis.dense(count) for axis, count in zip(axes, self.counts, strict=True))
         self.width = self.counts[2]
         self.run = self.reads[2]
 

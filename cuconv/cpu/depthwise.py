@@ -291,7 +291,7 @@ def _cost(request: Request, processor: Processor) -> Cost:
         images = same * problem.n * (problem.k if op == "dgrad" else problem.c)
         there = within(axes, cut.counts)
         depth, height, width = map(extent, there)
-        cost.image(images * cut.read, cut.run if cost.channels_first else 1)
+        cost.gather(images, cut)
         if any(axis.stride > 1 for axis in there):
             phases = math.prod(map(phase_count, there))
             cost.add("phase cell", images * phases * depth * height * width * cut.blocks)

@@ -364,22 +364,26 @@ def _cost(request: Request, processor: Processor) -> Cost:
     (launch,) = schedule(request, processor, None).launches
     cost, channels = Cost(request, launch), channels_read(request)
     cost.megabytes("copied", 2 * math.prod(problem.w_shape()))
+    if request.op == "dgrad" and unmet(problem):
+        cost.megabytes("copied", problem.n * problem.c * math.prod(problem.input))
     for axes, columns in windows_and_columns(request):
         cut, places = Cut(axes, launch.tile[-3:]), columns // result_channels(request)
+        cost.add("call", 15 * places)  # for the filters
         blocks = cut.blocks * -(-problem.n // launch.tile[-4])
         terms, pixels = cut.taps * channels // groups, problem.n * cut.cells
         cost.share(blocks)
         cost.add("call", blocks * places * groups)
         if cut.taps == 1 and cost.channels_first:  # each image's cells are a product of its own
             cost.product(problem.n * cut.blocks * groups, columns // groups, terms, cut.cells / cut.blocks)
-            if cost.converted or places > 1:
+            if cost.converted or (request.op == "dgrad" and max(problem.stride) > 1):
                 cost.image(pixels * columns, cut.width)
+                cost.add("strided", pixels * columns * (problem.stride[2] > 1))
             continue
         cost.product(blocks * groups, pixels / blocks, terms, columns // groups)
         if cut.taps > 1:
-            cost.image(problem.n * channels * cut.read, cut.run if cost.channels_first else channels, True)
+            cost.gather(problem.n * channels, cut, channels)
             cost.copy(pixels * cut.taps * channels, run_of_rows(axes[2], channels // groups, groups))
-        if cut.taps > 1 or groups > 1 or places > 1 or cost.converted:
+        if cut.taps > 1 or groups > 1 or max(problem.stride) > 1 or cost.converted:
             inside = columns // groups // places
             cost.image(pixels * columns, cut.width if cost.channels_first else inside, True)
     return cost
@@ -398,11 +402,11 @@ def _wgrad_cost(request: Request, processor: Processor) -> Cost:
     pixels = problem.n * cut.cells
     cost.share(sections * places)
     cost.add("call", 10 * blocks)
-    cost.image(pixels * problem.k * -(-problem.c // groups // c), cut.width if cost.channels_first else 1)
+    cost.image(pixels * problem.k * -(-problem.c // groups // c), cut.width)
     cost.product(blocks * g, filters, pixels * places / max(blocks, 1), c * cut.taps)
     cost.megabytes("copied", blocks * g * filters * c * cut.taps + sections * math.prod(problem.w_shape()))
     if cut.taps > 1:
-        cost.image(problem.n * problem.c * cut.read, cut.run if cost.channels_first else c * g, True)
+        cost.gather(problem.n * problem.c, cut, c * g)
         cost.copy(pixels * cut.taps * problem.c, run_of_rows(axes[2], c, g))
     return cost
 

@@ -149,7 +149,7 @@ def _cost(request: Request, processor: Processor) -> Cost:
     places = again * -(-groups // g)
     blocks = cut.blocks * -(-problem.n // images) * places
     pixels = problem.n * cut.cells
-    cost.image(problem.n * problem.c * cut.read * again, cut.run if cost.channels_first else 1)
+    cost.gather(problem.n * problem.c * again, cut)
     cost.copy(pixels * cut.taps * problem.c * again, cut.width, axes[2].within(cut.width).stride == 1)
     cost.image(pixels * problem.k, cut.width)
     each = pixels * places / max(blocks, 1)

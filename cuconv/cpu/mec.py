@@ -120,8 +120,9 @@ def _cost(request: Request, processor: Processor) -> Cost:
         blocks = cut.blocks * -(-problem.n // images)
         parts, made = max(len(_parts(within(axes, cut.counts))), 1), problem.n * cut.cells * columns
         cost.share(blocks)
-        cost.add("call", blocks * (groups * columns // gemm.result_channels(request) + 2 * parts))
-        cost.image(problem.n * channels * cut.read, cut.run if cost.channels_first else 1)
+        places = columns // gemm.result_channels(request)
+        cost.add("call", blocks * (groups * places + 2 * parts) + 15 * places)
+        cost.gather(problem.n * channels, cut)
         lowered = problem.n * channels * cut.read / max(cut.run, 1) * axes[2].taps * cut.width
         cost.copy(lowered, cut.width, axes[2].within(cut.width).stride == 1)
         planes, _, _ = within(axes, cut.counts)

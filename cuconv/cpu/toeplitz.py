@@ -267,7 +267,7 @@ def _cost(request: Request, processor: Processor) -> Cost:
         tile, seen = tiling(axes[1])
         tiles = -(-cut.counts[1] // tile)
         read = images * depth.read(depth.cells) * height.reach(tiles * tile) * cut.blocks
-        cost.image(read * cut.run, cut.run if cost.channels_first else 1)
+        cost.image(read * cut.run, cut.run)
         cost.copy(read * width.taps * cut.width, cut.width, width.stride == 1)
         one = depth.read(depth.cells) == 1
         long = cut.width * (

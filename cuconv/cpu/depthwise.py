@@ -25,7 +25,7 @@ from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
 from .blocking import ALL, Launch, Scratch, blocks, fit, lengths, workers
 from .cost import Cost, Cut, estimate
-from .gemm import finish_unmet
+from .gemm import finish_unmet, unmet_elements
 from .lowering import (
     Axes,
     every,
@@ -284,6 +284,7 @@ def _cost(request: Request, processor: Processor) -> Cost:
     plan = plan_wgrad(request, processor) if op == "wgrad" else schedule(request, processor, None)
     (launch,) = plan.launches
     cost = Cost(request, launch)
+    cost.megabytes("copied", unmet_elements(request))
     passes = problem.k // problem.c if op == "dgrad" else 1
     for axes, columns in windows_and_columns(request):
         cut, same = Cut(axes, launch.tile[2:]), columns // problem.c if op == "dgrad" else 1

@@ -171,6 +171,14 @@ def finish_unmet(problem: ConvProblem, result: Result, threads: int) -> None:
     spread(partial(result.store_zero, mask=mask), blocks((problem.n,), (images,)), threads)
 
 
+def unmet_elements(request: Request) -> int:
+    """How many elements `finish_unmet` passes over."""
+    problem = request.problem.volumetric
+    if request.op != "dgrad" or not unmet(problem):
+        return 0
+    return problem.n * problem.c * math.prod(problem.input)
+
+
 def wgrad(request: Request, launch: Launch, x: np.ndarray, dy: np.ndarray, result: Result) -> None:
     """dW = dY^T X for blocks of groups and input channels, summed over images and output cells in order.
 
@@ -364,21 +372,20 @@ def _cost(request: Request, processor: Processor) -> Cost:
     (launch,) = schedule(request, processor, None).launches
     cost, channels = Cost(request, launch), channels_read(request)
     cost.megabytes("copied", 2 * math.prod(problem.w_shape()))
-    if request.op == "dgrad" and unmet(problem):
-        cost.megabytes("copied", problem.n * problem.c * math.prod(problem.input))
+    cost.megabytes("copied", unmet_elements(request))
     for axes, columns in windows_and_columns(request):
         cut, places = Cut(axes, launch.tile[-3:]), columns // result_channels(request)
         cost.add("call", 15 * places)  # for the filters
         blocks = cut.blocks * -(-problem.n // launch.tile[-4])
         terms, pixels = cut.taps * channels // groups, problem.n * cut.cells
         cost.share(blocks)
-        cost.add("call", blocks * places * groups)
         if cut.taps == 1 and cost.channels_first:  # each image's cells are a product of its own
             cost.product(problem.n * cut.blocks * groups, columns // groups, terms, cut.cells / cut.blocks)
             if cost.converted or (request.op == "dgrad" and max(problem.stride) > 1):
                 cost.image(pixels * columns, cut.width)
                 cost.add("strided", pixels * columns * (problem.stride[2] > 1))
             continue
+        cost.add("call", blocks * places * groups)
         cost.product(blocks * groups, pixels / blocks, terms, columns // groups)
         if cut.taps > 1:
             cost.gather(problem.n * channels, cut, channels)

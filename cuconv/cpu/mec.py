@@ -113,7 +113,7 @@ def _cost(request: Request, processor: Processor) -> Cost:
     problem, groups = request.problem.volumetric, request.problem.groups
     (launch,) = _schedule(request, processor, None).launches
     cost, channels = Cost(request, launch), gemm.channels_read(request)
-    cost.megabytes("copied", 2 * math.prod(problem.w_shape()))
+    cost.megabytes("copied", 2 * math.prod(problem.w_shape()) + gemm.unmet_elements(request))
     images = launch.tile[-4]
     for axes, columns in windows_and_columns(request):
         cut = Cut(axes, launch.tile[-3:])

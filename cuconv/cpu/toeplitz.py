@@ -258,7 +258,7 @@ def _cost(request: Request, processor: Processor) -> Cost:
     plan = _plan_wgrad(request, processor) if op == "wgrad" else _schedule(request, processor, None)
     (launch,) = plan.launches
     cost = Cost(request, launch)
-    cost.megabytes("copied", _band_elements(request))
+    cost.megabytes("copied", _band_elements(request) + gemm.unmet_elements(request))
     for axes, columns in windows_and_columns(request):
         cut, same = Cut(axes, launch.tile[2:]), columns // problem.c if op == "dgrad" else 1
         blocks = same * depthwise.blocks_of(request, cost, cut, launch.tile)
@@ -278,6 +278,7 @@ def _cost(request: Request, processor: Processor) -> Cost:
         )
         operations = products * tile * seen * width.taps * long
         cost.add("call", 10 * blocks * depth.taps * (problem.k // problem.c if op == "dgrad" else 1))
+        cost.add("call", same * (30 + 10 * height.taps))  # for the matrices
         cost.megabytes("banded", operations)
         cost.add("small matrix", max(products, operations / SMALL[0]))
         cost.image(same * problem.n * cut.cells * (problem.c if op == "dgrad" else problem.k), cut.width)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import cuconv
-from cuconv.cpu import TABLE, gemm, im2col, lowering, padding, toeplitz
+from cuconv.cpu import TABLE, gemm, im2col, padding, toeplitz, windows
 from cuconv.cpu.padding import room
 from cuconv.plan import INPUTS, _make_plan, make_plan
 from cuconv.problem import Request
@@ -258,7 +258,7 @@ FAR = (
 def test_what_lies_between_far_taps_is_not_copied(line, op, monkeypatch):
     """Whatever the blocks are, at most twice what the windows see is brought together."""
     problem, gathered = cuconv.ConvProblem.parse(line), []
-    monkeypatch.setattr(lowering, "room", lambda *arguments: counted(room(*arguments)))
+    monkeypatch.setattr(windows, "room", lambda *arguments: counted(room(*arguments)))
     monkeypatch.setattr(padding, "room", lambda *arguments: counted(room(*arguments)))
 
     def counted(array):
@@ -269,7 +269,7 @@ def test_what_lies_between_far_taps_is_not_copied(line, op, monkeypatch):
     operands = [np.ones(shapes[role]) for role in INPUTS[op]]
     taps = int(np.prod(problem.filter))
     read = problem.k if op == "dgrad" else problem.c
-    windows = problem.n * read * taps * int(np.prod(problem.input if op == "dgrad" else problem.output))
+    seen = problem.n * read * taps * int(np.prod(problem.input if op == "dgrad" else problem.output))
     for size in (10_000, 1 << 24):
         for name in ops_names(op, Case(problem, "float64")):
             if name == "col2im":
@@ -277,7 +277,7 @@ def test_what_lies_between_far_taps_is_not_copied(line, op, monkeypatch):
             gathered.clear()
             with workspace(size):
                 make_plan(Request(op, problem, "float64"), name, "cpu", "1 thread")(*operands)
-            assert sum(gathered) <= 2 * windows, f"{name} in {size} bytes"
+            assert sum(gathered) <= 2 * seen, f"{name} in {size} bytes"
 
 
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
@@ -289,7 +289,7 @@ def test_what_lies_between_far_taps_is_not_copied(line, op, monkeypatch):
 def test_cells_that_no_tap_meets_are_finished_too(line, activation, layout):
     """With bias, activation and accumulation, as a transposed convolution has them."""
     problem, rng = cuconv.ConvProblem.parse(line), np.random.default_rng(0)
-    assert lowering.unmet(problem.volumetric)
+    assert windows.unmet(problem.volumetric)
     reference = oracle(problem, problem.x_shape(), problem.padding)
     for dtype, accumulate in itertools.product(("float64", "float16", "int32"), (False, True)):
         if dtype == "int32" and activation == "sigmoid":
@@ -341,7 +341,7 @@ def test_plans_take_milliseconds_whatever_the_numbers(line, op):
         seconds = []
         for _ in range(3):
             _make_plan.cache_clear()
-            lowering.phases_of.cache_clear()
+            windows.phases_of.cache_clear()
             start = time.perf_counter()
             with contextlib.suppress(ValueError):
                 make_plan(request, name, "cpu", "2 threads")

@@ -16,8 +16,10 @@ import numpy as np
 from ..problem import Request
 from ..processor import Processor
 from .blocking import Launch
-from .lowering import Axes
 from .result import accumulator
+from .windows import (
+    Axes,
+)
 
 RATES: dict[str, float] = {
     "part": 45,
@@ -31,13 +33,16 @@ RATES: dict[str, float] = {
     "multiplied float32": 23,
     "multiplied float64": 31,
     "multiplied integers": 690,
+    "multiplied by rows": 900,
     "thin MB": 2.2,
+    "thin result": 0.001,
     "matrix": 0.043,
     "packed MB": 8.5,
     "made MB": 79,
     "banded MB": 9.6,
     "small matrix": 0.18,
     "scaled MB": 72,
+    "scaled integers MB": 150,
     "scaled row": 0.39,
     "dotted MB": 39,
     "dotted row": 0.15,
@@ -102,6 +107,7 @@ class Cost:
             self.add("multiplied integers", operations * 1e-6)
         elif min(m, n) < 2:
             self.megabytes("thin", operations)
+            self.add("thin result", count * m * n)
         else:
             real = np.empty(0, self.dtype).real.dtype
             self.add(f"multiplied {real}", operations * (1 if real == self.dtype else 4) * 1e-6)

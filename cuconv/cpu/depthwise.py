@@ -26,7 +26,10 @@ from ..table import Algorithm, Schedule
 from .blocking import ALL, Launch, Scratch, blocks, fit, lengths, workers
 from .cost import Cost, Cut, estimate
 from .gemm import finish_unmet, unmet_elements
-from .lowering import (
+from .padding import fold, fold_elements
+from .result import Result, accumulator, finishing_blocks
+from .runs import Runs, extent, phase_count, run_elements
+from .windows import (
     Axes,
     every,
     most_cells,
@@ -37,9 +40,6 @@ from .lowering import (
     windows_of,
     within,
 )
-from .padding import fold, fold_elements
-from .result import Result, accumulator, finishing_blocks
-from .runs import Runs, extent, phase_count, run_elements
 
 
 def by_taps(
@@ -304,8 +304,7 @@ def _cost(request: Request, processor: Processor) -> Cost:
         cost.add("call", blocks * (10 + 3 * cut.taps * passes))
         passed = "dotted" if op == "wgrad" else "scaled"
         cost.add(f"{passed} row", rows * cut.taps)
-        slow = " integers" if op == "wgrad" and cost.dtype.kind == "i" else ""
-        cost.megabytes(passed + slow, run * cut.taps)
+        cost.megabytes(passed + (" integers" if cost.dtype.kind == "i" else ""), run * cut.taps)
         if op == "wgrad":
             cost.megabytes("copied", run)
         cost.image(same * problem.n * cut.cells * (problem.c if op == "dgrad" else problem.k), cut.width)

@@ -25,16 +25,14 @@ from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
 from .blocking import ALL, Launch, Scratch, blocks, fit, lengths, while_long, workers
 from .cost import Cost, Cut, estimate
-from .lowering import (
+from .lowering import filter_columns, filter_rows, for_blas, lower, lowered_elements
+from .padding import fold, fold_elements
+from .result import Result, accumulator, finishing_blocks
+from .windows import (
     Axes,
     Axis,
     Phase,
     every,
-    filter_columns,
-    filter_rows,
-    for_blas,
-    lower,
-    lowered_elements,
     most_cells,
     phases_of,
     too_many_residues,
@@ -43,8 +41,6 @@ from .lowering import (
     windows_and_columns,
     windows_of,
 )
-from .padding import fold, fold_elements
-from .result import Result, accumulator, finishing_blocks
 
 Places = Sequence[tuple[slice, ...]]
 """Where a product belongs in the result: its columns are the channels of each place in turn."""
@@ -411,6 +407,8 @@ def _wgrad_cost(request: Request, processor: Processor) -> Cost:
     cost.add("call", 10 * blocks)
     cost.image(pixels * problem.k * -(-problem.c // groups // c), cut.width)
     cost.product(blocks * g, filters, pixels * places / max(blocks, 1), c * cut.taps)
+    if cost.dtype.kind == "i":  # NumPy's own product reads the rows of x cell by cell
+        cost.add("multiplied by rows", problem.macs * 1e-6)
     cost.megabytes("copied", blocks * g * filters * c * cut.taps + sections * math.prod(problem.w_shape()))
     if cut.taps > 1:
         cost.gather(problem.n * problem.c, cut, c * g)

@@ -19,8 +19,11 @@ from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
 from .blocking import ALL, Launch, Scratch, blocks, fit, lengths, while_long, workers
 from .cost import Cost, Cut, estimate
-from .lowering import arranged, by_group, for_blas, lower_columns, lowered_elements, windows_of
+from .lowering import arranged, by_group, for_blas, lower_columns, lowered_elements
 from .result import Result, accumulator, finishing_blocks
+from .windows import (
+    windows_of,
+)
 
 FEW = 1024
 """Output cells per thread below which threads share the output channels and not the cells."""

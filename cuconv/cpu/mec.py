@@ -28,8 +28,14 @@ from ..table import Algorithm
 from . import gemm
 from .blocking import Launch, Scratch, fit, lengths, while_long
 from .cost import Cost, Cut, estimate
-from .lowering import Axes, Rows, rows_elements, too_many_residues, windows_and_columns, within
+from .lowering import Rows, rows_elements
 from .result import Result
+from .windows import (
+    Axes,
+    too_many_residues,
+    windows_and_columns,
+    within,
+)
 
 COLUMNS = 256
 """Output cells of a product, of several images or planes, up to which more of them make it faster."""

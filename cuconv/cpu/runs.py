@@ -16,8 +16,14 @@ from typing import Any
 import numpy as np
 
 from .blocking import Scratch, lengths
-from .lowering import Axes, Axis, gather_windows, gathered_elements, within
 from .padding import IMAGES_INSIDE
+from .windows import (
+    Axes,
+    Axis,
+    gather_windows,
+    gathered_elements,
+    within,
+)
 
 
 class Runs:

@@ -33,8 +33,15 @@ from ..table import Algorithm
 from . import depthwise, gemm
 from .blocking import ALL, Launch, Scratch, blocks
 from .cost import Cost, Cut, estimate
-from .lowering import Axes, Axis, Rows, rows_elements, windows_and_columns, windows_of, within
+from .lowering import Rows, rows_elements
 from .result import Result, accumulator
+from .windows import (
+    Axes,
+    Axis,
+    windows_and_columns,
+    windows_of,
+    within,
+)
 
 TILE = 4
 """Output rows of a tile. More are more zeros to multiply; OpenBLAS multiplies four rows at a time."""

@@ -1,0 +1,252 @@
+"""Windows: which cells of an array every output cell reads, along each axis and in blocks.
+
+All three ops read one of their arrays, a, through windows. Along each axis the window of output cell j has
+the cells
+
+    a[start + j stride + t step]    for its taps t
+
+fprop and wgrad read x so, with start = -padding, the problem's stride and step = dilation. dgrad is, for each
+residue of the stride that taps meet, a correlation of dy with these taps, at stride 1.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from ..problem import ConvProblem, Request
+from .blocking import Scratch, lengths
+from .padding import fill, gather, room, take
+
+
+@dataclass(frozen=True)
+class Axis:
+    """How windows lie along one axis: output cell j has the cells start + j stride + t step."""
+
+    start: int
+    stride: int
+    step: int
+    taps: int
+    cells: int
+
+    def reach(self, count: int) -> int:
+        """From the first to the last cell that so many output cells see; none where there is nothing."""
+        return max((count - 1) * self.stride + (self.taps - 1) * self.step + 1, 0)
+
+    def dense(self, count: int) -> bool:
+        """Whether so many output cells see half of these cells or more."""
+        return 2 * self.taps * count >= self.reach(count)
+
+    def within(self, count: int) -> Axis:
+        """How the windows of a block of so many output cells lie in what `gather_windows` gives.
+
+        As in the array, or, where few cells are seen, what each tap sees, one tap after the other.
+        """
+        if self.dense(count):
+            return Axis(0, self.stride, self.step, self.taps, count)
+        return Axis(0, 1, count, self.taps, count)
+
+    def read(self, count: int) -> int:
+        """How many cells are there."""
+        return self.reach(count) if self.dense(count) else self.taps * count
+
+
+Axes = tuple[Axis, Axis, Axis]
+
+
+def within(axes: Axes, counts: Sequence[int]) -> Axes:
+    """How the windows of a block of so many output cells lie in what `gather_windows` gives."""
+    depth, height, width = map(Axis.within, axes, counts)
+    return depth, height, width
+
+
+def gather_windows(
+    a: np.ndarray,
+    axes: Axes,
+    cells: Sequence[slice],
+    mode: str,
+    dtype: np.dtype,
+    scratch: Scratch,
+    order: Sequence[int],
+) -> tuple[np.ndarray, Axes]:
+    """The cells that the windows of a block see, as `gather` gives them, and how the windows lie there."""
+    there = within(axes, lengths(cells))
+    lows = [axis.start + part.start * axis.stride for axis, part in zip(axes, cells, strict=True)]
+    counts = [axis.reach(axis.cells) for axis in there]
+    if _dense(axes, lengths(cells)):
+        return gather(a, lows, counts, mode, dtype, scratch, order), there
+    padded = room((*a.shape[:2], *counts), dtype, scratch, order)
+    block = [replace(axis, cells=count) for axis, count in zip(axes, lengths(cells), strict=True)]
+    if padded.size > PIECE * math.prod(1 if axis.dense(axis.cells) else axis.taps for axis in block):
+        for piece in itertools.product(*map(_pieces, lows, block)):
+            target, seen = zip(*piece, strict=True)
+            fill(padded[(slice(None), slice(None), *target)], a, seen, mode)
+    else:
+        take(padded, a, list(map(_coordinates, lows, block)), mode)
+    return padded, there
+
+
+PIECE = 2048
+"""Elements up to which it is faster to look up each than to copy a piece."""
+
+
+def _pieces(low: int, axis: Axis) -> list[tuple[slice, range]]:
+    """What is copied at once along an axis: where it goes, and which cells it is."""
+    count, stride = axis.cells, axis.stride
+    if axis.dense(count):
+        return [(slice(None), range(low, low + axis.reach(count)))]
+    firsts = range(low, low + axis.taps * axis.step, axis.step)
+    return [
+        (slice(t * count, (t + 1) * count), range(first, first + count * stride, stride))
+        for t, first in enumerate(firsts)
+    ]
+
+
+def _coordinates(low: int, axis: Axis) -> np.ndarray:
+    """The same cells one after the other."""
+    if axis.dense(axis.cells):
+        return np.arange(low, low + axis.reach(axis.cells))
+    firsts = low + np.arange(axis.taps) * axis.step
+    return (firsts[:, None] + np.arange(axis.cells) * axis.stride).ravel()
+
+
+def _dense(axes: Axes, counts: Sequence[int]) -> bool:
+    """Whether all cells from the first to the last are brought together."""
+    return all(map(Axis.dense, axes, counts))
+
+
+def gathered_elements(axes: Axes, counts: Sequence[int], mode: str) -> int:
+    """Scratch elements per image and channel that `gather_windows` needs at the most."""
+    copies = 1 if mode == "zeros" and _dense(axes, counts) else 2
+    return copies * math.prod(axis.read(count) for axis, count in zip(axes, counts, strict=True))
+
+
+def windows_of(problem: ConvProblem) -> Axes:
+    """The windows by which fprop and wgrad read x."""
+    each = zip(problem.padding, problem.stride, problem.dilation, problem.filter, problem.output, strict=True)
+    depth, height, width = (Axis(-before, *rest) for (before, _), *rest in each)
+    return depth, height, width
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Residues of the stride whose cells of dx have the same windows on dy: for each its cells and taps."""
+
+    axes: Axes
+    cells: tuple[tuple[slice, ...], ...]
+    taps: tuple[tuple[slice, ...], ...]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        return tuple(axis.cells for axis in self.axes)
+
+
+RESIDUES = 1024
+"""Residues of the stride, of all axes together, beyond which `col2im` alone makes dgrad."""
+
+
+def too_many_residues(request: Request) -> str | None:
+    """Why dgrad cannot go residue by residue of the stride, if it is for their number."""
+    if request.op != "dgrad":
+        return None
+    problem = request.problem
+    axes = zip(problem.filter, problem.stride, problem.dilation, strict=True)
+    count = math.prod(min(filter, _between(stride, dilation)) for filter, stride, dilation in axes)
+    return (
+        None if count <= RESIDUES else f"taps meet {count:,} residues of the stride, more than {RESIDUES:,}"
+    )
+
+
+@lru_cache(maxsize=256)
+def phases_of(problem: ConvProblem) -> tuple[Phase, ...]:
+    """The cells of dx that taps meet; of the gradient of the padded input where padding is not of zeros.
+
+    At most RESIDUES in all; see `unmet` for the other cells.
+    """
+    every_axis: list[dict[Axis, list[tuple[slice, slice]]]] = []
+    for extent, before, *rest in _residue_axes(problem):
+        together: dict[Axis, list[tuple[slice, slice]]] = {}
+        for cells, taps, axis in _residues(extent, before, *rest):
+            together.setdefault(axis, []).append((cells, taps))
+        every_axis.append(together)
+    phases = []
+    for depth, height, width in itertools.product(*every_axis):
+        axes = (depth, height, width)
+        residues = list(itertools.product(*map(dict.__getitem__, every_axis, axes)))
+        places = tuple(tuple(part for part, _ in residue) for residue in residues)
+        phases.append(Phase(axes, places, tuple(tuple(part for _, part in residue) for residue in residues)))
+    return tuple(phases)
+
+
+def unmet(problem: ConvProblem) -> bool:
+    """Whether there are cells of dx, or of the padded input's gradient, that `phases_of` leaves out."""
+    met = sum(len(phase.cells) * math.prod(phase.counts) for phase in phases_of(problem))
+    return met < math.prod(extent for extent, *_ in _residue_axes(problem))
+
+
+def unmet_cells(problem: ConvProblem) -> np.ndarray:
+    """Which they are, as a mask (D, H, W)."""
+    met = []
+    for extent, before, *rest in _residue_axes(problem):
+        met.append(np.zeros(extent, bool))
+        for cells, _, _ in _residues(extent, before, *rest):
+            met[-1][cells] = True
+    depth, height, width = met
+    return ~(depth[:, None, None] & height[:, None] & width)
+
+
+def windows_and_columns(request: Request) -> list[tuple[Axes, int]]:
+    """The windows by which an op reads, and how many channels come of each; several for dgrad."""
+    problem = request.problem.volumetric
+    if request.op == "dgrad":
+        return [(phase.axes, problem.c * len(phase.taps)) for phase in phases_of(problem)]
+    return [(windows_of(problem), problem.k)]
+
+
+def most_cells(request: Request) -> tuple[int, ...]:
+    """Per axis the largest number of output cells that windows of one kind have."""
+    every = [axes for axes, _ in windows_and_columns(request)]
+    return tuple(max((axes[axis].cells for axes in every), default=0) for axis in range(3))
+
+
+def _residue_axes(problem: ConvProblem) -> Iterator[tuple[int, int, int, int, int]]:
+    """What `_residues` takes, axis by axis."""
+    if problem.padding_mode == "zeros":
+        extents, befores = problem.input, [before for before, _ in problem.padding]
+    else:
+        extents, befores = problem.padded, [0] * problem.rank
+    return zip(extents, befores, problem.stride, problem.dilation, problem.filter, strict=True)
+
+
+def _between(stride: int, dilation: int) -> int:
+    """How far apart the taps of one residue are, and how many residues are met if there are as many taps."""
+    return stride // math.gcd(stride, dilation)
+
+
+def _residues(
+    extent: int, before: int, stride: int, dilation: int, filter: int
+) -> Iterator[tuple[slice, slice, Axis]]:
+    """Along one axis: cell h meets tap r at dy's cell (h + before - r dilation) / stride."""
+    between = _between(stride, dilation)
+    for tap in range(min(filter, between)):
+        first = (tap * dilation - before) % stride
+        if first >= extent:
+            continue
+        taps = range(tap, filter, between)
+        # The last tap meets the first cell of dy, so taps are taken in reverse.
+        order = slice(taps[-1], tap - 1 if tap else None, -between)
+        start = (first + before - taps[-1] * dilation) // stride
+        cells = range(first, extent, stride)
+        axis = Axis(start, 1, dilation * between // stride, len(taps), len(cells))
+        yield slice(cells.start, cells.stop, cells.step), order, axis
+
+
+def every(cells: slice, part: slice) -> slice:
+    """A range of the cells that a slice takes, as a slice."""
+    taken = range(cells.start, cells.stop, cells.step)[part]
+    return slice(taken.start, taken.stop, taken.step)

@@ -88,11 +88,8 @@ def fit(
     parts = threads if parts is None else parts
     budget = share * min(WORKSPACE, LIMIT / threads)
 
-    def count() -> int:
-        return math.prod(-(-extent // part) for extent, part in zip(extents, tile, strict=True))
-
     for axis in order if order is not None else range(len(extents)):
-        while tile[axis] > 1 and (0 < count() < parts or cost(*tile) > budget):
+        while tile[axis] > 1 and (0 < block_count(extents, tile) < parts or cost(*tile) > budget):
             tile[axis] = -(-tile[axis] // 2)
     return tuple(tile)
 
@@ -116,6 +113,11 @@ def blocks(extents: Sequence[int], tile: Sequence[int]) -> Iterator[tuple[slice,
         for extent, step in zip(extents, tile, strict=True)
     ]
     return itertools.product(*steps)
+
+
+def block_count(extents: Sequence[int], tile: Sequence[int]) -> int:
+    """How many blocks there are."""
+    return math.prod(-(-extent // part) for extent, part in zip(extents, tile, strict=True))
 
 
 def lengths(block: Sequence[slice]) -> tuple[int, ...]:

@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
 from ..problem import ConvProblem, Request
 from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
-from .blocking import ALL, Launch, Scratch, blocks, fit, lengths, tap_cells, while_long, workers
+from .blocking import ALL, Launch, Scratch, block_count, blocks, fit, lengths, tap_cells, while_long, workers
 from .cost import Cost, estimate
 from .im2col import FEW, few_cells, taken_by_one
 from .lowering import arranged, by_group, for_blas
 from .padding import fold, fold_elements
 from .result import Result, accumulator, finishing_blocks
+from .windows import residue_axes
 
 
 def dgrad(request: Request, launch: Launch, dy: np.ndarray, w: np.ndarray, result: Result) -> None:
@@ -35,10 +35,8 @@ def dgrad(request: Request, launch: Launch, dy: np.ndarray, w: np.ndarray, resul
     filters = arranged(w, 0, dtype, launch.threads).reshape(problem.groups, k, c * len(taps))
     filters = filters.conj() if request.conjugate else filters
     # Per input channel and tap, whether zeros around dy would give NaN.
-    spoiling = (
-        None if np.isfinite(filters).all() else ~np.isfinite(filters).all(axis=1).reshape(-1, len(taps))
-    )
-    zeros = problem.padding_mode == "zeros"
+    spoiling = ~np.isfinite(filters).all(axis=1).reshape(-1, len(taps))
+    finite, folding = not spoiling.any(), problem.padding_mode != "zeros"
 
     def block(n: slice, groups: slice, channels: slice) -> None:
         images, g, count = lengths((n, groups, channels))
@@ -55,21 +53,22 @@ def dgrad(request: Request, launch: Launch, dy: np.ndarray, w: np.ndarray, resul
                 padded[(ALL, ALL, ALL, *tap_cells(problem, tap, cells))] += made
         inputs = slice(groups.start * c + channels.start, (groups.stop - 1) * c + channels.stop)
         dx = padded.reshape(images, g * count, *problem.padded)
-        if spoiling is not None and not zeros:
-            _spoil(dx, problem, [0, 0, 0], spoiling[inputs])
+        if folding and not finite:
+            _spoil(dx, problem, spoiling[inputs])
         dx = fold(dx, problem)
-        if spoiling is not None and zeros:
-            _spoil(dx, problem, [before for before, _ in problem.padding], spoiling[inputs])
+        if not (folding or finite):
+            _spoil(dx, problem, spoiling[inputs])
         result.store((n, inputs, ALL, ALL, ALL), dx)
 
     spread(block, blocks((problem.n, problem.groups, c), launch.tile[:3]), launch.threads)
 
 
-def _spoil(dx: np.ndarray, problem: ConvProblem, befores: Sequence[int], spoiling: np.ndarray) -> None:
+def _spoil(dx: np.ndarray, problem: ConvProblem, spoiling: np.ndarray) -> None:
     """Make NaN of the cells where a tap that is not finite meets a zero outside of dy.
 
-    Other algorithms multiply these zeros; `befores` cells of padding come before dx's first.
+    Other algorithms multiply these zeros. dx is the padded input's where that is folded.
     """
+    befores = [before for _, before, *_ in residue_axes(problem)]
     taps = itertools.product(*map(range, problem.filter))
     for tap, channels in zip(taps, spoiling.T, strict=True):
         if channels.any():
@@ -116,9 +115,7 @@ def _plan(request: Request, processor: Processor) -> Schedule:
     tile = fit(tile, gradient, threads, order=(*cells_first, 1), share=0.25, parts=1)
     tile = fit(tile, columns, threads, order=(1, 2, *cells_first), share=0.25, parts=1)
     filters = 3 * math.prod(problem.w_shape()) * item
-    parts = zip((problem.n, problem.groups, c), tile[:3], strict=True)
-    blocks_of = [-(-extent // part) for extent, part in parts]
-    used = min(threads, math.prod(blocks_of))
+    used = min(threads, block_count((problem.n, problem.groups, c), tile[:3]))
     launch = Launch(dgrad, "n g c z p q", tile, threads)
     return Schedule(used * (padded(*tile) + columns(*tile)) + filters, (launch,))
 
@@ -129,14 +126,14 @@ def _cost(request: Request, processor: Processor) -> Cost:
     (launch,) = _plan(request, processor).launches
     images, g, c, *cells = launch.tile
     cost, taps = Cost(request, launch), math.prod(problem.filter)
-    again = -(-problem.c // groups // c)
-    places = -(-problem.n // images) * -(-groups // g) * again
-    cuts = math.prod(-(-extent // cell) for extent, cell in zip(problem.output, cells, strict=True))
+    again = block_count((problem.c // groups,), (c,))
+    places = block_count((problem.n, groups), (images, g)) * again
+    cuts = block_count(problem.output, cells)
     pixels, width = problem.n * math.prod(problem.output), min(cells[2], problem.output[2])
     cost.share(places)
     cost.add("call", places * cuts * (2 * taps + 10))
     cost.image(pixels * problem.k * again, width)
-    each = pixels / max(-(-problem.n // images) * cuts, 1)
+    each = pixels / (block_count((problem.n,), (images,)) * cuts)
     cost.product(places * cuts * g, c * taps, problem.k // groups, each)
     cost.copy(2 * pixels * taps * problem.c, 2 * width, problem.stride[2] == 1)  # added to what is there
     cost.megabytes("copied", problem.n * problem.c * math.prod(problem.padded))

@@ -7,6 +7,7 @@ and number, and calls of NumPy. The rates are those of one machine, found from t
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -15,11 +16,9 @@ import numpy as np
 
 from ..problem import Request
 from ..processor import Processor
-from .blocking import Launch
+from .blocking import Launch, block_count
 from .result import accumulator
-from .windows import (
-    Axes,
-)
+from .windows import Axes, Axis, dense
 
 RATES: dict[str, float] = {
     "part": 47,
@@ -34,7 +33,6 @@ RATES: dict[str, float] = {
     "multiplied float64": 41,
     "multiplied integers": 650,
     "multiplied by rows": 170,
-    "thin MB": 0.00037,
     "thin result": 0.0015,
     "matrix": 0.018,
     "packed MB": 9.8,
@@ -42,7 +40,6 @@ RATES: dict[str, float] = {
     "banded MB": 8.2,
     "small matrix": 0.064,
     "scaled MB": 58,
-    "scaled integers MB": 59,
     "scaled row": 0.28,
     "dotted MB": 40,
     "dotted row": 0.082,
@@ -106,7 +103,6 @@ class Cost:
         if self.dtype.kind == "i":
             self.add("multiplied integers", operations * 1e-6)
         elif min(m, n) < 2:
-            self.megabytes("thin", operations)
             self.add("thin result", count * m * n)
         else:
             real = np.empty(0, self.dtype).real.dtype
@@ -140,20 +136,19 @@ class Cut:
 
     def __init__(self, axes: Axes, tile: Sequence[int]) -> None:
         self.counts = [min(max(axis.cells, 1), most) for axis, most in zip(axes, tile, strict=True)]
-        along = [-(-axis.cells // count) for axis, count in zip(axes, self.counts, strict=True)]
-        self.blocks = math.prod(along)
+        self.blocks = block_count([axis.cells for axis in axes], self.counts)
         self.cells = math.prod(axis.cells for axis in axes)
         self.taps = math.prod(axis.taps for axis in axes)
-        self.reads = [axis.read(count) for axis, count in zip(axes, self.counts, strict=True)]
-        self.read = math.prod(self.reads) * self.blocks
-        self.dense = all(axis.dense(count) for axis, count in zip(axes, self.counts, strict=True))
-        self.width = self.counts[2]
-        self.run = self.reads[2]
+        reads = list(map(Axis.read, axes, self.counts))
+        self.read = math.prod(reads) * self.blocks
+        self.dense = dense(axes, self.counts)
+        self.width, self.run = self.counts[2], reads[2]
 
 
 def estimate(count: Callable[[Request, Processor], Cost]) -> Callable[[Request, Processor], float]:
     """The estimate of a table's entry, from a function that counts what its plan does."""
 
+    @functools.wraps(count)
     def seconds(request: Request, processor: Processor) -> float:
         problem = request.problem
         return count(request, processor).seconds if problem.macs * math.prod(problem.input) else 0.0

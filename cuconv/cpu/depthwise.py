@@ -23,7 +23,7 @@ import numpy as np
 from ..problem import Request
 from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
-from .blocking import ALL, Launch, Scratch, blocks, fit, lengths, workers
+from .blocking import ALL, Launch, Scratch, block_count, blocks, fit, lengths, workers
 from .cost import Cost, Cut, estimate
 from .gemm import finish_unmet, unmet_elements
 from .padding import fold, fold_elements
@@ -270,12 +270,19 @@ def plan_wgrad(request: Request, processor: Processor, kernel: Any = wgrad, way:
     )
 
 
-def blocks_of(request: Request, cost: Cost, cut: Cut, tile: Sequence[int]) -> float:
-    """How many blocks there are; the parts that threads share are counted."""
-    channels, images = -(-request.problem.c // tile[0]), -(-request.problem.n // tile[1])
-    blocks = cut.blocks * channels * images
-    cost.share(channels if request.op == "wgrad" else blocks)
+def count_blocks(request: Request, cost: Cost, cut: Cut, tile: Sequence[int]) -> int:
+    """Count the parts that threads share; returns how many blocks there are."""
+    blocks = cut.blocks * block_count((request.problem.c, request.problem.n), tile[:2])
+    cost.share(block_count((request.problem.c,), tile[:1]) if request.op == "wgrad" else blocks)
     return blocks
+
+
+def kinds_of_windows(request: Request) -> list[tuple[Axes, int]]:
+    """The windows by which an op reads, and, for dgrad, how many residues of the stride have them."""
+    every_kind = windows_and_columns(request)
+    return [
+        (axes, columns // request.problem.c if request.op == "dgrad" else 1) for axes, columns in every_kind
+    ]
 
 
 def _cost(request: Request, processor: Processor) -> Cost:
@@ -286,9 +293,9 @@ def _cost(request: Request, processor: Processor) -> Cost:
     cost = Cost(request, launch)
     cost.megabytes("copied", unmet_elements(request))
     passes = problem.k // problem.c if op == "dgrad" else 1
-    for axes, columns in windows_and_columns(request):
-        cut, same = Cut(axes, launch.tile[2:]), columns // problem.c if op == "dgrad" else 1
-        blocks = same * blocks_of(request, cost, cut, launch.tile)
+    for axes, same in kinds_of_windows(request):
+        cut = Cut(axes, launch.tile[2:])
+        blocks = same * count_blocks(request, cost, cut, launch.tile)
         images = same * problem.n * (problem.k if op == "dgrad" else problem.c)
         there = within(axes, cut.counts)
         depth, height, width = map(extent, there)
@@ -299,14 +306,16 @@ def _cost(request: Request, processor: Processor) -> Cost:
             cost.add("call", blocks * phases * 3)
         planes, lines, cells = cut.counts
         length = ((planes - 1) * height + lines) * min(launch.tile[1], problem.n) * width - width + cells
-        rows = blocks * problem.k / -(-problem.c // launch.tile[0])
+        rows = blocks * problem.k / block_count((problem.c,), launch.tile[:1])
         run = rows * length
         cost.add("call", blocks * (10 + 3 * cut.taps * passes))
-        passed = "dotted" if op == "wgrad" else "scaled"
-        cost.add(f"{passed} row", rows * cut.taps)
-        cost.megabytes(passed + (" integers" if cost.dtype.kind == "i" else ""), run * cut.taps)
         if op == "wgrad":
+            cost.add("dotted row", rows * cut.taps)
+            cost.megabytes("dotted integers" if cost.dtype.kind == "i" else "dotted", run * cut.taps)
             cost.megabytes("copied", run)
+        else:
+            cost.add("scaled row", rows * cut.taps)
+            cost.megabytes("scaled", run * cut.taps)
         cost.image(same * problem.n * cut.cells * (problem.c if op == "dgrad" else problem.k), cut.width)
     return cost
 

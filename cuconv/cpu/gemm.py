@@ -23,7 +23,7 @@ import numpy as np
 from ..problem import ConvProblem, Request
 from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
-from .blocking import ALL, Launch, Scratch, blocks, fit, lengths, while_long, workers
+from .blocking import ALL, Launch, Scratch, block_count, blocks, fit, lengths, while_long, workers
 from .cost import Cost, Cut, estimate
 from .lowering import filter_columns, filter_rows, for_blas, lower, lowered_elements
 from .padding import fold, fold_elements
@@ -320,8 +320,7 @@ def schedule(
         (images,) = fit((problem.n,), lambda n: n * per_image * item // threads, threads, share=0.5, parts=1)
         axes, gradient = f"gradient {axes}", images * per_image * item
     tile = shape((images, *counts), cost, threads)
-    count = math.prod(-(-extent // part) for extent, part in zip((images, *counts), tile, strict=True))
-    used = max(1, min(threads, count * len(products)))
+    used = max(1, min(threads, block_count((images, *counts), tile) * len(products)))
     launch = Launch(kernel, axes, (images, *tile) if folding else tile, threads)
     return Schedule(used * cost(*tile) + gradient + filters, (launch,))
 
@@ -354,7 +353,7 @@ def plan_wgrad(request: Request, processor: Processor) -> Schedule:
     long = while_long(block, (2, 3, 4, 5), 1024)
     tile = fit(extents, long, threads, order=(0, 3, 4, 5), share=0.5, parts=1)
     tile = fit(tile, block, threads, share=0.5, parts=1)
-    parts = -(-g // tile[0]) * -(-c // tile[1]) * sections
+    parts = block_count((g, c), tile[:2]) * sections
     products = tile[0] * k * taps * tile[1] * item
     sums = sections * math.prod(problem.w_shape()) * item
     workspace = min(threads, parts) * (block(*tile) + products) + sums
@@ -372,7 +371,7 @@ def _cost(request: Request, processor: Processor) -> Cost:
     for axes, columns in windows_and_columns(request):
         cut, places = Cut(axes, launch.tile[-3:]), columns // result_channels(request)
         cost.add("call", 15 * places)  # for the filters
-        blocks = cut.blocks * -(-problem.n // launch.tile[-4])
+        blocks = cut.blocks * block_count((problem.n,), launch.tile[-4:-3])
         terms, pixels = cut.taps * channels // groups, problem.n * cut.cells
         cost.share(blocks)
         if cut.taps == 1 and cost.channels_first:  # each image's cells are a product of its own
@@ -399,13 +398,13 @@ def _wgrad_cost(request: Request, processor: Processor) -> Cost:
     section, g, c, images, *cells = launch.tile
     cost, axes = Cost(request, launch), windows_of(problem)
     cut, filters = Cut(axes, cells), problem.k // groups
-    sections = -(-problem.n // section)
-    places = -(-groups // g) * -(-problem.c // groups // c)
-    blocks = cut.blocks * places * sections * -(-min(section, problem.n) // images)
+    sections, again = block_count((problem.n,), (section,)), block_count((problem.c // groups,), (c,))
+    places = block_count((groups,), (g,)) * again
+    blocks = cut.blocks * places * sections * block_count((min(section, problem.n),), (images,))
     pixels = problem.n * cut.cells
     cost.share(sections * places)
     cost.add("call", 10 * blocks)
-    cost.image(pixels * problem.k * -(-problem.c // groups // c), cut.width)
+    cost.image(pixels * problem.k * again, cut.width)
     cost.product(blocks * g, filters, pixels * places / max(blocks, 1), c * cut.taps)
     if cost.dtype.kind == "i":  # NumPy's own product reads the rows of x cell by cell
         cost.add("multiplied by rows", problem.macs * 1e-6)

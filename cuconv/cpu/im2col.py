@@ -17,13 +17,11 @@ import numpy as np
 from ..problem import ConvProblem, Request
 from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
-from .blocking import ALL, Launch, Scratch, blocks, fit, lengths, while_long, workers
+from .blocking import ALL, Launch, Scratch, block_count, blocks, fit, lengths, while_long, workers
 from .cost import Cost, Cut, estimate
 from .lowering import arranged, by_group, for_blas, lower_columns, lowered_elements
 from .result import Result, accumulator, finishing_blocks
-from .windows import (
-    windows_of,
-)
+from .windows import windows_of
 
 FEW = 1024
 """Output cells per thread below which threads share the output channels and not the cells."""
@@ -148,9 +146,9 @@ def _cost(request: Request, processor: Processor) -> Cost:
     images, g, k, *cells = launch.tile
     cost, axes = Cost(request, launch), windows_of(problem)
     cut, c = Cut(axes, cells), problem.c // groups
-    again = -(-problem.k // groups // k)
-    places = again * -(-groups // g)
-    blocks = cut.blocks * -(-problem.n // images) * places
+    again = block_count((problem.k // groups,), (k,))
+    places = again * block_count((groups,), (g,))
+    blocks = cut.blocks * block_count((problem.n,), (images,)) * places
     pixels = problem.n * cut.cells
     cost.gather(problem.n * problem.c * again, cut)
     cost.copy(pixels * cut.taps * problem.c * again, cut.width, axes[2].within(cut.width).stride == 1)

@@ -18,7 +18,7 @@ from ..problem import ConvProblem
 from ..processor import spread
 from .blocking import Scratch, blocks, lengths
 from .padding import CHANNELS_FIRST, CHANNELS_LAST
-from .windows import Axes, gather_windows, gathered_elements
+from .windows import Axes, Axis, gather_windows, gathered_elements
 
 
 def lower(
@@ -135,7 +135,7 @@ class Rows:
         self.memory = scratch("lowered", shape, dtype)
         self.memory[...] = as_strided(by_group, shape, strides, writeable=False)
         # Along N and D: how many matrices, and how many of them are in the columns of one.
-        self.inside = (images, 1) if read == 1 else (1, planes if axes[0].stride == 1 else 1)
+        self.inside = columns_inside(images, self.axes[0])
         self.outside = (images // max(self.inside[0], 1), planes // max(self.inside[1], 1))
         self.columns = math.prod(self.inside) * width
 
@@ -163,6 +163,13 @@ class Rows:
         middle = ordered.shape[2 : 2 + lead + further]
         images, planes = math.prod(ordered.shape[:2]), math.prod(ordered.shape[-4:-2])
         return ordered.reshape(images, *middle, planes, *ordered.shape[-2:])
+
+
+def columns_inside(images: int, depth: Axis) -> tuple[int, int]:
+    """How many images, and how many planes of each, are in the columns of one matrix of `Rows`."""
+    if depth.read(depth.cells) == 1:
+        return images, 1
+    return 1, depth.cells if depth.stride == 1 else 1
 
 
 def rows_elements(n: int, counts: Sequence[int], axes: Axes, mode: str) -> int:

@@ -26,16 +26,11 @@ from ..problem import Request
 from ..processor import Processor
 from ..table import Algorithm
 from . import gemm
-from .blocking import Launch, Scratch, fit, lengths, while_long
+from .blocking import Launch, Scratch, block_count, fit, lengths, while_long
 from .cost import Cost, Cut, estimate
-from .lowering import Rows, rows_elements
+from .lowering import Rows, columns_inside, rows_elements
 from .result import Result
-from .windows import (
-    Axes,
-    too_many_residues,
-    windows_and_columns,
-    within,
-)
+from .windows import Axes, too_many_residues, windows_and_columns, within
 
 COLUMNS = 256
 """Output cells of a product, of several images or planes, up to which more of them make it faster."""
@@ -123,7 +118,7 @@ def _cost(request: Request, processor: Processor) -> Cost:
     images = launch.tile[-4]
     for axes, columns in windows_and_columns(request):
         cut = Cut(axes, launch.tile[-3:])
-        blocks = cut.blocks * -(-problem.n // images)
+        blocks = cut.blocks * block_count((problem.n,), (images,))
         parts, made = max(len(_parts(within(axes, cut.counts))), 1), problem.n * cut.cells * columns
         cost.share(blocks)
         places = columns // gemm.result_channels(request)
@@ -131,9 +126,7 @@ def _cost(request: Request, processor: Processor) -> Cost:
         cost.gather(problem.n * channels, cut)
         lowered = problem.n * channels * cut.read / max(cut.run, 1) * axes[2].taps * cut.width
         cost.copy(lowered, cut.width, axes[2].within(cut.width).stride == 1)
-        planes, _, _ = within(axes, cut.counts)
-        one = planes.read(planes.cells) == 1
-        long = cut.width * (min(images, problem.n) if one else planes.cells if planes.stride == 1 else 1)
+        long = cut.width * math.prod(columns_inside(min(images, problem.n), axes[0].within(cut.counts[0])))
         terms = cut.taps * channels // groups / parts
         cost.product(made * parts / (columns // groups * long), columns // groups, terms, long)
         cost.megabytes("copied", (parts - 1) * made)

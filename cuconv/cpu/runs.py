@@ -17,13 +17,7 @@ import numpy as np
 
 from .blocking import Scratch, lengths
 from .padding import IMAGES_INSIDE
-from .windows import (
-    Axes,
-    Axis,
-    gather_windows,
-    gathered_elements,
-    within,
-)
+from .windows import Axes, Axis, gather_windows, gathered_elements, within
 
 
 class Runs:

@@ -33,15 +33,9 @@ from ..table import Algorithm
 from . import depthwise, gemm
 from .blocking import ALL, Launch, Scratch, blocks
 from .cost import Cost, Cut, estimate
-from .lowering import Rows, rows_elements
+from .lowering import Rows, columns_inside, rows_elements
 from .result import Result, accumulator
-from .windows import (
-    Axes,
-    Axis,
-    windows_and_columns,
-    windows_of,
-    within,
-)
+from .windows import Axes, Axis, windows_and_columns, windows_of, within
 
 TILE = 4
 """Output rows of a tile. More are more zeros to multiply; OpenBLAS multiplies four rows at a time."""
@@ -246,8 +240,7 @@ def _elements(op: str, c: int, n: int, counts: Sequence[int], axes: Axes, mode: 
 def _band_elements(request: Request) -> int:
     """Elements of the matrices of all filters, of every residue of the stride."""
     problem, elements = request.problem.volumetric, 0
-    for axes, columns in windows_and_columns(request):
-        same = columns // problem.c if request.op == "dgrad" else 1
+    for axes, same in depthwise.kinds_of_windows(request):
         depth, height, width = axes
         elements += same * problem.k * depth.taps * math.prod(tiling(height)) * width.taps
     return elements
@@ -266,9 +259,9 @@ def _cost(request: Request, processor: Processor) -> Cost:
     (launch,) = plan.launches
     cost = Cost(request, launch)
     cost.megabytes("copied", _band_elements(request) + gemm.unmet_elements(request))
-    for axes, columns in windows_and_columns(request):
-        cut, same = Cut(axes, launch.tile[2:]), columns // problem.c if op == "dgrad" else 1
-        blocks = same * depthwise.blocks_of(request, cost, cut, launch.tile)
+    for axes, same in depthwise.kinds_of_windows(request):
+        cut = Cut(axes, launch.tile[2:])
+        blocks = same * depthwise.count_blocks(request, cost, cut, launch.tile)
         images = same * problem.n * (problem.k if op == "dgrad" else problem.c)
         depth, height, width = within(axes, cut.counts)
         tile, seen = tiling(axes[1])
@@ -276,10 +269,7 @@ def _cost(request: Request, processor: Processor) -> Cost:
         read = images * depth.read(depth.cells) * height.reach(tiles * tile) * cut.blocks
         cost.image(read * cut.run, cut.run)
         cost.copy(read * width.taps * cut.width, cut.width, width.stride == 1)
-        one = depth.read(depth.cells) == 1
-        long = cut.width * (
-            min(launch.tile[1], problem.n) if one else depth.cells if depth.stride == 1 else 1
-        )
+        long = cut.width * math.prod(columns_inside(min(launch.tile[1], problem.n), depth))
         products = (
             same * problem.n * problem.k * depth.cells * tiles * cut.width * cut.blocks / long * depth.taps
         )

@@ -78,7 +78,7 @@ def gather_windows(
     there = within(axes, lengths(cells))
     lows = [axis.start + part.start * axis.stride for axis, part in zip(axes, cells, strict=True)]
     counts = [axis.reach(axis.cells) for axis in there]
-    if _dense(axes, lengths(cells)):
+    if dense(axes, lengths(cells)):
         return gather(a, lows, counts, mode, dtype, scratch, order), there
     padded = room((*a.shape[:2], *counts), dtype, scratch, order)
     block = [replace(axis, cells=count) for axis, count in zip(axes, lengths(cells), strict=True)]
@@ -115,14 +115,14 @@ def _coordinates(low: int, axis: Axis) -> np.ndarray:
     return (firsts[:, None] + np.arange(axis.cells) * axis.stride).ravel()
 
 
-def _dense(axes: Axes, counts: Sequence[int]) -> bool:
+def dense(axes: Axes, counts: Sequence[int]) -> bool:
     """Whether all cells from the first to the last are brought together."""
     return all(map(Axis.dense, axes, counts))
 
 
 def gathered_elements(axes: Axes, counts: Sequence[int], mode: str) -> int:
     """Scratch elements per image and channel that `gather_windows` needs at the most."""
-    copies = 1 if mode == "zeros" and _dense(axes, counts) else 2
+    copies = 1 if mode == "zeros" and dense(axes, counts) else 2
     return copies * math.prod(axis.read(count) for axis, count in zip(axes, counts, strict=True))
 
 
@@ -169,7 +169,7 @@ def phases_of(problem: ConvProblem) -> tuple[Phase, ...]:
     At most RESIDUES in all; see `unmet` for the other cells.
     """
     every_axis: list[dict[Axis, list[tuple[slice, slice]]]] = []
-    for extent, before, *rest in _residue_axes(problem):
+    for extent, before, *rest in residue_axes(problem):
         together: dict[Axis, list[tuple[slice, slice]]] = {}
         for cells, taps, axis in _residues(extent, before, *rest):
             together.setdefault(axis, []).append((cells, taps))
@@ -186,13 +186,13 @@ def phases_of(problem: ConvProblem) -> tuple[Phase, ...]:
 def unmet(problem: ConvProblem) -> bool:
     """Whether there are cells of dx, or of the padded input's gradient, that `phases_of` leaves out."""
     met = sum(len(phase.cells) * math.prod(phase.counts) for phase in phases_of(problem))
-    return met < math.prod(extent for extent, *_ in _residue_axes(problem))
+    return met < math.prod(extent for extent, *_ in residue_axes(problem))
 
 
 def unmet_cells(problem: ConvProblem) -> np.ndarray:
     """Which they are, as a mask (D, H, W)."""
     met = []
-    for extent, before, *rest in _residue_axes(problem):
+    for extent, before, *rest in residue_axes(problem):
         met.append(np.zeros(extent, bool))
         for cells, _, _ in _residues(extent, before, *rest):
             met[-1][cells] = True
@@ -214,8 +214,8 @@ def most_cells(request: Request) -> tuple[int, ...]:
     return tuple(max((axes[axis].cells for axes in every), default=0) for axis in range(3))
 
 
-def _residue_axes(problem: ConvProblem) -> Iterator[tuple[int, int, int, int, int]]:
-    """What `_residues` takes, axis by axis."""
+def residue_axes(problem: ConvProblem) -> Iterator[tuple[int, int, int, int, int]]:
+    """What `_residues` takes, axis by axis: of dx, or of the padded input's gradient if that is folded."""
     if problem.padding_mode == "zeros":
         extents, befores = problem.input, [before for before, _ in problem.padding]
     else:

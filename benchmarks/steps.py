@@ -21,7 +21,8 @@ import cuconv.cpu
 FOLDER, TRANSFORMS = Path(cuconv.cpu.__file__).parent, Path(np.fft.__file__).parent
 STEPS = {
     "products": {
-        "gemm.py": ("_multiply", "by_rows", "part"),
+        "products.py": ("long_product", "matmul"),
+        "gemm.py": ("by_rows", "part"),
         "mec.py": ("by_rows",),
         "im2col.py": ("block", "part"),
         "col2im.py": ("block",),
@@ -30,8 +31,9 @@ STEPS = {
         "fft.py": ("block", "mirrored", "spectrum", "wgrad"),
     },
     "lowering": {
-        "lowering.py": ("__init__", "by_group", "for_blas", "lower", "lower_columns"),
+        "lowering.py": ("__init__", "by_group", "lower", "lower_columns"),
         "padding.py": ("_looked_up", "fill", "gather", "take"),
+        "products.py": ("for_blas",),
         "runs.py": ("__init__", "phase_cells"),
     },
     "filters": {

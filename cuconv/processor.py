@@ -12,6 +12,7 @@ may be done twice, is done in an order that leaves no gap, and waits for nothing
 from __future__ import annotations
 
 import _thread
+import contextlib
 import functools
 import itertools
 import os
@@ -71,6 +72,18 @@ def spread(work: Callable[..., None], parts: Iterable[tuple[Any, ...]], threads:
     else:
         for part in rest:
             work(*part)
+
+
+@contextlib.contextmanager
+def for_blocks() -> Iterator[None]:
+    """What NumPy is told in every thread that works on blocks: no warnings, and a small buffer.
+
+    A ufunc reads rows that are longer than its buffer where they are; shorter ones it first copies there,
+    and takes three times as long. NumPy's own choice is a buffer of 8192 elements.
+    """
+    with np.errstate(all="ignore"):  # which also puts the buffer back
+        np.setbufsize(512)
+        yield
 
 
 def with_blas_alone(work: Callable[[], T]) -> T:
@@ -159,7 +172,7 @@ class _Team:
                 self.done.release()
 
     def _work(self) -> None:
-        with np.errstate(all="ignore"):  # it does not go from one thread to another
+        with for_blocks():  # it does not go from one thread to another
             while (part := self._take()) is not None:
                 self.work(*part)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import cuconv
-from cuconv.cpu import TABLE, gemm, im2col, padding, toeplitz, windows
+from cuconv.cpu import TABLE, im2col, padding, products, toeplitz, windows
 from cuconv.cpu.padding import room
 from cuconv.plan import INPUTS, _make_plan, make_plan
 from cuconv.problem import Request
@@ -81,7 +81,7 @@ CORNERS = {
 @pytest.mark.parametrize("line", CORNERS["toeplitz"])
 def test_toeplitz_however_its_products_are_split(line, small, monkeypatch):
     """From one column and one row at a time."""
-    monkeypatch.setattr(toeplitz, "SMALL", small)
+    monkeypatch.setattr(toeplitz, "UNCOPIED", small)
     case = Case(cuconv.ConvProblem.parse(line), "float64", threads=2)
     check(case, "toeplitz", ops=ops_of(case, "toeplitz"))
 
@@ -90,12 +90,34 @@ def test_toeplitz_however_its_products_are_split(line, small, monkeypatch):
 @pytest.mark.parametrize(
     "line", [*CORNERS["gemm"], "n2c2h9w7 k4r2s2 g2 p1", "n3c2w31 k3s2 p1:0", "n1c2w51 k2s1"]
 )
-def test_gemm_however_its_sums_are_split(line, small, piece, monkeypatch):
+def test_wgrad_however_its_sums_are_split(line, small, piece, monkeypatch):
     """Into pieces of a few cells, with a rest or without."""
-    monkeypatch.setattr(gemm, "SMALL", small)
-    monkeypatch.setattr(gemm, "PIECE", piece)
-    for dtype in ("float16", "float64", "complex64", "int32"):
-        check(Case(cuconv.ConvProblem.parse(line), dtype, threads=2), "gemm", ops=("wgrad",))
+    monkeypatch.setattr(products, "SMALL", small)
+    monkeypatch.setattr(products, "PIECE", piece)
+    for name, dtype in itertools.product(("gemm", "im2col"), ("float16", "float64", "complex64", "int32")):
+        check(Case(cuconv.ConvProblem.parse(line), dtype, threads=2), name, ops=("wgrad",))
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("columns", [1, 31, 32, 50])
+def test_products_of_integers_however_they_lie(dtype, rows, columns):
+    """Wrapping as NumPy's own, from and to memory in either order, gaps in it, and one matrix for many."""
+    rng = np.random.default_rng(0)
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+
+    def lying(shape, transposed):
+        *outer, m, n = shape
+        memory = rng.integers(low, high, (*outer, n, 2 * m) if transposed else (*outer, m, 2 * n), dtype)
+        return memory[..., :m].swapaxes(-1, -2) if transposed else memory[..., :n]
+
+    for in_a, in_b, in_out in itertools.product([False, True], repeat=3):
+        for one, many, terms in itertools.product([(), (1,), (2, 1)], [(1,), (2, 3)], [0, 1, 7]):
+            a, b = lying((*one, rows, terms), in_a), lying((*many, terms, columns), in_b)
+            expected = np.matmul(a, b)
+            out = lying(expected.shape, in_out)
+            products.matmul(a, b, out)
+            np.testing.assert_array_equal(out, expected)
 
 
 @pytest.mark.parametrize("few", [0, 1 << 30])

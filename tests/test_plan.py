@@ -268,7 +268,13 @@ def hold_to_its_word(plan, *arguments, **options):
 
 @pytest.mark.parametrize(
     ("dtype", "bound", "count"),
-    [("float32", 1 << 20, 1), ("float32", 1 << 21, 2), ("float16", 1 << 20, 3), ("complex64", 1 << 21, 2)],
+    [
+        ("float32", 1 << 20, 1),
+        ("float32", 1 << 21, 2),
+        ("float16", 1 << 20, 3),
+        ("complex64", 1 << 21, 2),
+        ("int32", 1 << 20, 2),
+    ],
 )
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("line", PROBLEMS)

@@ -192,6 +192,22 @@ def test_no_thread_warns_of_overflow():
         assert set(np.geterr().values()) == {"raise"}
 
 
+def test_the_buffer_of_ufuncs_is_small_only_while_blocks_are_done():
+    found, seen = np.getbufsize(), []
+    together = threading.Barrier(2, timeout=60)
+
+    def work(i):
+        together.wait()
+        seen.append(np.getbufsize())
+        raise KeyError(i)
+
+    with pytest.raises(KeyError):
+        spread(work, zip(range(2)), 2)
+    assert max(seen) < found == np.getbufsize()
+    cuconv.conv(*SMALL)
+    assert np.getbufsize() == found
+
+
 def test_spread_within_spread_ends(two):
     done = []
 

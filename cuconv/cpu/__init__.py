@@ -41,7 +41,7 @@ def run(
     *inputs, out = (canonical(request, role, array) for role, array in operands.items())
 
     def launches() -> None:
-        with np.errstate(all="ignore"):
+        with processor.for_blocks():
             for launch in schedule.launches:
                 launch.kernel(request, launch, *inputs, Result(out, request, bias))
 

@@ -18,10 +18,11 @@ from ..problem import ConvProblem, Request
 from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
 from .blocking import ALL, Launch, Scratch, block_count, blocks, fit, lengths, tap_cells, while_long, workers
-from .cost import Cost, estimate
+from .cost import Cost, estimate, longest
 from .im2col import FEW, few_cells, taken_by_one
-from .lowering import arranged, by_group, for_blas
+from .lowering import arranged, by_group
 from .padding import fold, fold_elements
+from .products import for_blas, matmul
 from .result import Result, accumulator, finishing_blocks
 from .windows import residue_axes
 
@@ -47,7 +48,7 @@ def dgrad(request: Request, launch: Launch, dy: np.ndarray, w: np.ndarray, resul
         for cells in blocks(problem.output, launch.tile[3:]):
             grad = for_blas(by_group(dy[(n, ALL, *cells)], problem.groups, groups, ALL, dtype))
             columns = scratch("columns", (g, count * len(taps), grad.shape[-1]), dtype)
-            np.matmul(matrices, grad, out=columns)
+            matmul(matrices, grad, columns)
             by_tap = columns.reshape(g, count, len(taps), images, *lengths(cells))
             for made, tap in zip(by_tap.transpose(2, 3, 0, 1, 4, 5, 6), taps, strict=True):
                 padded[(ALL, ALL, ALL, *tap_cells(problem, tap, cells))] += made
@@ -129,15 +130,18 @@ def _cost(request: Request, processor: Processor) -> Cost:
     again = block_count((problem.c // groups,), (c,))
     places = block_count((problem.n, groups), (images, g)) * again
     cuts = block_count(problem.output, cells)
-    pixels, width = problem.n * math.prod(problem.output), min(cells[2], problem.output[2])
+    pixels, row = problem.n * math.prod(problem.output), longest(*reversed(cells))
     cost.share(places)
-    cost.add("call", places * cuts * (2 * taps + 10))
-    cost.image(pixels * problem.k * again, width)
+    cost.add("call", places * cuts * (3 * taps + 10))
+    cost.read(pixels * problem.k * again, row, problem.k)
     each = pixels / (block_count((problem.n,), (images,)) * cuts)
-    cost.product(places * cuts * g, c * taps, problem.k // groups, each)
-    cost.copy(2 * pixels * taps * problem.c, 2 * width, problem.stride[2] == 1)  # added to what is there
+    cost.product(places * cuts * g, c * taps, problem.k // groups, each, cost.channels_first)
+    added, whole = pixels * taps * problem.c, cells[2] == problem.padded[2] and problem.stride[1] == 1
+    cost.megabytes("added", added)
+    cost.add("run", added / (row * cells[1] if whole else row))
+    cost.add("strided", added * (problem.stride[2] > 1))
     cost.megabytes("copied", problem.n * problem.c * math.prod(problem.padded))
-    cost.image(problem.n * problem.c * math.prod(problem.input), problem.input[2])
+    cost.store(problem.n * problem.c * math.prod(problem.input), problem.input[2], problem.c, c * g)
     cost.megabytes("copied", math.prod(problem.w_shape()))
     return cost
 

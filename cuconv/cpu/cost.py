@@ -17,37 +17,48 @@ import numpy as np
 from ..problem import Request
 from ..processor import Processor
 from .blocking import Launch, block_count
+from .products import LONG
 from .result import accumulator
-from .windows import Axes, Axis, dense
+from .windows import PIECE, Axes, Axis
 
 RATES: dict[str, float] = {
-    "part": 47,
+    "part": 53,
     "call": 1.7,
-    "thread": 600,
-    "copied MB": 57,
-    "run": 0.0038,
-    "strided": 0.00025,
-    "converted float16": 0.002,
-    "converted bfloat16": 0.00049,
-    "multiplied float32": 22,
-    "multiplied float64": 41,
-    "multiplied integers": 650,
-    "multiplied by rows": 170,
-    "thin result": 0.0015,
-    "matrix": 0.018,
-    "packed MB": 9.8,
-    "made MB": 80,
-    "banded MB": 8.2,
-    "small matrix": 0.064,
-    "scaled MB": 58,
-    "scaled row": 0.28,
-    "dotted MB": 40,
-    "dotted row": 0.082,
-    "dotted integers MB": 97,
-    "phase cell": 0.00086,
-    "far cell": 0.0011,
+    "thread": 490,
+    "copied MB": 40,
+    "run": 0.0039,
+    "strided": 0.00016,
+    "added MB": 86,
+    "converted float16": 0.0023,
+    "converted bfloat16": 0.00012,
+    "scattered float16": 0.0022,
+    "scattered bfloat16": 0.0021,
+    "far cell": 0.0042,
+    "phase cell": 0.00074,
+    "multiplied float32": 18,
+    "multiplied float64": 38,
+    "multiplied integers": 550,
+    "multiplied rows MB": 29,
+    "multiplied row": 0.0052,
+    "thin result": 0.00038,
+    "matrix": 0.048,
+    "packed MB": 10,
+    "packed complex MB": 29,
+    "transposed": 4.7e-05,
+    "made MB": 39,
+    "banded MB": 7.3,
+    "small matrix": 0.093,
+    "scaled MB": 53,
+    "scaled integers MB": 46,
+    "scaled row": 0.058,
+    "dotted MB": 37,
+    "dotted integers MB": 110,
+    "dotted row": 0.034,
 }
 """Microseconds for one of what `Cost` counts."""
+
+CONTENTION = 1.3
+"""How much longer threads take beside each other: they share caches and memory."""
 
 
 class Cost:
@@ -57,6 +68,8 @@ class Cost:
         self.dtype = accumulator(request)
         self.converted = request.dtype if self.dtype != request.dtype else None
         self.channels_first = request.layout == "channels_first"
+        problem = request.problem.volumetric
+        self.extents = problem.output if request.op == "dgrad" else problem.input  # of what windows read
         self.threads, self.parts = launch.threads, 0.0
         self.counts: defaultdict[str, float] = defaultdict(float)
 
@@ -73,6 +86,10 @@ class Cost:
         """Count elements of the accumulator's dtype by their bytes."""
         self.add(f"{what} MB", elements * self.dtype.itemsize * 1e-6)
 
+    def passed(self, what: str, elements: float) -> None:
+        """Count elements that a multiplication passes over."""
+        self.megabytes(f"{what} integers" if self.dtype.kind == "i" else what, elements)
+
     def copy(self, elements: float, run: float, contiguous: bool = True) -> None:
         """Count elements that are copied in runs of so many, one by one where these are not contiguous."""
         self.megabytes("copied", elements)
@@ -80,41 +97,77 @@ class Cost:
         if not contiguous:
             self.add("strided", elements)
 
-    def image(self, elements: float, run: float, channels_inside: bool = False) -> None:
-        """The same from or to an operand or the result, whose layout may be another than that of the copy."""
-        self.copy(elements, run, channels_inside != self.channels_first)
-        if self.converted:
-            self.add(f"converted {self.converted}", elements)
+    def read(self, elements: float, width: float, channels: float, inside: bool = False) -> None:
+        """Count elements that are copied from an operand of so many channels, so many cells along W at once.
 
-    def gather(self, images: float, cut: Cut, inside: int = 0) -> None:
-        """Count what is brought together for all windows of so many images, a channel each.
-
-        Where so many channels go `inside`, neighbours are channels, otherwise cells along W.
+        `inside` says that the copy has the channels inside, where it has the cells along W otherwise.
         """
-        elements = images * cut.read
-        self.image(elements, inside if inside and not self.channels_first else cut.run, inside > 0)
-        self.add("call", 15 * cut.blocks)
-        if not cut.dense:
-            self.add("far cell", elements)
+        run = longest(channels, width) if inside else longest(width, channels)
+        self._convert(elements, run, channels == 1 or inside != self.channels_first)
 
-    def product(self, count: float, m: float, k: float, n: float) -> None:
-        """Count so many matrix products of m by k by n."""
+    def store(
+        self,
+        elements: float,
+        width: float,
+        channels: float,
+        together: float,
+        inside: bool = False,
+        stride: int = 1,
+    ) -> None:
+        """The same for what is copied to the result, where cells along W are a stride apart.
+
+        So many channels of it are stored `together`.
+        """
+        run = longest(width, together) if self.channels_first else longest(together, width)
+        apart = self.channels_first and stride > 1
+        self._convert(elements, run, (channels == 1 or inside != self.channels_first) and not apart)
+        if stride > 1:  # cache lines of which less is stored
+            line = 64 / self.dtype.itemsize / (1 if self.channels_first else together)
+            self.megabytes("copied", elements * max(min(stride, line) - 1, 0))
+
+    def _convert(self, elements: float, run: float, contiguous: bool) -> None:
+        self.copy(elements, run, contiguous)
+        if self.converted:
+            self.add(f"{'converted' if contiguous else 'scattered'} {self.converted}", elements)
+
+    def gather(self, images: float, cut: Cut, channels: float, blocks: float, inside: bool = False) -> None:
+        """Count what `gather_windows` brings together in so many blocks, of so many images of a channel."""
+        elements = images * cut.read
+        if cut.dense:
+            self.add("call", 18 * blocks)
+        elif elements > PIECE * cut.pieces * blocks:
+            self.add("call", 10 * blocks * cut.pieces)
+        else:
+            self.add("call", 60 * blocks)
+            self.add("far cell", elements)
+        self.read(elements, cut.run, channels, inside)
+
+    def product(self, count: float, m: float, k: float, n: float, along_rows: bool = True) -> None:
+        """Count so many matrix products of m by k by n; `along_rows` as `matmul` says."""
         operations = count * m * k * n
-        if self.dtype.kind == "i":
+        if k == 1:
+            self.megabytes("copied", operations)
+            return
+        if self.dtype.kind == "i" and along_rows and n >= LONG:
+            self.megabytes("multiplied rows", operations)
+            self.add("multiplied row", operations / n)
+        elif self.dtype.kind == "i":
             self.add("multiplied integers", operations * 1e-6)
         elif min(m, n) < 2:
             self.add("thin result", count * m * n)
         else:
             real = np.empty(0, self.dtype).real.dtype
-            self.add(f"multiplied {real}", operations * (1 if real == self.dtype else 4) * 1e-6)
+            tiles = count * math.ceil(m / 4) * math.ceil(n / 4) * (1 if real == self.dtype else 4)
+            self.add(f"multiplied {real}", 16 * tiles * k * 1e-6)  # BLAS makes four by four at once
         self.add("matrix", count)
-        self.megabytes("packed", count * (m + n) * k)
+        self.megabytes("packed complex" if self.dtype.kind == "c" else "packed", count * (m + n) * k)
         self.megabytes("made", count * m * n)
 
     @property
     def rounds(self) -> float:
         """The part of all work that one thread does; threads share the parts as evenly as they can."""
-        return math.ceil(self.parts / self.threads) / max(self.parts, 1)
+        share = math.ceil(self.parts / self.threads) / max(self.parts, 1)
+        return share * CONTENTION if self.started else share
 
     @property
     def started(self) -> float:
@@ -131,18 +184,37 @@ class Cost:
 class Cut:
     """How a tile cuts the output cells of windows: into how many blocks, and what these read.
 
-    `read` cells in all, in runs of `run` along W; `width` output cells of a block are neighbours along W.
+    A block has the output cells `counts` and brings together the cells `reads`, along each axis; all blocks
+    bring together `read`, in runs of `run`. `row` output cells are neighbours, `width` along W.
     """
 
     def __init__(self, axes: Axes, tile: Sequence[int]) -> None:
+        self.axes = axes
         self.counts = [min(max(axis.cells, 1), most) for axis, most in zip(axes, tile, strict=True)]
         self.blocks = block_count([axis.cells for axis in axes], self.counts)
         self.cells = math.prod(axis.cells for axis in axes)
         self.taps = math.prod(axis.taps for axis in axes)
-        reads = list(map(Axis.read, axes, self.counts))
-        self.read = math.prod(reads) * self.blocks
-        self.dense = dense(axes, self.counts)
-        self.width, self.run = self.counts[2], reads[2]
+        self.reads = list(map(Axis.read, axes, self.counts))
+        self.read = math.prod(self.reads) * self.blocks
+        apart = [not axis.dense(count) for axis, count in zip(axes, self.counts, strict=True)]
+        self.dense = not any(apart)
+        self.pieces = math.prod(axis.taps for axis, far in zip(axes, apart, strict=True) if far)
+        each = zip(self.reads, self.counts, apart, strict=True)
+        together = [count if far else read for read, count, far in each]
+        self.width, self.row, self.run = self.counts[2], longest(*self.counts[::-1]), longest(*together[::-1])
+
+    def padded(self, extents: Sequence[int]) -> float:
+        """The share of the blocks that read cells outside of an array of such extents."""
+        inside = 1.0
+        for axis, count, extent in zip(self.axes, self.counts, extents, strict=True):
+            edges = (axis.start < 0) + (axis.start + axis.reach(axis.cells) > extent)
+            inside *= max(1 - edges / block_count((axis.cells,), (count,)), 0)
+        return 1 - inside
+
+
+def longest(*extents: float) -> float:
+    """The extent of the innermost axis, axes of one element left out."""
+    return next((extent for extent in extents if extent > 1), 1)
 
 
 def estimate(count: Callable[[Request, Processor], Cost]) -> Callable[[Request, Processor], float]:

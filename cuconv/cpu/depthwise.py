@@ -270,9 +270,9 @@ def plan_wgrad(request: Request, processor: Processor, kernel: Any = wgrad, way:
     )
 
 
-def count_blocks(request: Request, cost: Cost, cut: Cut, tile: Sequence[int]) -> int:
+def count_blocks(request: Request, cost: Cost, cut: Cut, same: int, tile: Sequence[int]) -> int:
     """Count the parts that threads share; returns how many blocks there are."""
-    blocks = cut.blocks * block_count((request.problem.c, request.problem.n), tile[:2])
+    blocks = same * cut.blocks * block_count((request.problem.c, request.problem.n), tile[:2])
     cost.share(block_count((request.problem.c,), tile[:1]) if request.op == "wgrad" else blocks)
     return blocks
 
@@ -295,15 +295,15 @@ def _cost(request: Request, processor: Processor) -> Cost:
     passes = problem.k // problem.c if op == "dgrad" else 1
     for axes, same in kinds_of_windows(request):
         cut = Cut(axes, launch.tile[2:])
-        blocks = same * count_blocks(request, cost, cut, launch.tile)
+        blocks = count_blocks(request, cost, cut, same, launch.tile)
         images = same * problem.n * (problem.k if op == "dgrad" else problem.c)
         there = within(axes, cut.counts)
         depth, height, width = map(extent, there)
-        cost.gather(images, cut)
+        cost.gather(images, cut, problem.k if op == "dgrad" else problem.c, blocks)
         if any(axis.stride > 1 for axis in there):
             phases = math.prod(map(phase_count, there))
             cost.add("phase cell", images * phases * depth * height * width * cut.blocks)
-            cost.add("call", blocks * phases * 3)
+            cost.add("call", blocks * phases * 7)
         planes, lines, cells = cut.counts
         length = ((planes - 1) * height + lines) * min(launch.tile[1], problem.n) * width - width + cells
         rows = blocks * problem.k / block_count((problem.c,), launch.tile[:1])
@@ -311,13 +311,25 @@ def _cost(request: Request, processor: Processor) -> Cost:
         cost.add("call", blocks * (10 + 3 * cut.taps * passes))
         if op == "wgrad":
             cost.add("dotted row", rows * cut.taps)
-            cost.megabytes("dotted integers" if cost.dtype.kind == "i" else "dotted", run * cut.taps)
+            cost.passed("dotted", run * cut.taps)
             cost.megabytes("copied", run)
         else:
             cost.add("scaled row", rows * cut.taps)
-            cost.megabytes("scaled", run * cut.taps)
-        cost.image(same * problem.n * cut.cells * (problem.c if op == "dgrad" else problem.k), cut.width)
+            cost.passed("scaled", run * cut.taps)
+        count_result(request, cost, cut, same, launch.tile[0])
     return cost
+
+
+def count_result(request: Request, cost: Cost, cut: Cut, same: int, channels: int) -> None:
+    """Count what is stored, so many input channels together, of windows of one kind; or, for wgrad, read."""
+    problem, multiplier = request.problem.volumetric, request.problem.k // request.problem.c
+    cells = same * problem.n * cut.cells
+    if request.op == "dgrad":
+        cost.store(cells * problem.c, cut.row, problem.c, channels, stride=problem.stride[2])
+    elif request.op == "fprop":
+        cost.store(cells * problem.k, cut.row, problem.k, channels * multiplier)
+    else:
+        cost.read(cells * problem.k, cut.row, problem.k)
 
 
 ENTRIES = {

@@ -24,13 +24,13 @@ from ..problem import ConvProblem, Request
 from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
 from .blocking import ALL, Launch, Scratch, block_count, blocks, fit, lengths, while_long, workers
-from .cost import Cost, Cut, estimate
-from .lowering import filter_columns, filter_rows, for_blas, lower, lowered_elements
+from .cost import Cost, Cut, estimate, longest
+from .lowering import filter_columns, filter_rows, lower, lowered_elements
 from .padding import fold, fold_elements
+from .products import for_blas, long_product, matmul, piece_elements
 from .result import Result, accumulator, finishing_blocks
 from .windows import (
     Axes,
-    Axis,
     Phase,
     every,
     most_cells,
@@ -44,9 +44,6 @@ from .windows import (
 
 Places = Sequence[tuple[slice, ...]]
 """Where a product belongs in the result: its columns are the channels of each place in turn."""
-
-SMALL, PIECE = 800_000, 160
-"""Multiplications of one product up to which OpenBLAS copies no operand, and the fewest terms of such."""
 
 
 def by_rows(
@@ -66,14 +63,14 @@ def by_rows(
     images, _, count, _ = rows.shape
     target = result.matrices(places[0], images, groups, cells_inside) if len(places) == 1 else None
     if target is not None:
-        np.matmul(rows, filters, out=target)
+        matmul(rows, filters, target)
         result.finish(places[0])
         return
     if cells_inside:
         product = scratch("product", (images, groups, columns, count), rows.dtype).swapaxes(2, 3)
     else:
         product = scratch("product", (images, groups, count, columns), rows.dtype)
-    np.matmul(rows, filters, out=product)
+    matmul(rows, filters, product)
     # Images are the first axis or the third; the other of the two is 1.
     y = product.reshape(images, groups, a.shape[0] // max(images, 1), *lengths(cells), len(places), k)
     y = y.transpose(0, 2, 1, 6, 7, 3, 4, 5)
@@ -204,7 +201,7 @@ def wgrad(request: Request, launch: Launch, x: np.ndarray, dy: np.ndarray, resul
                 grad = grad.conj()
             shape = (g, k, rows.shape[2])
             product = np.empty(shape, dtype) if total is None else scratch("product", shape, dtype)
-            _multiply(grad, rows, product, scratch)
+            long_product(grad, rows, product, scratch)
             total = product if total is None else np.add(total, product, out=total)
         if total is not None:
             sums[place][first] = total.conj() if request.conjugate else total
@@ -222,36 +219,6 @@ def wgrad(request: Request, launch: Launch, x: np.ndarray, dy: np.ndarray, resul
 
     spread(part, itertools.product(range(0, problem.n, section), range(len(places))), launch.threads)
     spread(store, ((place,) for place in range(len(places))), launch.threads)
-
-
-def _multiply(a: np.ndarray, b: np.ndarray, out: np.ndarray, scratch: Scratch) -> None:
-    """out = a @ b, long sums of few rows and columns in pieces, which are added in order."""
-    g, k, cells = a.shape
-    count, size = _pieces(cells, k, b.shape[2])
-    if count < 2:
-        np.matmul(a, b, out=out)
-        return
-    taken = count * size
-    products = scratch("pieces", (g, count, k, b.shape[2]), out.dtype)
-    first = a[:, :, :taken].reshape(g, k, count, size).swapaxes(1, 2)
-    np.matmul(first, b[:, :taken].reshape(g, count, size, b.shape[2]), out=products)
-    np.add.reduce(products, axis=1, out=out)
-    if taken < cells:
-        rest = products[:, 0]
-        np.matmul(a[:, :, taken:], b[:, taken:], out=rest)
-        np.add(out, rest, out=out)
-
-
-def _pieces(cells: int, rows: int, columns: int) -> tuple[int, int]:
-    """Into how many products of how many terms each a sum over so many cells is split."""
-    size = SMALL // max(rows * columns, 1)
-    return (cells // size, size) if PIECE <= size < cells else (1, cells)
-
-
-def _piece_elements(cells: int, rows: int, columns: int) -> int:
-    """Scratch elements of `_multiply` for so many cells, rows and columns or fewer of each."""
-    elements = min(max(rows * columns, 1), SMALL // PIECE)
-    return cells // (SMALL // elements) * elements
 
 
 def _merged(rows: np.ndarray) -> np.ndarray:
@@ -337,7 +304,7 @@ def plan_wgrad(request: Request, processor: Processor) -> Schedule:
     def block(groups: int, channels: int, n: int, *cells: int) -> int:
         lowered = lowered_elements(n, groups * channels, cells, axes, problem.padding_mode)
         summed = n * math.prod(cells)
-        pieces = groups * _piece_elements(summed, k, channels * taps)
+        pieces = groups * piece_elements(summed, k, channels * taps)
         return (lowered + pieces + (2 if request.conjugate else 1) * summed * groups * k) * item
 
     share = (g, c)
@@ -362,32 +329,30 @@ def plan_wgrad(request: Request, processor: Processor) -> Schedule:
 
 
 def _cost(request: Request, processor: Processor) -> Cost:
-    """Channels brought inside, lowering, products, storing; a filter of one tap is read in place."""
+    """Channels brought inside, lowering, products, storing."""
     problem, groups = request.problem.volumetric, request.problem.groups
     (launch,) = schedule(request, processor, None).launches
-    cost, channels = Cost(request, launch), channels_read(request)
+    cost, channels, made = Cost(request, launch), channels_read(request), result_channels(request)
+    apart = problem.stride[2] if request.op == "dgrad" else 1
     cost.megabytes("copied", 2 * math.prod(problem.w_shape()))
     cost.megabytes("copied", unmet_elements(request))
     for axes, columns in windows_and_columns(request):
-        cut, places = Cut(axes, launch.tile[-3:]), columns // result_channels(request)
-        cost.add("call", 15 * places)  # for the filters
+        cut, places = Cut(axes, launch.tile[-3:]), columns // made
+        cost.add("call", 8 * places)  # for the filters
         blocks = cut.blocks * block_count((problem.n,), launch.tile[-4:-3])
         terms, pixels = cut.taps * channels // groups, problem.n * cut.cells
         cost.share(blocks)
-        if cut.taps == 1 and cost.channels_first:  # each image's cells are a product of its own
-            cost.product(problem.n * cut.blocks * groups, columns // groups, terms, cut.cells / cut.blocks)
-            if cost.converted or (request.op == "dgrad" and max(problem.stride) > 1):
-                cost.image(pixels * columns, cut.width)
-                cost.add("strided", pixels * columns * (problem.stride[2] > 1))
-            continue
-        cost.add("call", blocks * places * groups)
-        cost.product(blocks * groups, pixels / blocks, terms, columns // groups)
-        if cut.taps > 1:
-            cost.gather(problem.n * channels, cut, channels)
-            cost.copy(pixels * cut.taps * channels, run_of_rows(axes[2], channels // groups, groups))
-        if cut.taps > 1 or groups > 1 or max(problem.stride) > 1 or cost.converted:
-            inside = columns // groups // places
-            cost.image(pixels * columns, cut.width if cost.channels_first else inside, True)
+        _count_lowering(cost, cut, pixels * channels, channels, groups, blocks)
+        by_image = cut.taps == 1 and cost.channels_first
+        if by_image:
+            count, each = problem.n * cut.blocks * groups, cut.cells / cut.blocks
+            cost.product(count, columns // groups, terms, each, False)
+        else:
+            cost.product(blocks * groups, pixels / blocks, terms, columns // groups, request.op == "dgrad")
+        in_place = by_image or (cut.taps == 1 and groups == 1)
+        if not in_place or cost.converted or (request.op == "dgrad" and max(problem.stride) > 1):
+            cost.add("call", blocks * places * groups)
+            cost.store(pixels * columns, cut.row, made, made // groups, not by_image, apart)
     return cost
 
 
@@ -396,30 +361,39 @@ def _wgrad_cost(request: Request, processor: Processor) -> Cost:
     problem, groups = request.problem.volumetric, request.problem.groups
     (launch,) = plan_wgrad(request, processor).launches
     section, g, c, images, *cells = launch.tile
-    cost, axes = Cost(request, launch), windows_of(problem)
-    cut, filters = Cut(axes, cells), problem.k // groups
+    cost, cut, filters = Cost(request, launch), Cut(windows_of(problem), cells), problem.k // groups
     sections, again = block_count((problem.n,), (section,)), block_count((problem.c // groups,), (c,))
     places = block_count((groups,), (g,)) * again
     blocks = cut.blocks * places * sections * block_count((min(section, problem.n),), (images,))
     pixels = problem.n * cut.cells
     cost.share(sections * places)
     cost.add("call", 10 * blocks)
-    cost.image(pixels * problem.k * again, cut.width)
+    cost.read(pixels * problem.k * again, cut.row, problem.k)
     cost.product(blocks * g, filters, pixels * places / max(blocks, 1), c * cut.taps)
-    if cost.dtype.kind == "i":  # NumPy's own product reads the rows of x cell by cell
-        cost.add("multiplied by rows", problem.macs * 1e-6)
     cost.megabytes("copied", blocks * g * filters * c * cut.taps + sections * math.prod(problem.w_shape()))
-    if cut.taps > 1:
-        cost.gather(problem.n * problem.c, cut, c * g)
-        cost.copy(pixels * cut.taps * problem.c, run_of_rows(axes[2], c, g))
+    if cut.taps == 1 and min(images, problem.n) > 1:
+        cost.copy(pixels * problem.c, cut.row)
+    _count_lowering(cost, cut, pixels * problem.c, c * g, g, blocks)
     return cost
 
 
-def run_of_rows(width: Axis, channels: int, groups: int) -> int:
-    """How many cells of a row that `lower` makes are copied at once."""
-    if channels == 1:
-        return width.taps
-    return channels * (width.taps if width.step == 1 and groups == 1 else 1)
+def _count_lowering(cost: Cost, cut: Cut, elements: float, channels: int, groups: int, blocks: float) -> None:
+    """Count what `lower` does for so many elements of single taps, of channels of so many groups at a time.
+
+    Windows of one tap are read in place, but those that reach into the padding.
+    """
+    depth, height, width = cut.axes
+    share = 1.0
+    if cut.taps == 1:
+        share = cut.padded(cost.extents)
+        if max(axis.stride for axis in cut.axes) > 1:
+            cost.copy((1 - share) * elements, cut.row, width.stride == 1)
+    together = width.step == 1 and groups == 1
+    c = channels // groups
+    inner = (c * width.taps,) if together else (c, width.taps)
+    run = longest(*inner, height.taps, depth.taps, cut.width)
+    cost.gather(share * elements / cut.cells, cut, channels, share * blocks, inside=True)
+    cost.copy(share * elements * cut.taps, run, c > 1 or (together and width.taps > 1))
 
 
 def result_channels(request: Request) -> int:

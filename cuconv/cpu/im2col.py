@@ -18,10 +18,11 @@ from ..problem import ConvProblem, Request
 from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
 from .blocking import ALL, Launch, Scratch, block_count, blocks, fit, lengths, while_long, workers
-from .cost import Cost, Cut, estimate
-from .lowering import arranged, by_group, for_blas, lower_columns, lowered_elements
+from .cost import Cost, Cut, estimate, longest
+from .lowering import arranged, by_group, lower_columns, lowered_elements
+from .products import for_blas, long_product, matmul, piece_elements
 from .result import Result, accumulator, finishing_blocks
-from .windows import windows_of
+from .windows import windows_of, within
 
 FEW = 1024
 """Output cells per thread below which threads share the output channels and not the cells."""
@@ -39,7 +40,7 @@ def fprop(request: Request, launch: Launch, x: np.ndarray, w: np.ndarray, result
         inputs = slice(groups.start * c, groups.stop * c)
         columns = lower_columns(x[n, inputs], axes, cells, g, problem.padding_mode, dtype, scratch)
         product = scratch("product", (g, count, columns.shape[-1]), dtype)
-        np.matmul(filters[groups, outputs], columns, out=product)
+        matmul(filters[groups, outputs], columns, product)
         y = product.reshape(g, count, images, *lengths(cells)).swapaxes(1, 2)
         for group, made in enumerate(y, groups.start):
             result.store((n, _channels(problem, group, outputs), *cells), made)
@@ -64,7 +65,8 @@ def wgrad(request: Request, launch: Launch, x: np.ndarray, dy: np.ndarray, resul
             columns = lower_columns(x[n, inputs], axes, cells, g, problem.padding_mode, dtype, scratch)
             grad = for_blas(by_group(dy[(n, ALL, *cells)], problem.groups, groups, outputs, dtype))
             product = scratch("product", total.shape, dtype) if begun else total
-            np.matmul(grad.conj() if request.conjugate else grad, columns.swapaxes(1, 2), out=product)
+            grad = grad.conj() if request.conjugate else grad
+            long_product(grad, columns.swapaxes(1, 2), product, scratch)
             if begun:
                 np.add(total, product, out=total)
             begun = True
@@ -114,14 +116,16 @@ def _plan(request: Request, processor: Processor) -> Schedule:
         return lowered_elements(n, g * c, cells, axes, problem.padding_mode) * item
 
     def block(n: int, g: int, k: int, *cells: int) -> int:
+        split = 0
         if request.op == "fprop":
             made = finishing_blocks(request) * n * math.prod(cells)
         else:
+            split = g * piece_elements(n * math.prod(cells), k, c * taps) * item
             # A product that is alone may be made where it belongs; others wait to be added up.
             here = g == 1 and not request.accumulate and accumulator(request) == request.dtype
             sums = 2 - here - (n * math.prod(cells) == problem.n * math.prod(problem.output))
             made = 2 * n * math.prod(cells) + sums * c * taps
-        return lowered(n, g, k, *cells) + g * k * made * item
+        return lowered(n, g, k, *cells) + g * k * made * item + split
 
     by_channels = request.op == "wgrad" or few_cells(problem, threads)
     channels = taken_by_one(problem.groups, k, threads) if by_channels else (problem.groups, k)
@@ -150,9 +154,16 @@ def _cost(request: Request, processor: Processor) -> Cost:
     places = again * block_count((groups,), (g,))
     blocks = cut.blocks * block_count((problem.n,), (images,)) * places
     pixels = problem.n * cut.cells
-    cost.gather(problem.n * problem.c * again, cut)
-    cost.copy(pixels * cut.taps * problem.c * again, cut.width, axes[2].within(cut.width).stride == 1)
-    cost.image(pixels * problem.k, cut.width)
+    cost.gather(problem.n * problem.c * again, cut, problem.c, blocks)
+    _, height, width = within(axes, cut.counts)
+    run = longest(*reversed(cut.counts), min(images, problem.n))
+    if cut.width == width.read(cut.width) and height.stride == 1:  # whole rows
+        run = max(run, cut.width * cut.counts[1])
+    cost.copy(pixels * cut.taps * problem.c * again, run, width.stride == 1)
+    if request.op == "fprop":
+        cost.store(pixels * problem.k, cut.row, problem.k, k)
+    else:
+        cost.read(pixels * problem.k, cut.row, problem.k)
     each = pixels * places / max(blocks, 1)
     if request.op == "fprop":
         cost.share(blocks)
@@ -161,9 +172,9 @@ def _cost(request: Request, processor: Processor) -> Cost:
     else:
         cost.share(places)
         cost.add("call", 10 * blocks)
-        cost.product(blocks * g, k, each, cut.taps * c)
+        cost.product(blocks * g, k, each, cut.taps * c, False)
         cost.megabytes("copied", blocks * g * k * c * cut.taps)
-        cost.megabytes("packed", 3 * blocks * g * each * cut.taps * c)  # BLAS has to transpose it
+        cost.add("transposed", blocks * g * each * (k + cut.taps * c))  # by BLAS
     return cost
 
 

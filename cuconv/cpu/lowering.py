@@ -18,6 +18,7 @@ from ..problem import ConvProblem
 from ..processor import spread
 from .blocking import Scratch, blocks, lengths
 from .padding import CHANNELS_FIRST, CHANNELS_LAST
+from .products import for_blas
 from .windows import Axes, Axis, gather_windows, gathered_elements
 
 
@@ -209,14 +210,3 @@ def arranged(a: np.ndarray, axis: int, dtype: np.dtype, threads: int) -> np.ndar
     pieces = threads if a.size > 1 << 20 else 1
     spread(part, blocks((extent,), (-(-max(extent, 1) // pieces),)), threads)
     return copy
-
-
-def for_blas(matrices: np.ndarray) -> np.ndarray:
-    """The matrices, copied if BLAS could not read them where they are."""
-    rows, columns = matrices.shape[-2:]
-    down, across = matrices.strides[-2:]
-    item = matrices.itemsize
-    fits = (across == item and down >= columns * item and down % item == 0) or (
-        down == item and across >= rows * item and across % item == 0
-    )
-    return matrices if fits else np.ascontiguousarray(matrices)

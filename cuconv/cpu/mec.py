@@ -27,8 +27,9 @@ from ..processor import Processor
 from ..table import Algorithm
 from . import gemm
 from .blocking import Launch, Scratch, block_count, fit, lengths, while_long
-from .cost import Cost, Cut, estimate
+from .cost import Cost, Cut, estimate, longest
 from .lowering import Rows, columns_inside, rows_elements
+from .products import matmul
 from .result import Result
 from .windows import Axes, too_many_residues, windows_and_columns, within
 
@@ -75,7 +76,7 @@ def by_rows(
     size = terms // len(parts)
     for index, (t, r) in enumerate(parts):
         part = filters[:, None, None, None, index * size : (index + 1) * size].swapaxes(-1, -2)
-        np.matmul(part, rows.seen(t, r, count, down, size), out=more if index else total)
+        matmul(part, rows.seen(t, r, count, down, size), more if index else total)
         if index:
             np.add(total, more, out=total)
     gemm.store_by_place(rows.cells(total.reshape(*total.shape[:4], *k, rows.columns), 1), places, result)
@@ -115,22 +116,23 @@ def _cost(request: Request, processor: Processor) -> Cost:
     (launch,) = _schedule(request, processor, None).launches
     cost, channels = Cost(request, launch), gemm.channels_read(request)
     cost.megabytes("copied", 2 * math.prod(problem.w_shape()) + gemm.unmet_elements(request))
-    images = launch.tile[-4]
+    images, apart = launch.tile[-4], problem.stride[2] if request.op == "dgrad" else 1
     for axes, columns in windows_and_columns(request):
         cut = Cut(axes, launch.tile[-3:])
         blocks = cut.blocks * block_count((problem.n,), (images,))
         parts, made = max(len(_parts(within(axes, cut.counts))), 1), problem.n * cut.cells * columns
         cost.share(blocks)
         places = columns // gemm.result_channels(request)
-        cost.add("call", blocks * (groups * places + 2 * parts) + 15 * places)
-        cost.gather(problem.n * channels, cut)
-        lowered = problem.n * channels * cut.read / max(cut.run, 1) * axes[2].taps * cut.width
-        cost.copy(lowered, cut.width, axes[2].within(cut.width).stride == 1)
+        cost.add("call", blocks * (groups * places + 2 * parts) + 8 * places)
+        cost.gather(problem.n * channels, cut, channels, blocks)
+        lowered = problem.n * channels * cut.read / max(cut.reads[2], 1) * axes[2].taps * cut.width
+        run = longest(cut.width, axes[0].read(cut.counts[0]), min(images, problem.n), channels // groups)
+        cost.copy(lowered, run, axes[2].within(cut.width).stride == 1)
         long = cut.width * math.prod(columns_inside(min(images, problem.n), axes[0].within(cut.counts[0])))
         terms = cut.taps * channels // groups / parts
         cost.product(made * parts / (columns // groups * long), columns // groups, terms, long)
         cost.megabytes("copied", (parts - 1) * made)
-        cost.image(made, cut.width)
+        cost.store(made, cut.row, columns // places, columns // places // groups, stride=apart)
     return cost
 
 

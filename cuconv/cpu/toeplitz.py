@@ -32,15 +32,16 @@ from ..processor import Processor, spread
 from ..table import Algorithm
 from . import depthwise, gemm
 from .blocking import ALL, Launch, Scratch, blocks
-from .cost import Cost, Cut, estimate
+from .cost import Cost, Cut, estimate, longest
 from .lowering import Rows, columns_inside, rows_elements
+from .products import SMALL
 from .result import Result, accumulator
 from .windows import Axes, Axis, windows_and_columns, windows_of, within
 
 TILE = 4
 """Output rows of a tile. More are more zeros to multiply; OpenBLAS multiplies four rows at a time."""
 
-SMALL = gemm.SMALL, 1_200
+UNCOPIED = SMALL, 1_200
 """Multiplications of one product, in wgrad also its elements, up to which OpenBLAS copies no operand."""
 
 SHARE = 0.375
@@ -161,7 +162,7 @@ def _products(tiles: Tiles, bands: np.ndarray, scratch: Scratch, summed: bool) -
 
 def _multiply(bands: np.ndarray, seen: np.ndarray, out: np.ndarray) -> None:
     """The matrices' products, of so many columns at a time that each is small."""
-    step = max(1, SMALL[0] // math.prod(bands.shape[-2:]))
+    step = max(1, UNCOPIED[0] // math.prod(bands.shape[-2:]))
     for (columns,) in blocks(seen.shape[-1:], (step,)):
         np.matmul(bands, seen[..., columns], out=out[..., columns])
 
@@ -200,7 +201,7 @@ def _dots(grad: np.ndarray, seen: np.ndarray, scratch: Scratch) -> np.ndarray:
     """dY X^T, of so many columns and rows of X at a time that each product is small."""
     (tile, columns), rows = grad.shape[-2:], seen.shape[-2]
     found = scratch("dots", (*grad.shape[:-1], rows), grad.dtype)
-    step = max(1, min(SMALL[1], SMALL[0] // columns) // tile)
+    step = max(1, min(UNCOPIED[1], UNCOPIED[0] // columns) // tile)
     for (part,) in blocks((rows,), (step,)):
         np.matmul(grad, seen[..., part, :].swapaxes(-1, -2), out=found[..., part])
     return found
@@ -261,14 +262,15 @@ def _cost(request: Request, processor: Processor) -> Cost:
     cost.megabytes("copied", _band_elements(request) + gemm.unmet_elements(request))
     for axes, same in depthwise.kinds_of_windows(request):
         cut = Cut(axes, launch.tile[2:])
-        blocks = same * depthwise.count_blocks(request, cost, cut, launch.tile)
+        blocks = depthwise.count_blocks(request, cost, cut, same, launch.tile)
         images = same * problem.n * (problem.k if op == "dgrad" else problem.c)
         depth, height, width = within(axes, cut.counts)
         tile, seen = tiling(axes[1])
         tiles = -(-cut.counts[1] // tile)
         read = images * depth.read(depth.cells) * height.reach(tiles * tile) * cut.blocks
-        cost.image(read * cut.run, cut.run)
-        cost.copy(read * width.taps * cut.width, cut.width, width.stride == 1)
+        cost.read(read * cut.reads[2], cut.run, problem.k if op == "dgrad" else problem.c)
+        run = longest(cut.width, depth.read(depth.cells), min(launch.tile[1], problem.n))
+        cost.copy(read * width.taps * cut.width, run, width.stride == 1)
         long = cut.width * math.prod(columns_inside(min(launch.tile[1], problem.n), depth))
         products = (
             same * problem.n * problem.k * depth.cells * tiles * cut.width * cut.blocks / long * depth.taps
@@ -277,8 +279,10 @@ def _cost(request: Request, processor: Processor) -> Cost:
         cost.add("call", 10 * blocks * depth.taps * (problem.k // problem.c if op == "dgrad" else 1))
         cost.add("call", same * (30 + 10 * height.taps))  # for the matrices
         cost.megabytes("banded", operations)
-        cost.add("small matrix", max(products, operations / SMALL[0]))
-        cost.image(same * problem.n * cut.cells * (problem.c if op == "dgrad" else problem.k), cut.width)
+        cost.add("small matrix", max(products, operations / UNCOPIED[0]))
+        depthwise.count_result(request, cost, cut, same, launch.tile[0])
+        if op == "wgrad":
+            cost.megabytes("made", products * tile * seen * width.taps)
     return cost
 
 

@@ -22,7 +22,7 @@ from .cost import Cost, estimate, longest
 from .im2col import FEW, few_cells, taken_by_one
 from .lowering import arranged, by_group
 from .padding import fold, fold_elements
-from .products import for_blas, matmul
+from .products import copies_filters, for_blas, matmul
 from .result import Result, accumulator, finishing_blocks
 from .windows import residue_axes
 
@@ -115,7 +115,7 @@ def _plan(request: Request, processor: Processor) -> Schedule:
     tile = fit(tile, long, threads, order=cells_first, share=0.25, parts=1)
     tile = fit(tile, gradient, threads, order=(*cells_first, 1), share=0.25, parts=1)
     tile = fit(tile, columns, threads, order=(1, 2, *cells_first), share=0.25, parts=1)
-    filters = 3 * math.prod(problem.w_shape()) * item
+    filters = (3 + threads * copies_filters(request)) * math.prod(problem.w_shape()) * item
     used = min(threads, block_count((problem.n, problem.groups, c), tile[:3]))
     launch = Launch(dgrad, "n g c z p q", tile, threads)
     return Schedule(used * (padded(*tile) + columns(*tile)) + filters, (launch,))

@@ -27,7 +27,7 @@ from .blocking import ALL, Launch, Scratch, block_count, blocks, fit, lengths, w
 from .cost import Cost, Cut, estimate, longest
 from .lowering import filter_columns, filter_rows, lower, lowered_elements
 from .padding import fold, fold_elements
-from .products import for_blas, long_product, matmul, piece_elements
+from .products import copies_filters, for_blas, long_product, matmul, piece_elements
 from .result import Result, accumulator, finishing_blocks
 from .windows import (
     Axes,
@@ -280,7 +280,7 @@ def schedule(
         return max(each, default=0) * item
 
     threads = workers(request, processor)
-    filters = 2 * math.prod(problem.w_shape()) * item
+    filters = (2 + threads * copies_filters(request)) * math.prod(problem.w_shape()) * item
     images, axes, gradient = problem.n, "n z p q", 0
     if folding:
         # The padded input's gradient is shared by all threads, for as many images as their memory allows.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..problem import Request
 from .blocking import Scratch
+from .result import accumulator
 
 SMALL, PIECE = 800_000, 160
 """Multiplications of one product up to which OpenBLAS copies no operand, and the fewest terms of such."""
@@ -45,6 +47,11 @@ def matmul(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
 
 def goes_along_rows(b: np.ndarray, out: np.ndarray) -> bool:
     return b.strides[-1] == b.itemsize and out.strides[-1] == out.itemsize and out.shape[-1] >= LONG
+
+
+def copies_filters(request: Request) -> bool:
+    """Whether `matmul` may need a copy of the filters in every thread: those of integers, as rows."""
+    return accumulator(request).kind == "i"
 
 
 def long_product(a: np.ndarray, b: np.ndarray, out: np.ndarray, scratch: Scratch) -> None:

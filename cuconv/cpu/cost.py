@@ -19,7 +19,7 @@ from ..processor import Processor
 from .blocking import Launch, block_count
 from .products import LONG
 from .result import accumulator
-from .windows import PIECE, Axes, Axis
+from .windows import PIECE, Axes, Axis, dense, piece_count
 
 RATES: dict[str, float] = {
     "part": 53,
@@ -70,6 +70,7 @@ class Cost:
         self.channels_first = request.layout == "channels_first"
         problem = request.problem.volumetric
         self.extents = problem.output if request.op == "dgrad" else problem.input  # of what windows read
+        self.apart = problem.stride[2] if request.op == "dgrad" else 1  # cells along W of what they make
         self.threads, self.parts = launch.threads, 0.0
         self.counts: defaultdict[str, float] = defaultdict(float)
 
@@ -97,18 +98,18 @@ class Cost:
         if not contiguous:
             self.add("strided", elements)
 
-    def read(self, elements: float, width: float, channels: float, inside: bool = False) -> None:
-        """Count elements that are copied from an operand of so many channels, so many cells along W at once.
+    def read(self, elements: float, row: float, channels: float, inside: bool = False) -> None:
+        """Count elements that are copied from an operand of so many channels, so many cells in a row.
 
-        `inside` says that the copy has the channels inside, where it has the cells along W otherwise.
+        `inside` says that the copy has the channels inside, where it has the cells otherwise.
         """
-        run = longest(channels, width) if inside else longest(width, channels)
+        run = longest(channels, row) if inside else longest(row, channels)
         self._convert(elements, run, channels == 1 or inside != self.channels_first)
 
     def store(
         self,
         elements: float,
-        width: float,
+        row: float,
         channels: float,
         together: float,
         inside: bool = False,
@@ -118,7 +119,7 @@ class Cost:
 
         So many channels of it are stored `together`.
         """
-        run = longest(width, together) if self.channels_first else longest(together, width)
+        run = longest(row, together) if self.channels_first else longest(together, row)
         apart = self.channels_first and stride > 1
         self._convert(elements, run, (channels == 1 or inside != self.channels_first) and not apart)
         if stride > 1:  # cache lines of which less is stored
@@ -196,12 +197,10 @@ class Cut:
         self.taps = math.prod(axis.taps for axis in axes)
         self.reads = list(map(Axis.read, axes, self.counts))
         self.read = math.prod(self.reads) * self.blocks
-        apart = [not axis.dense(count) for axis, count in zip(axes, self.counts, strict=True)]
-        self.dense = not any(apart)
-        self.pieces = math.prod(axis.taps for axis, far in zip(axes, apart, strict=True) if far)
-        each = zip(self.reads, self.counts, apart, strict=True)
-        together = [count if far else read for read, count, far in each]
-        self.width, self.row, self.run = self.counts[2], longest(*self.counts[::-1]), longest(*together[::-1])
+        self.dense, self.pieces = dense(axes, self.counts), piece_count(axes, self.counts)
+        each = zip(axes, self.counts, self.reads, strict=True)
+        piece = [read if axis.dense(count) else count for axis, count, read in each]
+        self.width, self.row, self.run = self.counts[2], longest(*self.counts[::-1]), longest(*piece[::-1])
 
     def padded(self, extents: Sequence[int]) -> float:
         """The share of the blocks that read cells outside of an array of such extents."""

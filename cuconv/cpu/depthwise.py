@@ -25,7 +25,7 @@ from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
 from .blocking import ALL, Launch, Scratch, block_count, blocks, fit, lengths, workers
 from .cost import Cost, Cut, estimate
-from .gemm import finish_unmet, unmet_elements
+from .gemm import channels_read, finish_unmet, result_channels, unmet_elements
 from .padding import fold, fold_elements
 from .result import Result, accumulator, finishing_blocks
 from .runs import Runs, extent, phase_count, run_elements
@@ -296,10 +296,10 @@ def _cost(request: Request, processor: Processor) -> Cost:
     for axes, same in kinds_of_windows(request):
         cut = Cut(axes, launch.tile[2:])
         blocks = count_blocks(request, cost, cut, same, launch.tile)
-        images = same * problem.n * (problem.k if op == "dgrad" else problem.c)
+        images = same * problem.n * channels_read(request)
         there = within(axes, cut.counts)
         depth, height, width = map(extent, there)
-        cost.gather(images, cut, problem.k if op == "dgrad" else problem.c, blocks)
+        cost.gather(images, cut, channels_read(request), blocks)
         if any(axis.stride > 1 for axis in there):
             phases = math.prod(map(phase_count, there))
             cost.add("phase cell", images * phases * depth * height * width * cut.blocks)
@@ -322,14 +322,12 @@ def _cost(request: Request, processor: Processor) -> Cost:
 
 def count_result(request: Request, cost: Cost, cut: Cut, same: int, channels: int) -> None:
     """Count what is stored, so many input channels together, of windows of one kind; or, for wgrad, read."""
-    problem, multiplier = request.problem.volumetric, request.problem.k // request.problem.c
-    cells = same * problem.n * cut.cells
-    if request.op == "dgrad":
-        cost.store(cells * problem.c, cut.row, problem.c, channels, stride=problem.stride[2])
-    elif request.op == "fprop":
-        cost.store(cells * problem.k, cut.row, problem.k, channels * multiplier)
+    problem, made = request.problem, result_channels(request)
+    elements = same * problem.n * cut.cells * made
+    if request.op == "wgrad":
+        cost.read(elements, cut.row, made)
     else:
-        cost.read(cells * problem.k, cut.row, problem.k)
+        cost.store(elements, cut.row, made, channels * made // problem.c, stride=cost.apart)
 
 
 ENTRIES = {

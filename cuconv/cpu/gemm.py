@@ -333,9 +333,7 @@ def _cost(request: Request, processor: Processor) -> Cost:
     problem, groups = request.problem.volumetric, request.problem.groups
     (launch,) = schedule(request, processor, None).launches
     cost, channels, made = Cost(request, launch), channels_read(request), result_channels(request)
-    apart = problem.stride[2] if request.op == "dgrad" else 1
-    cost.megabytes("copied", 2 * math.prod(problem.w_shape()))
-    cost.megabytes("copied", unmet_elements(request))
+    cost.megabytes("copied", 2 * math.prod(problem.w_shape()) + unmet_elements(request))
     for axes, columns in windows_and_columns(request):
         cut, places = Cut(axes, launch.tile[-3:]), columns // made
         cost.add("call", 8 * places)  # for the filters
@@ -352,7 +350,7 @@ def _cost(request: Request, processor: Processor) -> Cost:
         in_place = by_image or (cut.taps == 1 and groups == 1)
         if not in_place or cost.converted or (request.op == "dgrad" and max(problem.stride) > 1):
             cost.add("call", blocks * places * groups)
-            cost.store(pixels * columns, cut.row, made, made // groups, not by_image, apart)
+            cost.store(pixels * columns, cut.row, made, made // groups, not by_image, cost.apart)
     return cost
 
 

@@ -116,7 +116,7 @@ def _cost(request: Request, processor: Processor) -> Cost:
     (launch,) = _schedule(request, processor, None).launches
     cost, channels = Cost(request, launch), gemm.channels_read(request)
     cost.megabytes("copied", 2 * math.prod(problem.w_shape()) + gemm.unmet_elements(request))
-    images, apart = launch.tile[-4], problem.stride[2] if request.op == "dgrad" else 1
+    images = launch.tile[-4]
     for axes, columns in windows_and_columns(request):
         cut = Cut(axes, launch.tile[-3:])
         blocks = cut.blocks * block_count((problem.n,), (images,))
@@ -132,7 +132,7 @@ def _cost(request: Request, processor: Processor) -> Cost:
         terms = cut.taps * channels // groups / parts
         cost.product(made * parts / (columns // groups * long), columns // groups, terms, long)
         cost.megabytes("copied", (parts - 1) * made)
-        cost.store(made, cut.row, columns // places, columns // places // groups, stride=apart)
+        cost.store(made, cut.row, columns // places, columns // places // groups, stride=cost.apart)
     return cost
 
 

@@ -263,12 +263,12 @@ def _cost(request: Request, processor: Processor) -> Cost:
     for axes, same in depthwise.kinds_of_windows(request):
         cut = Cut(axes, launch.tile[2:])
         blocks = depthwise.count_blocks(request, cost, cut, same, launch.tile)
-        images = same * problem.n * (problem.k if op == "dgrad" else problem.c)
+        images = same * problem.n * gemm.channels_read(request)
         depth, height, width = within(axes, cut.counts)
         tile, seen = tiling(axes[1])
         tiles = -(-cut.counts[1] // tile)
         read = images * depth.read(depth.cells) * height.reach(tiles * tile) * cut.blocks
-        cost.read(read * cut.reads[2], cut.run, problem.k if op == "dgrad" else problem.c)
+        cost.read(read * cut.reads[2], cut.run, gemm.channels_read(request))
         run = longest(cut.width, depth.read(depth.cells), min(launch.tile[1], problem.n))
         cost.copy(read * width.taps * cut.width, run, width.stride == 1)
         long = cut.width * math.prod(columns_inside(min(launch.tile[1], problem.n), depth))

@@ -82,7 +82,7 @@ def gather_windows(
         return gather(a, lows, counts, mode, dtype, scratch, order), there
     padded = room((*a.shape[:2], *counts), dtype, scratch, order)
     block = [replace(axis, cells=count) for axis, count in zip(axes, lengths(cells), strict=True)]
-    if padded.size > PIECE * math.prod(1 if axis.dense(axis.cells) else axis.taps for axis in block):
+    if padded.size > PIECE * piece_count(axes, lengths(cells)):
         for piece in itertools.product(*map(_pieces, lows, block)):
             target, seen = zip(*piece, strict=True)
             fill(padded[(slice(None), slice(None), *target)], a, seen, mode)
@@ -118,6 +118,12 @@ def _coordinates(low: int, axis: Axis) -> np.ndarray:
 def dense(axes: Axes, counts: Sequence[int]) -> bool:
     """Whether all cells from the first to the last are brought together."""
     return all(map(Axis.dense, axes, counts))
+
+
+def piece_count(axes: Axes, counts: Sequence[int]) -> int:
+    """In how many pieces what so many output cells see is brought together: one, or one for each far tap."""
+    each = zip(axes, counts, strict=True)
+    return math.prod(1 if axis.dense(count) else axis.taps for axis, count in each)
 
 
 def gathered_elements(axes: Axes, counts: Sequence[int], mode: str) -> int:

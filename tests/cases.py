@@ -26,6 +26,27 @@ EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52, "complex64": 2.0**-21, "com
 ROUNDING = {**EPSILON, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "complex64": 2.0**-149}
 OPS = ("fprop", "dgrad", "wgrad")
+HUGE = (
+    "n1c3d240h240w240 k8t60r60s60 sd60sh60sw60",
+    "c1w3000000 k1s3 sw1000000",
+    "c2h3000w3000 k2r32s32 sh32sw32",
+    "c1w1000000000000 k1s3",
+    "c1w1000000000000 k1s300000 dw1000000",
+    "c1w1000000000000 k1s1000003 sw1000000",
+    "n1c2d97h97w97 k2t50r50s50 sd47sh47sw47 dd3dh5dw7 p200",
+    "c1h100000w100000 k1r99999s99999",
+    "n2c4d40h40w40 k4t3r3s3 g4 sd60sh60sw60",
+    "n2c4h9w8 k4r3s3 sh1000000sw999983 p1000000",
+    "n1c1w1000000000000 k1s3 sw1000 dw1000000 p1",
+    "n1c2w1000000000000 k2s1000000 g2 dw7 p5:-1 reflect",
+    "n1c1000000h5w5 k1000000r3s3 p1 circular",
+    "n1c1000000h5w5 k1000000r3s3 g1000000 p2",
+    "n3c6h1000003w7 k9r999983s5 g3 dh1dw5 ph0pw30",
+    "n2305843009213693951c1w7 k1s3 p1",
+    "n1c1w5 k1s3 p1:2305843009213693951 replicate",
+    "n1c1d1000000h1000000w1000000 k1t999999r999999s999999",
+)
+"""Problems whose numbers are large: plans, on either backend, are made or refused in milliseconds."""
 
 
 def _names(table):

@@ -23,6 +23,7 @@ from cuconv.cuda.places import places
 from cuconv.plan import INPUTS, RESULT, _make_plan, make_plan
 from cuconv.problem import LAYOUTS, Request
 
+from .cases import HUGE
 from .emulator import run_window
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is reserved by Linux's flags")
@@ -238,20 +239,6 @@ def test_large_problems_have_plans():
         for op in ("fprop", "dgrad", "wgrad", "bgrad"):
             plan = planned(op, line, "auto", dtype="float32")
             assert all(0 < launch.blocks < 2**31 for launch in plan.launches), str(plan)
-
-
-HUGE = (
-    "n2c4d40h40w40 k4t3r3s3 g4 sd60sh60sw60",
-    "n2c4h9w8 k4r3s3 sh1000000sw999983 p1000000",
-    "n1c1w1000000000000 k1s3 sw1000 dw1000000 p1",
-    "n1c2w1000000000000 k2s1000000 g2 dw7 p5:-1 reflect",
-    "n1c1000000h5w5 k1000000r3s3 p1 circular",
-    "n1c1000000h5w5 k1000000r3s3 g1000000 p2",
-    "n3c6h1000003w7 k9r999983s5 g3 dh1dw5 ph0pw30",
-    "n2305843009213693951c1w7 k1s3 p1",
-    "n1c1w5 k1s3 p1:2305843009213693951 replicate",
-    "n1c1d1000000h1000000w1000000 k1t999999r999999s999999",
-)
 
 
 @pytest.mark.parametrize("line", HUGE)

@@ -70,7 +70,7 @@ def by_rows(
         gemm.store_by_place(nothing, places, result)
         return
     rows, count = Rows(a, axes, cells, groups, mode, filters.dtype, scratch), lengths(cells)[1]
-    down, parts = rows.axes[1].stride, _parts(rows.axes)
+    down, parts = rows.axes[1].stride, list(itertools.product(*map(range, _parts(rows.axes))))
     total = scratch("product", (groups, *rows.outside, count, columns, rows.columns), filters.dtype)
     more = scratch("more", total.shape, total.dtype) if len(parts) > 1 else total
     size = terms // len(parts)
@@ -82,10 +82,10 @@ def by_rows(
     gemm.store_by_place(rows.cells(total.reshape(*total.shape[:4], *k, rows.columns), 1), places, result)
 
 
-def _parts(axes: Axes) -> list[tuple[int, int]]:
-    """The taps along D and H that begin a product each; where those along H are neighbours, one has all."""
+def _parts(axes: Axes) -> tuple[int, int]:
+    """How many taps along D and H begin a product each; where those along H are neighbours, one has all."""
     depth, height, _ = axes
-    return list(itertools.product(range(depth.taps), range(1 if height.step == 1 else height.taps)))
+    return depth.taps, 1 if height.step == 1 else height.taps
 
 
 # -- the table's entries ----------------------------------------------------------------------------
@@ -100,7 +100,7 @@ def _applies(request: Request, processor: Processor) -> str | None:
 
 def _elements(n: int, c: int, columns: int, counts: Sequence[int], axes: Axes, mode: str, groups: int) -> int:
     """Scratch elements that `by_rows` needs at the most, its products included."""
-    products = columns * n * math.prod(counts) * min(2, max(1, len(_parts(within(axes, counts)))))
+    products = columns * n * math.prod(counts) * min(2, max(1, math.prod(_parts(within(axes, counts)))))
     return c * rows_elements(n, counts, axes, mode) + products
 
 
@@ -120,7 +120,7 @@ def _cost(request: Request, processor: Processor) -> Cost:
     for axes, columns in windows_and_columns(request):
         cut = Cut(axes, launch.tile[-3:])
         blocks = cut.blocks * block_count((problem.n,), (images,))
-        parts, made = max(len(_parts(within(axes, cut.counts))), 1), problem.n * cut.cells * columns
+        parts, made = max(math.prod(_parts(within(axes, cut.counts))), 1), problem.n * cut.cells * columns
         cost.share(blocks)
         places = columns // gemm.result_channels(request)
         cost.add("call", blocks * (groups * places + 2 * parts) + 8 * places)

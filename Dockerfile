@@ -6,6 +6,7 @@ COPY docker/requirements.txt docker/requirements.txt
 RUN pip install --no-cache-dir -r docker/requirements.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY cuconv cuconv
+COPY cuda_src cuda_src
 RUN pip install --no-cache-dir --no-deps --no-build-isolation .
 
 # Compiled kernels and tuned algorithms are kept in a volume, owned by the user the container runs as.

@@ -36,7 +36,7 @@ sanitize: $(VENV)/installed
 	done
 
 clean:
-	rm -rf $(VENV) .emulator build dist cuconv.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis cuconv-demo.png
+	rm -rf $(VENV) .emulator build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis cuconv-demo.png
 
 $(VENV)/installed: pyproject.toml Makefile
 	@echo "installing cuconv and what its demo and tests need into $(VENV) (once)"

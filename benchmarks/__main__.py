@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from cuconv import machine
-from cuconv.__main__ import read_problem
-from cuconv.clock import Clock, CpuClock, GpuClock
+from cuconv.cli.clock import Clock, CpuClock, GpuClock
+from cuconv.cli.main import read_problem
 from cuconv.cuda import jit
 from cuconv.dtypes import DTYPES
 from cuconv.plan import TABLES

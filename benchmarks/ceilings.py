@@ -8,8 +8,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from cuconv.clock import Call, Clock, host_seconds
-from cuconv.contenders import Task, operands, ours
+from cuconv.cli.clock import Call, Clock, host_seconds
+from cuconv.cli.timed_calls import Task, operands, ours
 from cuconv.dtypes import DTYPES
 from cuconv.problem import ConvProblem
 

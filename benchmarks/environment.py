@@ -16,7 +16,7 @@ import numpy as np
 
 import cuconv
 from cuconv import machine
-from cuconv.clock import Clock
+from cuconv.cli.clock import Clock
 
 from .record import Code, Environment
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from cuconv.bench import plan_of
-from cuconv.clock import Call, Clock, Times, in_turn, interleaved
-from cuconv.contenders import Contender, Task, operands, ours
+from cuconv.cli.bench import plan_of
+from cuconv.cli.clock import Call, Clock, Times, in_turn, interleaved
+from cuconv.cli.oracle import Sampled, sample
+from cuconv.cli.timed_calls import Contender, Task, operands, ours
 from cuconv.plan import INPUTS, TABLES, Plan, device_of
 from cuconv.problem import ConvProblem
-from cuconv.sampled import Sampled, sample
 
 from . import ceilings, environment
 from .peers import Peer

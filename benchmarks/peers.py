@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from cuconv import contenders
-from cuconv.clock import Clock
-from cuconv.contenders import Contender, Task
+from cuconv.cli import timed_calls
+from cuconv.cli.clock import Clock
+from cuconv.cli.timed_calls import Contender, Task
 from cuconv.dtypes import DTYPES
 from cuconv.problem import ConvProblem
 
@@ -58,10 +58,10 @@ class Torch(Peer):
         return clock.device == "cpu" or torch.cuda.is_available()
 
     def start(self, clock: Clock, threads: int) -> None:
-        contenders.ready_torch(clock, threads)
+        timed_calls.ready_torch(clock, threads)
 
     def prepare(self, task: Task, threads: int) -> Contender | None:
-        return contenders.torch(task, self.memory)
+        return timed_calls.torch(task, self.memory)
 
 
 class Scipy(Peer):

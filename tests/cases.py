@@ -15,7 +15,7 @@ import numpy as np
 import cuconv
 from cuconv import dtypes, processor
 from cuconv.cpu import blocking, col2im, depthwise, gemm, im2col
-from cuconv.cuda import simt, work
+from cuconv.cuda import schedule, simt
 from cuconv.plan import TABLES, _make_plan, device_of
 from cuconv.problem import ACTIVATIONS, PADDING_MODES
 
@@ -234,7 +234,7 @@ def workspace(size):
     with (
         mock.patch.object(blocking, "WORKSPACE", size),
         mock.patch.object(blocking, "LIMIT", 3 * size),
-        mock.patch.object(work, "PART", 1 if size == 1 else 8),
+        mock.patch.object(schedule, "PART", 1 if size == 1 else 8),
         mock.patch.object(simt, "TILES", largest if size == 1 else simt.TILES),
     ):
         _make_plan.cache_clear()

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from cuconv.__main__ import at_least
+from cuconv.cli.main import at_least
 
 from . import emulator
 from .cases import ALGORITHMS, KERNELS, check, ops_of, seeded_case

@@ -15,8 +15,9 @@ import pytest
 import cuconv
 from benchmarks import measure, peers, record, report, steps, suites
 from benchmarks.__main__ import main
-from cuconv import ConvProblem, bench, check, clock, contenders, sampled
-from cuconv.__main__ import main as command_line
+from cuconv import ConvProblem
+from cuconv.cli import bench, check, clock, oracle, timed_calls
+from cuconv.cli.main import main as command_line
 from cuconv.cpu import TABLE
 from cuconv.plan import INPUTS
 
@@ -65,31 +66,31 @@ def test_the_sampled_oracle_is_the_oracle(line):
     p = ConvProblem.parse(line)
     x, w, dy = integers(p)
     complex_x, complex_w, complex_dy = (array + 1j * array[::-1] for array in (x, w, dy))
-    oracle = Reference(x.shape, w.shape, p.stride, p.dilation, p.padding, p.groups, p.padding_mode)
+    reference = Reference(x.shape, w.shape, p.stride, p.dilation, p.padding, p.groups, p.padding_mode)
     for op, real, imaginary in (
         ("fprop", (x, w), (complex_x, complex_w)),
         ("dgrad", (dy, w), (complex_dy, complex_w)),
         ("wgrad", (x, dy), (complex_x, complex_dy)),
     ):
         for dtype, operands in (("float64", real), ("complex128", imaginary)):
-            expected = wrapped(getattr(oracle, op)(*operands), dtype)
-            found = sampled.sample(op, p, dtype, "channels_first", *operands)
+            expected = wrapped(getattr(reference, op)(*operands), dtype)
+            found = oracle.sample(op, p, dtype, "channels_first", *operands)
             np.testing.assert_array_equal(found.exact, expected[found.index])
             assert found.error(expected) == found.share(expected) == found.share_overall(expected) == 0
             last = [np.moveaxis(array, 1, -1) for array in (*operands, expected)]
-            found = sampled.sample(op, p, dtype, "channels_last", *last[:2])
+            found = oracle.sample(op, p, dtype, "channels_last", *last[:2])
             np.testing.assert_array_equal(found.exact, last[2][found.index])
 
 
 def test_a_sample_has_the_corners(monkeypatch):
     """Of a result too large to be evaluated whole, and of sums too long to gather at once."""
-    monkeypatch.setattr(sampled, "_CHUNK", 40)
+    monkeypatch.setattr(oracle, "_CHUNK", 40)
     p = ConvProblem.parse("n3c4h20w20 k6r3s3 p1")
     x, w, dy = integers(p)
-    oracle = Reference(x.shape, w.shape, p.stride, p.dilation, p.padding, p.groups)
+    reference = Reference(x.shape, w.shape, p.stride, p.dilation, p.padding, p.groups)
     for op, operands in {"fprop": (x, w), "dgrad": (dy, w), "wgrad": (x, dy)}.items():
-        expected = wrapped(getattr(oracle, op)(*operands), np.float64)
-        found = sampled.sample(op, p, "float64", "channels_first", *operands, samples=100)
+        expected = wrapped(getattr(reference, op)(*operands), np.float64)
+        found = oracle.sample(op, p, "float64", "channels_first", *operands, samples=100)
         np.testing.assert_array_equal(found.exact, expected[found.index])
         assert 50 < len(found.exact) <= 200
         corners = [
@@ -101,8 +102,8 @@ def test_a_sample_has_the_corners(monkeypatch):
 def test_the_oracle_finds_a_wrong_element():
     p = ConvProblem.parse("n1c2h5w5 k2r3s3 p1")
     x, w, _ = (array.astype(np.float32) for array in integers(p))
-    found = sampled.sample("fprop", p, "float32", "channels_first", x, w)
-    result = bench.contenders.conv(x, w, padding=1)
+    found = oracle.sample("fprop", p, "float32", "channels_first", x, w)
+    result = bench.timed_calls.conv(x, w, padding=1)
     assert found.share(result) <= 1
     for wrong in (1e-3, np.nan):
         result[0, 1, 2, 3] += wrong
@@ -117,10 +118,10 @@ def test_every_peer_computes_the_same():
         p = ConvProblem.parse(line)
         for dtype in ("float32", "complex64"):
             for layout in ("channels_first", "channels_last"):
-                arrays = contenders.operands(p, dtype, layout)
+                arrays = timed_calls.operands(p, dtype, layout)
                 for op in ("fprop", "dgrad", "wgrad"):
-                    task = contenders.Task(op, p, dtype, layout, arrays)
-                    truth = sampled.sample(op, p, dtype, layout, *task.inputs)
+                    task = timed_calls.Task(op, p, dtype, layout, arrays)
+                    truth = oracle.sample(op, p, dtype, layout, *task.inputs)
                     for peer in available:
                         if found := peer.prepare(task, 1):
                             used.add(peer.name)
@@ -130,7 +131,7 @@ def test_every_peer_computes_the_same():
 
 def test_naive_refuses_too_much_memory():
     p = ConvProblem.parse("n64c64h224w224 k64r3s3 p1")
-    task = contenders.Task("fprop", p, "float32", "channels_first", {})
+    task = timed_calls.Task("fprop", p, "float32", "channels_first", {})
     assert peers.Naive("naive", "cpu", "numpy").prepare(task, 1) is None
 
 
@@ -298,7 +299,7 @@ def test_an_interruption_keeps_what_is_there(quick, tmp_path, capsys, monkeypatc
 
 
 def test_one_that_is_far_behind_is_timed_by_the_call_that_was_checked(quick, tmp_path, monkeypatch):
-    real, calls = contenders.ours, []
+    real, calls = timed_calls.ours, []
 
     def slow(task, algorithm):
         call = real(task, algorithm).call
@@ -310,7 +311,7 @@ def test_one_that_is_far_behind_is_timed_by_the_call_that_was_checked(quick, tmp
                 pass
             return call()
 
-        return contenders.Contender(late if algorithm == "fft" else call)
+        return timed_calls.Contender(late if algorithm == "fft" else call)
 
     monkeypatch.setattr(measure, "ours", slow)
     out = tmp_path / "record.json"
@@ -324,11 +325,11 @@ def test_one_that_is_far_behind_is_timed_by_the_call_that_was_checked(quick, tmp
 
 
 def test_a_wrong_result_fails_and_is_not_timed(quick, tmp_path, capsys, monkeypatch):
-    real = contenders.ours
+    real = timed_calls.ours
 
     def wrong(task, algorithm):
         call = real(task, algorithm).call
-        return contenders.Contender(lambda: call() * np.float32(1.001))
+        return timed_calls.Contender(lambda: call() * np.float32(1.001))
 
     monkeypatch.setattr(measure, "ours", wrong)
     out = tmp_path / "record.json"
@@ -543,11 +544,11 @@ def test_bench(monkeypatch, capsys):
     text = capsys.readouterr().out
     assert "all within their bounds" in text
     assert [text.count(op) for op in report.OPS] == [1, 1, 1]
-    real = contenders.ours
+    real = timed_calls.ours
     monkeypatch.setattr(
-        contenders,
+        timed_calls,
         "ours",
-        lambda task, name: contenders.Contender(lambda: real(task, name).call() * np.float32(2)),
+        lambda task, name: timed_calls.Contender(lambda: real(task, name).call() * np.float32(2)),
     )
     assert command_line(["bench"]) == 1
     assert "wgrad n1c2h8w8 k4r3s3 p1 circular is beyond its bound" in capsys.readouterr().out

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cuconv import ConvProblem, __version__, bench, check, demo, info
-from cuconv.__main__ import NOTATION, main
-from cuconv.clock import CpuClock
-from cuconv.contenders import Contender
+from cuconv import ConvProblem, __version__
+from cuconv.cli import bench, check, demo, info
+from cuconv.cli.clock import CpuClock
+from cuconv.cli.main import NOTATION, main
+from cuconv.cli.timed_calls import Contender
 from cuconv.cuda import jit
 from cuconv.dtypes import DTYPES
 from cuconv.problem import PADDING_MODES

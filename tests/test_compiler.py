@@ -10,7 +10,7 @@ import pytest
 
 from cuconv.cuda import algorithms, jit
 from cuconv.cuda.kernel import PARAMS, Kernel
-from cuconv.cuda.work import C_TYPES, sum_dtype
+from cuconv.cuda.schedule import C_TYPES, sum_dtype
 from cuconv.dtypes import DTYPES
 
 from . import compiler

@@ -12,9 +12,9 @@ import pytest
 
 import cuconv
 from cuconv import activations
-from cuconv.check import PROBLEMS as PLAIN_PROBLEMS
+from cuconv.cli.check import PROBLEMS as PLAIN_PROBLEMS
 from cuconv.cpu import blocking
-from cuconv.cuda import algorithms, depthwise, direct, jit, simt, sums, work
+from cuconv.cuda import algorithms, depthwise, direct, jit, schedule, simt, sums
 from cuconv.cuda.geometry import divisor
 from cuconv.plan import INPUTS
 from cuconv.problem import ACTIVATIONS, LAYOUTS, PADDING_MODES
@@ -67,11 +67,11 @@ def test_every_entry_of_the_table(dtype, algorithm):
                     checked += 1
             assert checked
     expected = set(FAMILIES[algorithm].kernels(dtype))
-    of_dtype = (work.C_TYPES[dtype], DTYPES[dtype].itemsize)
+    of_dtype = (schedule.C_TYPES[dtype], DTYPES[dtype].itemsize)
     if algorithm == "direct":
-        expected |= {*sums.kernels(dtype), *work.padding_kernels()}
+        expected |= {*sums.kernels(dtype), *schedule.padding_kernels()}
     if algorithm == "simt":
-        expected |= {*work.reduce_kernels()}
+        expected |= {*schedule.reduce_kernels()}
     expected = {kernel for kernel in expected if kernel.arguments[0] in of_dtype}
     assert expected <= executed <= set(algorithms.kernels())
 
@@ -194,7 +194,7 @@ def test_what_a_kernel_does_not_know_ends_the_launch(choices, choice, number, dt
     for op in ops:
         with (
             workspace(2),  # which leaves no plan behind
-            mock.patch.object(work, choices, ("",) * number + (choice,)),
+            mock.patch.object(schedule, choices, ("",) * number + (choice,)),
             pytest.raises(emulator.EmulatorError, match="__trap: called"),
         ):
             emulator.run(op, *calls[op], **options)

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 import cuconv
-from cuconv.cuda import work
+from cuconv.cuda import schedule
 from cuconv.cuda.algorithms import TABLE
 from cuconv.cuda.device import DEFAULT, DEVICES
-from cuconv.cuda.places import places
+from cuconv.cuda.strides import strides_by_role
 from cuconv.plan import INPUTS, RESULT, _make_plan, make_plan
 from cuconv.problem import LAYOUTS, Request
 
@@ -58,7 +58,8 @@ def arrays_of(plan, **changes):
 
 def run_last_blocks(plan, arrays, count=1):
     (launch,) = plan.launches
-    run_window(launch, arrays, places(plan.request, arrays), range(launch.blocks - count, launch.blocks))
+    strides, blocks = strides_by_role(plan.request, arrays), range(launch.blocks - count, launch.blocks)
+    run_window(launch, arrays, strides, blocks)
 
 
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
@@ -99,7 +100,7 @@ def test_a_depthwise_problem_of_many_images():
 def test_the_last_part_of_a_long_sum(algorithm):
     """2^32 products per element, cut so that a part is short."""
     line = "n4194304c1h32w32 k1r3s3 p1" if algorithm == "simt" else "n2097152c2h32w32 k2r3s3 g2 p1"
-    with mock.patch.object(work, "BLOCKS", 1 << 23):
+    with mock.patch.object(schedule, "BLOCKS", 1 << 23):
         _make_plan.cache_clear()
         plan = planned("wgrad", line, algorithm)
     _make_plan.cache_clear()
@@ -108,7 +109,7 @@ def test_the_last_part_of_a_long_sum(algorithm):
     n = plan.request.problem.n
     arrays["x"][n - 2 :], arrays["dy"][n - 2 :] = integers(arrays["x"][n - 2 :].shape), 1
     parts = reserved(launch.out.shape, launch.out.dtype)
-    where = places(plan.request, {role: arrays[role] for role in ("x", "dy", "dw")})
+    where = strides_by_role(plan.request, {role: arrays[role] for role in ("x", "dy", "dw")})
     # The blocks that sum the last two images, whatever tile or tap they are for.
     chunk, splits = launch.params(where)["chunk"][0], launch.params(where)["splits"][0]
     pixels = launch.params(where)["items"][0] or n * 1024
@@ -129,13 +130,13 @@ def test_the_last_cells_of_a_padded_copy():
     pad = plan.launches[0]
     x, padded = reserved(plan.request.shape("x"), "float16"), reserved(pad.out.shape, "float16")
     x[-1] = integers(x[-1].shape)
-    where = places(plan.request, {"x": x})
+    where = strides_by_role(plan.request, {"x": x})
     run_window(pad, {"x": x, pad.out: padded}, where, range(pad.blocks - 2 * 4100 // 128, pad.blocks))
     np.testing.assert_array_equal(padded[-1, 1, 0, 0], np.pad(x[-1, 1], 2, "wrap"))
 
 
 def test_the_last_part_of_a_long_bias_gradient():
-    with mock.patch.object(work, "BLOCKS", 1 << 23):
+    with mock.patch.object(schedule, "BLOCKS", 1 << 23):
         _make_plan.cache_clear()
         plan = planned("bgrad", "n1048576c1w4096 k1s1", "auto")
     _make_plan.cache_clear()
@@ -143,7 +144,7 @@ def test_the_last_part_of_a_long_bias_gradient():
     dy = reserved(plan.request.shape("dy"), "float16")
     dy[-1] = integers(dy[-1].shape)
     parts = reserved(launch.out.shape, launch.out.dtype)
-    where = places(plan.request, {"dy": dy, "db": np.zeros(1, "float16")})
+    where = strides_by_role(plan.request, {"dy": dy, "db": np.zeros(1, "float16")})
     chunk = int(launch.params(where)["chunk"][0])
     run_window(
         launch, {"dy": dy, launch.out: parts}, where, range(launch.blocks - 4096 // chunk, launch.blocks)
@@ -181,7 +182,7 @@ def test_strides_beyond_32_bits(op, algorithm, role, axis):
     else:
         expected = cuconv.conv_weight_grad(*inputs, request.shape("dw"), **options)
     (launch,) = plan.launches
-    run_window(launch, arrays, places(request, arrays), range(launch.blocks))
+    run_window(launch, arrays, strides_by_role(request, arrays), range(launch.blocks))
     np.testing.assert_array_equal(arrays[RESULT[op]], expected)
 
 
@@ -195,7 +196,7 @@ def test_strides_beyond_32_bits(op, algorithm, role, axis):
 )
 def test_parts_beyond_32_bits(op, algorithm, line):
     """2^31 sums or more in front of the last part: its last block."""
-    with mock.patch.multiple(work, BLOCKS=1 << 31, PART=1):
+    with mock.patch.multiple(schedule, BLOCKS=1 << 31, PART=1):
         _make_plan.cache_clear()
         plan = planned(op, line, algorithm, "channels_last")
     _make_plan.cache_clear()
@@ -204,7 +205,7 @@ def test_parts_beyond_32_bits(op, algorithm, line):
     for array in (arrays[role] for role in INPUTS[op]):
         array[-1, ..., -4:] = integers(array[-1, ..., -4:].shape)
     parts = reserved(launch.out.shape, launch.out.dtype)
-    where = places(plan.request, arrays)
+    where = strides_by_role(plan.request, arrays)
     run_window(launch, {**arrays, launch.out: parts}, where, range(launch.blocks - 1, launch.blocks))
     assert math.prod(parts.shape) - math.prod(parts.shape[1:]) >= 2**31
     x, dy = (arrays[role][-1:, ..., -1:].astype("float64") for role in (INPUTS[op][0], "dy"))

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import cuconv
-from cuconv.cuda import jit, launch, work
+from cuconv.cuda import jit, launch, schedule
 from cuconv.cuda.kernel import PARAMS
-from cuconv.cuda.places import places
+from cuconv.cuda.strides import strides_by_role
 from cuconv.plan import _make_plan, make_plan
 
 
@@ -121,7 +121,7 @@ def test_a_workspace_of_nothing_but_empty_arrays(cupy):
 
 def test_several_arrays_share_the_workspace(cupy, monkeypatch):
     """A padded x and the parts of a sum, each at its own offset."""
-    monkeypatch.setattr(work, "PART", 1)
+    monkeypatch.setattr(schedule, "PART", 1)
     x, dy = Array((2, 4, 30)), Array((2, 6, 32))
     cuconv.conv_weight_grad(x, dy, (6, 4, 3), padding=2, padding_mode="circular", algorithm="simt")
     pad, main, reduce = cupy.launched
@@ -240,7 +240,7 @@ def test_places_are_those_of_the_canonical_views():
     """Reversed, sliced, channels last and turned filters; the address is that of the turned first element."""
     w = np.zeros((6, 3, 10, 4))[::-1, :, ::2].transpose(0, 1, 3, 2)
     request = cuconv.plan("fprop", (2, 9, 9, 5), w.shape, layout="channels_last", flip=True).request
-    start, strides = places(request, {"w": w})["w"]
+    start, strides = strides_by_role(request, {"w": w})["w"]
     view = cuconv.arrays.canonical(request, "w", w)
     assert start * 8 == view.__array_interface__["data"][0] - w.__array_interface__["data"][0] != 0
     assert tuple(step * 8 for step in strides) == view.strides

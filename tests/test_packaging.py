@@ -92,7 +92,8 @@ def test_dockerfile_commands_run_outside_docker(tmp_path):
             environment[key] = str(image / value.lstrip("/"))
         elif name in ("ENTRYPOINT", "CMD"):
             entry[name] = eval(arguments)
-    shutil.rmtree(image / "cuconv")
+    for sources in ("cuconv", "cuda_src"):
+        shutil.rmtree(image / sources)
     text = sh(*entry["ENTRYPOINT"], *entry["CMD"], cwd=tmp_path, **environment)
     assert "all within their bounds" in text
     assert str(image / "cache") in sh(*entry["ENTRYPOINT"], "info", cwd=tmp_path, **environment)
@@ -124,7 +125,7 @@ def test_wheel_in_an_empty_environment(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "cuconv/py.typed" in names
-    sources = {path.relative_to(ROOT).as_posix() for path in (ROOT / "cuconv/cuda_src").rglob("*.cuh")}
+    sources = {f"cuconv/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "cuda_src").rglob("*.cuh")}
     assert "cuconv/cuda_src/ptx/base.cuh" in sources <= set(names)
     assert {name.split("/")[0] for name in names} == {"cuconv", f"{wheel.name.rsplit('-', 3)[0]}.dist-info"}
     environment = fresh_environment(tmp_path / "venv")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import cuconv
-from cuconv import check, sampled
+from cuconv.cli import check, oracle
 from cuconv.problem import PADDING_MODES
 
 MODES = {"zeros": "constant", "circular": "wrap", "reflect": "reflect", "replicate": "edge"}
@@ -27,7 +27,7 @@ def test_those_who_judge_results_know_every_mode(mode):
         problem = cuconv.ConvProblem(1, 1, 1, (extent,), (3,), (1,), (2,), (pair,), 1, mode)
         shown = np.pad(np.arange(extent), pair, MODES[mode], **ZERO.get(mode, {}))
         expected = [[shown[p + 2 * r] for r in range(3)] for p in range(problem.output[0])]
-        np.testing.assert_array_equal(sampled._axis_cells(problem, 0), expected)
+        np.testing.assert_array_equal(oracle._axis_cells(problem, 0), expected)
         cells = check.PlainEvaluation(problem).cell
         np.testing.assert_array_equal(np.where(cells == extent, -1, cells), expected)
 

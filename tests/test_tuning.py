@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import cuconv
-from cuconv import info, kept, machine, tuning
+from cuconv import kept, machine, tuning
+from cuconv.cli import info
 from cuconv.plan import Call, _winners, current_arch, exact_candidates
 from cuconv.problem import ConvProblem, Request
 

@@ -9,7 +9,7 @@ from ..dtypes import DTYPES
 from ..table import Algorithm, Table
 from . import depthwise, direct, simt, sums
 from .kernel import Kernel
-from .work import padding_kernels, reduce_kernels, scheduled
+from .schedule import padding_kernels, reduce_kernels, scheduled
 
 
 def _entry(name: str, family: ModuleType, *, on_device: bool = False, floor: bool = False) -> Algorithm:

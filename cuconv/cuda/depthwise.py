@@ -10,12 +10,12 @@ from ..problem import ConvProblem, Request
 from .device import Device
 from .geometry import axes, digits
 from .kernel import Kernel, Launch
-from .work import (
+from .schedule import (
     C_TYPES,
     LAUNCH,
     LIMIT,
     THREADS,
-    Work,
+    Draft,
     beyond_32_bits,
     memory_seconds,
     parts,
@@ -29,22 +29,22 @@ TAPS = 4
 """Taps on the sliding axis, and for the weight gradient on the last one too, that are done at once."""
 
 
-def build(work: Work) -> list[Launch]:
-    op, dtype, problem = work.request.op, work.request.dtype, work.problem
-    order, shape, pixels, items = _strips(work.request, problem)
+def build(draft: Draft) -> list[Launch]:
+    op, dtype, problem = draft.request.op, draft.request.dtype, draft.problem
+    order, shape, pixels, items = _strips(draft.request, problem)
     first, sliding, last = order
     if op == "wgrad":
         kernel = _kernel(op, dtype, (*shape[:3], TAPS))
-        tiles = per(problem.k, work.lanes) * problem.filter[first]
+        tiles = per(problem.k, draft.lanes) * problem.filter[first]
         tiles *= per(problem.filter[sliding], TAPS) * per(problem.filter[last], TAPS)
         fields = {"axis": axes(problem, order), "items": items, "digit": digits(pixels)}
-        cut = parts(items, tiles, work.lanes / 8)
-        return split_sum(work, kernel, tiles, fields, cut, axes=order)
+        cut = parts(items, tiles, draft.lanes / 8)
+        return split_sum(draft, kernel, tiles, fields, cut, axes=order)
     channels = _channels(problem, op) // shape[-1]
-    numbers = (channels, *pixels[:2]) if work.lanes > 1 else pixels
-    fields = work.fields(axis=axes(problem, order), items=items, digit=digits(numbers))
+    numbers = (channels, *pixels[:2]) if draft.lanes > 1 else pixels
+    fields = draft.fields(axis=axes(problem, order), items=items, digit=digits(numbers))
     blocks = _images(problem, op) * per(items, THREADS)
-    return [work.launch(_kernel(op, dtype, shape), blocks, fields, axes=order)]
+    return [draft.launch(_kernel(op, dtype, shape), blocks, fields, axes=order)]
 
 
 def applies(request: Request, device: Device | None) -> str | None:

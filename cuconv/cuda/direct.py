@@ -7,17 +7,17 @@ from collections.abc import Iterator
 from ..problem import Request
 from .device import Device
 from .kernel import Kernel, Launch
-from .work import LAUNCH, Work, memory_seconds, per_element_kernel, rate
+from .schedule import LAUNCH, Draft, memory_seconds, per_element_kernel, rate
 
 
-def build(work: Work) -> list[Launch]:
-    problem, op = work.problem, work.request.op
+def build(draft: Draft) -> list[Launch]:
+    problem, op = draft.problem, draft.request.op
     extents = {
         "fprop": (problem.n, problem.k, problem.output),
         "dgrad": (problem.n, problem.c, problem.input),
         "wgrad": (problem.k, problem.c // problem.groups, problem.filter),
     }
-    return [work.per_element(_kernel(op, work.request.dtype), extents[op], work.fields())]
+    return [draft.per_element(_kernel(op, draft.request.dtype), extents[op], draft.fields())]
 
 
 def applies(request: Request, device: Device | None) -> None:

@@ -21,7 +21,10 @@ from typing import Any
 from .. import kept
 from .kernel import Kernel
 
-SOURCES = Path(__file__).resolve().parent.parent / "cuda_src"
+PACKAGE = Path(__file__).resolve().parent.parent
+SOURCES = next(filter(Path.is_dir, (PACKAGE / "cuda_src", PACKAGE.parent / "cuda_src")), PACKAGE / "cuda_src")
+"""The kernels: inside an installed package, and beside it in the source tree."""
+
 LOWEST = 75
 """The least compute capability, times ten, that the kernels are written for."""
 

@@ -48,7 +48,7 @@ PARAMS = np.dtype(
 )
 """The struct `Params` of `cuda_src/params.cuh`, field by field. All fields are 64 bits wide."""
 
-Place = tuple[int, tuple[int, ...]]
+Strides = tuple[int, tuple[int, ...]]
 """Where an array's elements are: its first one's offset from the pointer, and strides, in elements."""
 
 
@@ -130,7 +130,7 @@ class Launch:
     axes: tuple[int, int, int] = (0, 1, 2)
     shared_bytes: int = 0
 
-    def params(self, places: Mapping[str, Place]) -> np.ndarray:
+    def params(self, strides_by_role: Mapping[str, Strides]) -> np.ndarray:
         """The struct Params, given where each role's canonical view has its elements.
 
         Raises ValueError where a member needs more than 64 bits.
@@ -146,14 +146,14 @@ class Launch:
             operand = getattr(self, slot)
             if operand is None:
                 continue
-            start, strides = places[operand] if isinstance(operand, str) else (0, operand.strides)
+            start, strides = strides_by_role[operand] if isinstance(operand, str) else (0, operand.strides)
             if len(strides) >= 5:
                 strides = (*strides[-5:-3], *(strides[axis - 3] for axis in self.axes))
             record[slot][0, : len(strides)] = strides
             if start:
                 record[slot + "_start"] = start
-        if "bias" in places:
-            _, (record["bias"],) = places["bias"]
+        if "bias" in strides_by_role:
+            _, (record["bias"],) = strides_by_role["bias"]
         return record
 
     def __str__(self) -> str:

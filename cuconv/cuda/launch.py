@@ -11,7 +11,7 @@ from ..arrays import Array
 from ..problem import Request
 from ..table import Schedule
 from . import jit
-from .places import places
+from .strides import strides_by_role
 
 _NULL = np.uintp(0)
 _MOST = 4096
@@ -54,7 +54,7 @@ def _prepare(
     request: Request, schedule: Schedule, arrays: Mapping[str, Array], device: int
 ) -> list[tuple[Any, ...]]:
     """Per launch: its function, grid and block, its operands, its parameters, its shared memory."""
-    where = places(request, arrays)
+    strides = strides_by_role(request, arrays)
     bias = "bias" if "bias" in arrays else None
     return [
         (
@@ -62,7 +62,7 @@ def _prepare(
             (launch.blocks,),
             (launch.kernel.threads,),
             (launch.a, launch.b, bias, launch.out),
-            launch.params(where),
+            launch.params(strides),
             launch.shared_bytes,
         )
         for launch in schedule.launches

@@ -10,11 +10,11 @@ from ..dtypes import DTYPES
 from ..problem import ConvProblem, Request
 from .device import Device
 from .kernel import Kernel, Launch
-from .work import (
+from .schedule import (
     BLOCKS,
     C_TYPES,
     LAUNCH,
-    Work,
+    Draft,
     beyond_32_bits,
     memory_seconds,
     parts,
@@ -67,14 +67,14 @@ TILES = {"fprop": (_LARGE, _NARROW), "dgrad": (_ROOMY, _NARROW), "wgrad": (_ROOM
 """Per op, the tiles to choose from. gemm_n is often short."""
 
 
-def build(work: Work) -> list[Launch]:
-    op, dtype = work.request.op, work.request.dtype
-    tile = _tile(work.problem, op, dtype)
-    kernel = _kernel(op, dtype, tile, work.lanes)
-    blocks = _blocks(work.problem, op, tile)
+def build(draft: Draft) -> list[Launch]:
+    op, dtype = draft.request.op, draft.request.dtype
+    tile = _tile(draft.problem, op, dtype)
+    kernel = _kernel(op, dtype, tile, draft.lanes)
+    blocks = _blocks(draft.problem, op, tile)
     if op != "wgrad":
-        return [work.launch(kernel, blocks, work.fields())]
-    return split_sum(work, kernel, blocks, {}, _parts(work.problem, tile))
+        return [draft.launch(kernel, blocks, draft.fields())]
+    return split_sum(draft, kernel, blocks, {}, _parts(draft.problem, tile))
 
 
 def applies(request: Request, device: Device | None) -> str | None:

@@ -9,18 +9,18 @@ from ..problem import Request
 from .device import Device
 from .geometry import digits
 from .kernel import Kernel, Launch
-from .work import C_TYPES, LAUNCH, LIMIT, THREADS, Work, memory_seconds, parts, per, split_sum
+from .schedule import C_TYPES, LAUNCH, LIMIT, THREADS, Draft, memory_seconds, parts, per, split_sum
 
 
-def build(work: Work) -> list[Launch]:
-    problem = work.problem
+def build(draft: Draft) -> list[Launch]:
+    problem = draft.problem
     z, p, q = problem.output
     cells = problem.n * math.prod(problem.output)
-    lanes = work.lanes if problem.k < LIMIT else 32
+    lanes = draft.lanes if problem.k < LIMIT else 32
     tiles = per(problem.k, lanes)
     cut = parts(cells, tiles, lanes / 8)
     fields = {"items": cells, "digit": digits((q, p, z)), "lanes": lanes}
-    return split_sum(work, _kernel(work.request.dtype), tiles, fields, cut)
+    return split_sum(draft, _kernel(draft.request.dtype), tiles, fields, cut)
 
 
 def applies(request: Request, device: Device | None) -> None:

@@ -9,7 +9,7 @@ from unittest import mock
 import numpy as np
 
 from cuconv import arrays
-from cuconv.cuda.places import places
+from cuconv.cuda.strides import strides_by_role
 from cuconv.plan import RUNNERS
 from tests.cases import PUBLIC
 from tests.emulator.runner import run_plan
@@ -40,7 +40,9 @@ def emulated(seed: int | None = None):
 
     def launch(request, schedule, operands, bias):
         named = operands if bias is None else {**operands, "bias": bias}
-        run_plan(schedule.launches, named, places(request, named), schedule.workspace_bytes, seed=seed)
+        run_plan(
+            schedule.launches, named, strides_by_role(request, named), schedule.workspace_bytes, seed=seed
+        )
 
     real_owner_of = arrays.owner_of
     with (

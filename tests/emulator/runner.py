@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-from cuconv.cuda.kernel import Kernel, Launch, Place, Scratch
+from cuconv.cuda.kernel import Kernel, Launch, Scratch, Strides
 from tests.emulator import build
 from tests.emulator.build import EmulatorError
 
@@ -69,7 +69,7 @@ class Pass:
 def run_plan(
     launches: Iterable[Launch],
     arrays: Mapping[str, np.ndarray | None],
-    places: Mapping[str, Place],
+    strides: Mapping[str, Strides],
     workspace_bytes: int = 0,
     *,
     seed: int | None = None,
@@ -77,7 +77,7 @@ def run_plan(
 ) -> None:
     """Run a plan's launches on the arrays of its roles, writing into those that a launch names as its result.
 
-    places: where each role's elements are, relative to the array's own data pointer.
+    strides: where each role's elements are, relative to the array's own data pointer.
     seed: shuffles the threads in the second pass, which else has them in reverse.
     blocks: run only these of each launch; what they do not write stays as it was.
     Raises EmulatorError.
@@ -88,7 +88,7 @@ def run_plan(
     kept = (
         results
         if blocks is not None
-        else {each.out for each in launches if each.params(places)["accumulate"][0]}
+        else {each.out for each in launches if each.params(strides)["accumulate"][0]}
     )
     _check_workspace(launches, workspace_bytes)
     second = Pass("reverse" if seed is None else "shuffled", 0x5A, low=True, seed=seed or 0)
@@ -98,7 +98,7 @@ def run_plan(
             for role in results & kept:
                 buffers[role].view[...] = present[role]
             for launch in launches:
-                _run(launch, buffers, places, how, blocks)
+                _run(launch, buffers, strides, how, blocks)
             outcomes.append({role: buffers[role].view.copy() for role in results})
     for role in results:
         first, again = (_element_bytes(outcome[role]) for outcome in outcomes)
@@ -116,17 +116,17 @@ def run_plan(
 def execute(
     launch: Launch,
     arrays: Mapping[str, np.ndarray | None],
-    places: Mapping[str, Place],
+    strides: Mapping[str, Strides],
     **options: int | range | None,
 ) -> None:
     """run_plan of a single launch without a workspace."""
-    run_plan([launch], arrays, places, **options)  # type: ignore[arg-type]
+    run_plan([launch], arrays, strides, **options)  # type: ignore[arg-type]
 
 
 def run_window(
     launch: Launch,
     arrays: Mapping[str | Scratch, np.ndarray],
-    places: Mapping[str, Place],
+    strides: Mapping[str, Strides],
     blocks: range,
 ) -> None:
     """Run some blocks of a launch on the arrays themselves, which may be too large to copy: once, unguarded.
@@ -137,7 +137,7 @@ def run_window(
         arrays[operand].ctypes.data if operand in arrays else None
         for operand in (launch.a, launch.b, "bias", launch.out)
     ]
-    report = _blocks(launch, pointers, places, Pass(), blocks)
+    report = _blocks(launch, pointers, strides, Pass(), blocks)
     if report is not None:
         raise EmulatorError(f"{launch.kernel.name}: {_explain(report, [])}")
 
@@ -228,7 +228,7 @@ def _buffers(
 def _run(
     launch: Launch,
     buffers: Mapping[str | Scratch, _Buffer],
-    places: Mapping[str, Place],
+    strides: Mapping[str, Strides],
     how: Pass,
     blocks: range | None,
 ) -> None:
@@ -248,7 +248,7 @@ def _run(
     before = result.bytes.copy()
 
     pointers = [buffer.pointer if buffer else None for buffer in operands]
-    report = _blocks(launch, pointers, places, how, window)
+    report = _blocks(launch, pointers, strides, how, window)
     if report is not None:
         raise EmulatorError(f"{launch.kernel.name}, {how.order}, {_explain(report, operands)}")
     stray = result.stray(before)
@@ -261,11 +261,11 @@ def _run(
 
 
 def _blocks(
-    launch: Launch, pointers: list[int | None], places: Mapping[str, Place], how: Pass, window: range
+    launch: Launch, pointers: list[int | None], strides: Mapping[str, Strides], how: Pass, window: range
 ) -> _Report | None:
     """Run some blocks; the report of what went wrong, or None."""
     entry, statics = _instance(launch.kernel)
-    params = np.ascontiguousarray(launch.params(places))
+    params = np.ascontiguousarray(launch.params(strides))
     job = _Job(
         entry=entry,
         pointers=tuple(pointers),
@@ -291,8 +291,8 @@ def _explain(report: _Report, operands: list[_Buffer | None]) -> str:
         where += f", thread {report.thread}"
     message = report.message.decode()
     if report.fault:
-        places = (buffer.describe(report.address) for buffer in operands if buffer)
-        message += f" {next(filter(None, places), f'address {report.address:#x}')}"
+        found = (buffer.describe(report.address) for buffer in operands if buffer)
+        message += f" {next(filter(None, found), f'address {report.address:#x}')}"
     if report.module:
         message += f" ({_source_line(report.module.decode(), report.offset)})"
     return f"{where}: {message}"

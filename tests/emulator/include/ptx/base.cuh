@@ -1,4 +1,4 @@
-// The emulated twin of cuconv/cuda_src/ptx/base.cuh: half precision, bit by bit.
+// The emulated twin of cuda_src/ptx/base.cuh: half precision, bit by bit.
 #pragma once
 
 __device__ inline float half_to_float(unsigned short bits) {

@@ -1,4 +1,4 @@
-// The emulated twin of cuconv/cuda_src/ptx/sm80.cuh.
+// The emulated twin of cuda_src/ptx/sm80.cuh.
 //
 // A copy's source is read when it is issued, so that a fault names the right line, but its bytes arrive only
 // when they are waited for. A product is summed in double precision and rounded once, which is at least as

@@ -9,19 +9,19 @@ from numpy.lib.stride_tricks import as_strided
 
 from ..arrays import Array, canonical
 from ..problem import Request
-from .kernel import Place
+from .kernel import Strides
 
 
-def places(request: Request, arrays: Mapping[str, Array | None]) -> dict[str, Place]:
-    """The place of each array by its role, the bias among them; arrays of any library with NumPy's strides.
+def strides_by_role(request: Request, arrays: Mapping[str, Array | None]) -> dict[str, Strides]:
+    """Where each array's elements are, by its role, the bias among them; of any library with NumPy's strides.
 
     Layout, rank, batch and flip are resolved by the same views that the NumPy path takes, of a stand-in that
     has the array's shape and strides but no memory of its own.
     """
-    return {role: _place(request, role, array) for role, array in arrays.items() if array is not None}
+    return {role: _strides(request, role, array) for role, array in arrays.items() if array is not None}
 
 
-def _place(request: Request, role: str, array: Array) -> Place:
+def _strides(request: Request, role: str, array: Array) -> Strides:
     stand_in = as_strided(np.empty(1, array.dtype), array.shape, array.strides)
     view = stand_in if role == "bias" else canonical(request, role, stand_in)
     item = array.dtype.itemsize

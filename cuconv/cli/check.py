@@ -14,10 +14,11 @@ import ml_dtypes
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from . import ConvProblem, conv, conv_bias_grad, conv_input_grad, conv_weight_grad
-from .arrays import on_host
-from .cuda import jit
-from .dtypes import DTYPES
+from .. import ConvProblem, conv, conv_bias_grad, conv_input_grad, conv_weight_grad
+from ..arrays import on_host
+from ..cuda import jit
+from ..dtypes import DTYPES
+from .oracle import terms, units
 
 PROBLEMS = (
     "n2c3w40 k4s5",
@@ -152,24 +153,3 @@ def errors(problem: ConvProblem, dtype: str, seed: int = 0, xp: Any = np) -> dic
         magnitude = getattr(plain, op)(*(np.abs(array.astype(wide)) for array in arrays))
         found[op] = units(got[op], expected, magnitude, dtype) / terms(problem, op, kind)
     return found
-
-
-def units(got: np.ndarray, expected: np.ndarray, magnitude: np.ndarray, dtype: str) -> float:
-    """The largest error in units of the accumulator's epsilon times the sum of |products|."""
-    if DTYPES[dtype].kind == "i":
-        return 0.0 if np.array_equal(got, expected.astype(got.dtype)) else np.inf
-    epsilon = float(np.finfo(DTYPES[dtype].accumulator).eps)
-    error = np.abs(got.astype(expected.dtype) - expected)
-    if DTYPES[dtype].itemsize == 2:
-        # Half types are rounded once at the end, which is not the sum's doing.
-        error = error - float(ml_dtypes.finfo(got.dtype).eps) / 2 * np.abs(expected)
-    lost = np.maximum(error, 0) / np.maximum(epsilon * magnitude, np.finfo(np.float64).tiny)
-    return float(lost.max(initial=0.0))
-
-
-def terms(problem: ConvProblem, op: str, kind: str) -> int:
-    """How many products one sum has at the most, which is the bound; a complex one counts fourfold."""
-    folded = 1 if problem.padding_mode == "zeros" else 4**problem.rank
-    pixels = problem.n * int(np.prod(problem.output))
-    terms = pixels if op == "bgrad" else problem.gemm(op)[2] * (folded if op == "dgrad" else 1)
-    return (terms + 2) * (4 if kind == "c" else 1)

@@ -49,7 +49,7 @@ def per(extent: int, tile: int) -> int:
 
 
 @dataclass
-class Work:
+class Draft:
     """A request on its way to launches: its problem, volumetric and padded with zeros, and its operands.
 
     `partial` says that the result is scratch of the accumulator's dtype, for a later launch to finish.
@@ -128,27 +128,27 @@ def per_element_kernel(file: str, template: str, dtype: str) -> Kernel:
 # -- padding modes, around the launches of any family -------------------------------------------------
 
 
-def scheduled(build: Callable[[Work], list[Launch]], request: Request, device: Device) -> Schedule:
+def scheduled(build: Callable[[Draft], list[Launch]], request: Request, device: Device) -> Schedule:
     """The launches that a family builds, with those that do the padding mode before or after them.
 
     Raises ValueError where one would need more blocks than a grid can have.
     """
     a, b, out = _OPERANDS[request.op]
-    work = Work(request, _volumetric(request), a, b, out)
+    draft = Draft(request, _volumetric(request), a, b, out)
     if 0 in request.shape(out):
         return Schedule(0, ())
     if not _pads(request):
-        launches = build(work)
+        launches = build(draft)
     elif request.op == "dgrad":
-        launches = _folded(build, work)
+        launches = _folded(build, draft)
     else:
-        launches = _padded(build, work)
+        launches = _padded(build, draft)
     for launch in launches:
         if launch.blocks >= 2**31:
             raise ValueError(
                 f"{request} is too large for a GPU: {launch.kernel.template} would take 2^31 blocks or more"
             )
-    return Schedule(work.workspace_bytes, tuple(launches))
+    return Schedule(draft.workspace_bytes, tuple(launches))
 
 
 def zero_padded(request: Request) -> ConvProblem:
@@ -170,31 +170,31 @@ def _pads(request: Request) -> bool:
     return request.op != "bgrad" and problem.padding_mode != "zeros" and max(map(max, problem.padding)) > 0
 
 
-def _padded(build: Callable[[Work], list[Launch]], work: Work) -> list[Launch]:
+def _padded(build: Callable[[Draft], list[Launch]], draft: Draft) -> list[Launch]:
     """x is padded in the workspace first."""
-    problem = work.problem
+    problem = draft.problem
     extents = (problem.n, problem.c, problem.padded)
-    kernel = _pad_kernel(DTYPES[work.request.dtype].itemsize)
-    padded = work.padded_room(work.request.dtype)
-    pad = work.per_element(kernel, extents, _repeating(work), b=None, out=padded)
-    work.a, work.problem = padded, _without_padding(problem)
-    return [pad, *build(work)]
+    kernel = _pad_kernel(DTYPES[draft.request.dtype].itemsize)
+    padded = draft.padded_room(draft.request.dtype)
+    pad = draft.per_element(kernel, extents, _repeating(draft), b=None, out=padded)
+    draft.a, draft.problem = padded, _without_padding(problem)
+    return [pad, *build(draft)]
 
 
-def _folded(build: Callable[[Work], list[Launch]], work: Work) -> list[Launch]:
+def _folded(build: Callable[[Draft], list[Launch]], draft: Draft) -> list[Launch]:
     """The gradient of the padded x is summed in the workspace, and folded back onto x last."""
-    problem, out = work.problem, work.out
+    problem, out = draft.problem, draft.out
     extents = (problem.n, problem.c, problem.input)
-    kernel = per_element_kernel("padding.cuh", "conv_fold", work.request.dtype)
-    padded = work.padded_room(DTYPES[work.request.dtype].accumulator)
-    fold = work.per_element(kernel, extents, _repeating(work), a=padded, b=None, out=out)
-    work.out, work.partial, work.problem = padded, True, _without_padding(problem)
-    return [*build(work), fold]
+    kernel = per_element_kernel("padding.cuh", "conv_fold", draft.request.dtype)
+    padded = draft.padded_room(DTYPES[draft.request.dtype].accumulator)
+    fold = draft.per_element(kernel, extents, _repeating(draft), a=padded, b=None, out=out)
+    draft.out, draft.partial, draft.problem = padded, True, _without_padding(problem)
+    return [*build(draft), fold]
 
 
-def _repeating(work: Work) -> Fields:
-    mode = PADDING_MODES.index(work.problem.padding_mode)
-    return work.fields(axis=repeating_axes(work.problem), mode=mode)
+def _repeating(draft: Draft) -> Fields:
+    mode = PADDING_MODES.index(draft.problem.padding_mode)
+    return draft.fields(axis=repeating_axes(draft.problem), mode=mode)
 
 
 def _without_padding(problem: ConvProblem) -> ConvProblem:
@@ -226,20 +226,20 @@ def parts(length: int, blocks: int, share: float = 1.0, multiple: int = 1) -> tu
 
 
 def split_sum(
-    work: Work, kernel: Kernel, tiles: int, fields: Fields, cut: tuple[int, int], **changes: Any
+    draft: Draft, kernel: Kernel, tiles: int, fields: Fields, cut: tuple[int, int], **changes: Any
 ) -> list[Launch]:
     """A kernel that sums in parts, and, where there is more than one, the launch that adds them in order."""
     splits, chunk = cut
-    fields = work.fields() | fields | {"splits": splits, "chunk": chunk}
+    fields = draft.fields() | fields | {"splits": splits, "chunk": chunk}
     if splits == 1:
-        return [work.launch(kernel, tiles, fields, **changes)]
-    dtype, op = work.request.dtype, work.request.op
-    shape = work.problem.w_shape() if op == "wgrad" else (work.problem.k, 1, 1, 1, 1)
-    summands = work.room((splits, *shape), sum_dtype(op, dtype))
+        return [draft.launch(kernel, tiles, fields, **changes)]
+    dtype, op = draft.request.dtype, draft.request.op
+    shape = draft.problem.w_shape() if op == "wgrad" else (draft.problem.k, 1, 1, 1, 1)
+    summands = draft.room((splits, *shape), sum_dtype(op, dtype))
     extents = (shape[0], shape[1], shape[2:])
     kernel_of_parts = _reduce_kernel(dtype, summands.dtype)
-    add = work.per_element(kernel_of_parts, extents, work.fields(splits=splits), a=summands, b=None)
-    return [work.launch(kernel, splits * tiles, fields | {"partial": 1}, out=summands, **changes), add]
+    add = draft.per_element(kernel_of_parts, extents, draft.fields(splits=splits), a=summands, b=None)
+    return [draft.launch(kernel, splits * tiles, fields | {"partial": 1}, out=summands, **changes), add]
 
 
 def sum_dtype(op: str, dtype: str) -> str:

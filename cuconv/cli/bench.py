@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from . import contenders
+from ..cuda import jit
+from ..plan import INPUTS, Plan, current_arch, make_plan
+from ..problem import ConvProblem, Request
+from . import timed_calls
 from .check import place
 from .clock import Clock, CpuClock, GpuClock, interleaved
-from .contenders import Contender, Task
-from .cuda import jit
-from .plan import INPUTS, Plan, current_arch, make_plan
-from .problem import ConvProblem, Request
-from .sampled import sample
+from .oracle import sample
+from .timed_calls import Contender, Task
 
 PROBLEMS = (
     "n4c3h224w224 k64r7s7 sh2sw2 p3",
@@ -116,7 +116,7 @@ def main() -> int:
     for line in PROBLEMS:
         print(line)
         problem = ConvProblem.parse(line)
-        host = contenders.operands(problem, DTYPE, LAYOUT)
+        host = timed_calls.operands(problem, DTYPE, LAYOUT)
         arrays = {role: clock.namespace.asarray(array) for role, array in host.items()}
         for op in OPS:
             row = _measured(Task(op, problem, DTYPE, LAYOUT, arrays), host, clock, peer)
@@ -144,8 +144,8 @@ def _peer(clock: Clock) -> Callable[[Task], Contender | None] | None:
 
     if clock.device == "cuda" and not torch.cuda.is_available():
         return None
-    contenders.ready_torch(clock)
-    return lambda task: contenders.torch(task, task.layout)
+    timed_calls.ready_torch(clock)
+    return lambda task: timed_calls.torch(task, task.layout)
 
 
 def _measured(
@@ -153,7 +153,7 @@ def _measured(
 ) -> Row:
     """A row of the table; the result is compared with the truth before it is timed."""
     plan = plan_of(task, clock)
-    mine = contenders.ours(task, "auto")
+    mine = timed_calls.ours(task, "auto")
     inputs: Any = [host[role] for role in INPUTS[task.op]]
     truth = sample(task.op, task.problem, task.dtype, task.layout, *inputs)
     result = clock.to_host(mine.result(mine.call()))

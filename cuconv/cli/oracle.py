@@ -17,9 +17,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from .check import terms, units
-from .dtypes import DTYPES
-from .problem import ConvProblem
+from ..dtypes import DTYPES
+from ..problem import ConvProblem
 
 SAMPLES = 500
 """How many elements of a result are evaluated, as long as their sums have not more than PRODUCTS in all."""
@@ -108,6 +107,27 @@ def sample(
             magnitude[some] += np.abs(products).sum(axis=(1, 2))
     columns = tuple(index.T) if layout == "channels_first" else (index[:, 0], *index[:, 2:].T, index[:, 1])
     return Sampled(problem, op, dtype, columns, exact, magnitude)
+
+
+def units(got: np.ndarray, expected: np.ndarray, magnitude: np.ndarray, dtype: str) -> float:
+    """The largest error in units of the accumulator's epsilon times the sum of |products|."""
+    if DTYPES[dtype].kind == "i":
+        return 0.0 if np.array_equal(got, expected.astype(got.dtype)) else np.inf
+    epsilon = float(np.finfo(DTYPES[dtype].accumulator).eps)
+    error = np.abs(got.astype(expected.dtype) - expected)
+    if DTYPES[dtype].itemsize == 2:
+        # Half types are rounded once at the end, which is not the sum's doing.
+        error = error - float(ml_dtypes.finfo(got.dtype).eps) / 2 * np.abs(expected)
+    lost = np.maximum(error, 0) / np.maximum(epsilon * magnitude, np.finfo(np.float64).tiny)
+    return float(lost.max(initial=0.0))
+
+
+def terms(problem: ConvProblem, op: str, kind: str) -> int:
+    """How many products one sum has at the most, which is the bound; a complex one counts fourfold."""
+    folded = 1 if problem.padding_mode == "zeros" else 4**problem.rank
+    pixels = problem.n * int(np.prod(problem.output))
+    terms = pixels if op == "bgrad" else problem.gemm(op)[2] * (folded if op == "dgrad" else 1)
+    return (terms + 2) * (4 if kind == "c" else 1)
 
 
 def _conjugated(op: str, first: np.ndarray, second: np.ndarray) -> np.ndarray:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import conv, conv_weight_grad, nn
-from .arrays import on_host
+from .. import conv, conv_weight_grad, nn
+from ..arrays import on_host
+from ..cuda import jit
 from .check import place
-from .cuda import jit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

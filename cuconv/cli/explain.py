@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import processor
-from .api import plan
-from .cuda.device import Device
-from .plan import TABLES, Plan, device_of
-from .problem import ConvProblem, Request
-from .table import Algorithm
+from .. import processor
+from ..api import plan
+from ..cuda.device import Device
+from ..plan import TABLES, Plan, device_of
+from ..problem import ConvProblem, Request
+from ..table import Algorithm
 
 
 def main(

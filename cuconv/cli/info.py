@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__, tuning
-from .cuda import jit
-from .machine import blas
+from .. import __version__, tuning
+from ..cuda import jit
+from ..machine import blas
 
 
 def main() -> int:

@@ -14,11 +14,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from . import conv, conv_input_grad, conv_weight_grad
-from .arrays import Array
-from .dtypes import DTYPES
-from .plan import INPUTS
-from .problem import ConvProblem
+from .. import conv, conv_input_grad, conv_weight_grad
+from ..arrays import Array
+from ..dtypes import DTYPES
+from ..plan import INPUTS
+from ..problem import ConvProblem
 
 
 @dataclass(frozen=True)

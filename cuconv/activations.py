@@ -1,7 +1,9 @@
-"""Activation functions, element by element, on NumPy or CuPy arrays."""
+"""Activation functions and their derivatives, element by element, on NumPy or CuPy arrays."""
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-try:
-    from scipy.special import erfc as _erfc
-except ImportError:  # SciPy is optional: the same function from the C library, one element at a time
-    _erfc = np.frompyfunc(math.erfc, 1, 1)
-
+from . import arrays
 from .arrays import Array
+from .dtypes import DTYPES
+from .options import checked_keywords, one_of
+from .problem import check_activation
 
 
 def relu(x: Array, xp: Any = np) -> Array:
@@ -39,16 +40,32 @@ def silu(x: Array, xp: Any = np) -> Array:
 
 
 def gelu(x: Array, xp: Any = np) -> Array:
-    """x Phi(x), Phi being the normal distribution: exact, by erfc, which keeps the small tail. NumPy only."""
-    tail = np.asarray(_erfc(x.astype(np.float64) * -math.sqrt(0.5)), dtype=np.float64)
-    return (0.5 * x * tail).astype(x.dtype)
+    """x Phi(x), Phi being the normal distribution: exact, by erfc, which keeps the small tail."""
+    return (x * _normal(x, xp)).astype(x.dtype)
+
+
+def _normal(x: Array, xp: Any) -> Array:
+    """Phi(x), in double precision."""
+    return 0.5 * xp.asarray(_erfc(xp)(x.astype("float64") * -math.sqrt(0.5)), dtype="float64")
+
+
+@functools.cache
+def _erfc(xp: Any) -> Callable[[Array], Array]:
+    """SciPy's function, or CuPy's. SciPy is optional, and takes longer to import than all of cuconv."""
+    try:
+        found: Callable[[Array], Array] = importlib.import_module(
+            "scipy.special" if xp is np else "cupyx.scipy.special"
+        ).erfc
+    except ImportError:  # the same from the C library, one element at a time
+        found = np.frompyfunc(math.erfc, 1, 1)
+    return found
 
 
 @dataclass(frozen=True)
 class Activation:
     """A function, and how many more arrays like its argument it holds at its peak, its result included."""
 
-    function: Callable[[Array], Array]
+    function: Callable[..., Array]
     blocks: int
 
 
@@ -60,3 +77,91 @@ ACTIVATIONS = {
     "gelu": Activation(gelu, 16),
 }
 """By the names in problem.ACTIVATIONS."""
+
+
+# -- derivatives ------------------------------------------------------------------------------------
+
+
+def _silu_slope(z: Array, xp: Any) -> Array:
+    s = sigmoid(z, xp)
+    return s * (1 + z * (1 - s))
+
+
+def _gelu_slope(z: Array, xp: Any) -> Array:
+    density = xp.exp(z.astype("float64") ** 2 / -2) / math.sqrt(2 * math.pi)
+    return _normal(z, xp) + z * density
+
+
+_FROM_RESULT: dict[str, Callable[[Array, Array, Any], Array]] = {
+    "relu": lambda dy, y, xp: xp.where(y <= 0, dy.dtype.type(0), dy),  # NaN lets through
+    "sigmoid": lambda dy, y, xp: dy * (y * (1 - y)),
+    "tanh": lambda dy, y, xp: dy * ((1 - y) * (1 + y)),
+}
+"""dz from dy and y."""
+
+_FROM_ARGUMENT: dict[str, Callable[[Array, Array, Any], Array]] = {
+    "silu": lambda dy, z, xp: dy * _silu_slope(z, xp),
+    "gelu": lambda dy, z, xp: dy * _gelu_slope(z, xp),
+}
+"""dz from dy and z, where y does not tell which z it came from."""
+
+
+@checked_keywords
+def activation_backward(
+    dy: Array, activation: str | None, *, y: Array | None = None, pre_activation: Array | None = None
+) -> Array:
+    """The gradient before an activation, given dy, the gradient after it: what `conv_backward` takes as dy.
+
+        dz = dy f'(z)        y = f(z)
+
+    ============  =================================================
+    activation    f'(z), Phi being the normal distribution
+    ============  =================================================
+    "relu"        1 where z > 0, else 0
+    "sigmoid"     y (1 - y)
+    "tanh"        1 - y^2
+    "silu"        s (1 + z (1 - s)), with s = sigmoid(z)
+    "gelu"        Phi(z) + z Phi'(z)
+    None          1
+    ============  =================================================
+
+    dy              an array of any shape, of the dtypes that the activation is defined for: real ones, and
+                    integers for relu; half types are computed with in float32 and rounded once
+    y               the activation's result, as `conv(..., activation=...)` returns it: enough for relu,
+                    sigmoid and tanh
+    pre_activation  its argument z, as `conv` without the activation returns it: enough for all, and
+                    needed for silu and gelu, where two z have one y
+    returns         dz, of the shape, dtype and kind of dy
+
+    Give one of y and pre_activation, of the shape and dtype of dy; for None neither is needed. Raises
+    ValueError for shapes and values, TypeError for dtypes and kinds of array.
+    """
+    one_of("activation", activation, (None, *ACTIVATIONS))
+    known = {"y": y, "pre_activation": pre_activation}
+    known = {name: array for name, array in known.items() if array is not None}
+    operands = arrays.adopt(dy=dy, **known)
+    check_activation(activation, operands.dtype)
+    for name in known:
+        if operands.shape(name) != operands.shape("dy"):
+            raise ValueError(
+                f"{name} must have the shape of dy, {operands.shape('dy')}, got {operands.shape(name)}"
+            )
+    if activation is None:
+        return operands.give_back("dz", operands.views["dy"].copy())
+    if len(known) != 1:
+        raise ValueError(
+            f"{activation} takes one of y and pre_activation, got {' and '.join(known) or 'neither'}"
+        )
+    if activation in _FROM_ARGUMENT and "y" in known:
+        raise ValueError(f"{activation} needs pre_activation, since two of its arguments have one y; got y")
+    xp, accumulator = operands.owner.namespace, DTYPES[operands.dtype].accumulator
+    wide = {name: view.astype(accumulator, copy=False) for name, view in operands.views.items()}
+    with np.errstate(all="ignore"):
+        if activation in _FROM_ARGUMENT:
+            dz = _FROM_ARGUMENT[activation](wide["dy"], wide["pre_activation"], xp)
+        else:
+            result = (
+                wide["y"] if "y" in wide else ACTIVATIONS[activation].function(wide["pre_activation"], xp)
+            )
+            dz = _FROM_RESULT[activation](wide["dy"], result, xp)
+        return operands.give_back("dz", dz.astype(operands.views["dy"].dtype, copy=False))

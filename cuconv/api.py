@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from . import arrays
-from .arrays import Array
+from .arrays import Array, Operands
 from .cuda.device import asked_for
 from .dtypes import is_complex
 from .options import checked_keywords, entries, flag, integers, is_one, one_of, shown
@@ -36,6 +36,7 @@ def conv(
     activation: str | None = None,
     precision: str | None = None,
     algorithm: str = "auto",
+    out_dtype: Any = None,
     out: Array | None = None,
     accumulate: bool = False,
 ) -> Array:
@@ -58,7 +59,8 @@ def conv(
     ============  ==========================================  ======================================
 
     All arrays have one dtype: float16, bfloat16, float32, float64, complex64, complex128, int32 or int64.
-    Half types are summed in float32 and rounded once; integers are exact modulo 2^32 or 2^64. Arrays may
+    Half types are summed in float32 and rounded once; integers are exact modulo 2^32 or 2^64. For images of
+    narrower integers, which their sums do not fit, `out_dtype` names a wider one. Arrays may
     have any strides. Extents are in elements; zero-size batches and channels are allowed. Unlike in PyTorch
     the layout is that of the filters too. To filter each channel with the same kernel, repeat it C times
     along w's first axis and set groups=C.
@@ -73,6 +75,9 @@ def conv(
     activation          None, "relu", "sigmoid", "tanh", "silu" or "gelu"
     precision           None for the dtype's own accuracy; "tf32" permits less for float32
     algorithm           "auto", "tune" (time the candidates once) or a name, which never falls back
+    out_dtype           "int32" or "int64": the dtype of y, bias and out, and of all sums, where x and w are
+                        integers that it holds, each of its own: int8, uint8, int16, uint16 or int32; for
+                        int64 also uint32. Truth values go in as x.view("uint8")
     out, accumulate     write the result to `out`, or add it to `out`
 
     Zeros of the padding are multiplied like any other cell, in the gradients too: where one meets an infinity
@@ -82,11 +87,11 @@ def conv(
     Source: Goodfellow, Bengio and Courville, Deep Learning (2016), section 9.1; padding names as in
     TensorFlow and NumPy.
     """
-    operands = arrays.adopt(x=x, w=w, bias=bias, out=out)
+    operands = arrays.adopt(out_dtype, x=x, w=w, bias=bias, out=out)
     request = _request(
         "fprop", operands.dtype, operands.shape("x"), operands.shape("w"), ("x", "w"),
         stride, padding, dilation, groups, padding_mode, layout,
-        flip, bias is not None, activation, accumulate, precision,
+        flip, bias is not None, activation, accumulate, precision, operands.inputs,
     )  # fmt: skip
     call = Call(request, operands, ("x", "w"))
     return call.run(call.plan(algorithm))
@@ -199,9 +204,15 @@ def conv_bias_grad(
     Dtypes and errors are those of `conv`.
     """
     operands = arrays.adopt(dy=dy, out=out)
-    shape = operands.shape("dy")
     one_of("layout", layout, LAYOUTS)
-    batched = flag("batched", batched) and len(shape) > 2
+    call = _bias_call(operands, layout, flag("batched", batched), accumulate, "out")
+    return call.run(call.plan("auto"))
+
+
+def _bias_call(operands: Operands, layout: str, batched: bool, accumulate: bool, out: str) -> Call:
+    """The sum of dy over all axes but that of its channels."""
+    shape = operands.shape("dy")
+    batched = batched and len(shape) > 2
     rank = len(shape) - 1 - batched
     if not 1 <= rank <= 3:
         raise ValueError(
@@ -219,8 +230,7 @@ def conv_bias_grad(
     if empty:
         # A sum over no pixels is one over no images, and that a problem can describe.
         operands.views["dy"] = operands.empty(request.shape("dy"))
-    call = Call(request, operands, ("dy",))
-    return call.run(call.plan("auto"))
+    return Call(request, operands, ("dy",), out)
 
 
 @checked_keywords
@@ -250,12 +260,7 @@ def conv_backward(
 
     Shapes, dtypes, the other options and errors are those of `conv`.
     """
-    outs = (None, None, None) if out is None else out
-    for name, given in (("needs", needs), ("out", outs)):
-        if is_one(given) or len(entries(name, given)) != 3:
-            raise ValueError(f"{name} must have three entries, for dx, dw and db, got {shown(given)}")
-    wanted = [flag("needs", need) for need in needs]
-    places = {f"out[{index}]": array for index, array in enumerate(outs)}
+    wanted, places = _three(needs, out)
     operands = arrays.adopt(dy=dy, x=x, w=w, **places)
     request = _request(
         "dgrad", operands.dtype, operands.shape("x"), operands.shape("w"), ("x", "w"),
@@ -263,13 +268,26 @@ def conv_backward(
         flip, False, None, accumulate, precision,
     )  # fmt: skip
     expect_shape(request, "dy", "dy", operands)
-    # All three are checked and planned before the first one is computed.
+    bgrad = replace(request, op="bgrad", conjugate=False, precision=None)
     calls = (
         Call(request, operands, ("dy", "w"), "out[0]") if wanted[0] else None,
         Call(replace(request, op="wgrad"), operands, ("x", "dy"), "out[1]") if wanted[1] else None,
-        Call(replace(request, op="bgrad", conjugate=False, precision=None), operands, ("dy",), "out[2]")
-        if wanted[2] else None,
-    )  # fmt: skip
+        Call(bgrad, operands, ("dy",), "out[2]") if wanted[2] else None,
+    )
+    return _run_all(calls, algorithm)
+
+
+def _three(needs: Sequence[bool], out: Sequence[Array | None] | None) -> tuple[list[bool], dict[str, Any]]:
+    """Which of dx, dw and db are wanted, and their places by the names `out[0]` to `out[2]`."""
+    outs = (None, None, None) if out is None else out
+    for name, given in (("needs", needs), ("out", outs)):
+        if is_one(given) or len(entries(name, given)) != 3:
+            raise ValueError(f"{name} must have three entries, for dx, dw and db, got {shown(given)}")
+    return [flag("needs", need) for need in needs], {f"out[{i}]": array for i, array in enumerate(outs)}
+
+
+def _run_all(calls: Sequence[Call | None], algorithm: str) -> tuple[Array | None, Array | None, Array | None]:
+    """The results of calls all of which are checked and planned before the first one is computed."""
     planned = [
         (call, call.plan("auto" if call.request.op == "bgrad" else algorithm)) if call else None
         for call in calls
@@ -318,19 +336,75 @@ def conv_transpose(
     `padding="same"` makes the result stride times as large as x, and output_padding more. Cells that no
     product reaches get the activation of the bias. Complex filters are not conjugated. The other options,
     dtypes and errors are those of `conv`; the order of arguments is that of
-    `torch.nn.functional.conv_transpose2d`.
+    `torch.nn.functional.conv_transpose2d`. `conv_transpose_backward` has its gradients.
     """
     operands = arrays.adopt(x=x, w=w, bias=bias, out=out)
-    problem = ConvProblem.transposed(
-        operands.shape("x"), operands.shape("w"), stride, padding, output_padding, groups, dilation,
-        padding_mode, layout, names=("x", "w"),
-    )  # fmt: skip
-    request = Request(
-        "dgrad", problem, operands.dtype, layout=layout, batched=_batched(operands.shape("x"), problem),
+    request = _transposed(
+        operands, stride, padding, output_padding, groups, dilation, padding_mode, layout,
         flip=flip, bias=bias is not None, activation=activation, accumulate=accumulate, precision=precision,
     )  # fmt: skip
     call = Call(request, operands, ("x", "w"))
     return call.run(call.plan(algorithm))
+
+
+@checked_keywords
+def conv_transpose_backward(
+    dy: Array,
+    x: Array,
+    w: Array,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[Any] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+    *,
+    needs: Sequence[bool] = (True, True, True),
+    padding_mode: str = "zeros",
+    layout: str = "channels_first",
+    flip: bool = False,
+    precision: str | None = None,
+    algorithm: str = "auto",
+    out: Sequence[Array | None] | None = None,
+    accumulate: bool = False,
+) -> tuple[Array | None, Array | None, Array | None]:
+    """The gradients of `conv_transpose` with respect to x, w and the bias, given dy, before its activation.
+
+        dx[n, k, p] = sum over c, r of  dy[n, c, p s - a + r d] conj(w[k, c, r])
+        dw[k, c, r] = sum over n, p of  conj(x[n, k, p]) dy[n, c, p s - a + r d]
+        db[c] = sum over n and all pixels of  dy[n, c, ...]
+
+    dx is the convolution that is transposed, of dy, and dw its weight gradient with x and dy exchanged.
+
+    dy       the shape of `conv_transpose`'s result
+    needs    which of the three to compute; the others are None in the result
+    out      three arrays or None, one for each gradient; with `accumulate` each needed one is added to
+    returns  (dx, dw, db), of the shapes of x, w and the bias
+
+    Shapes, dtypes, the other options and errors are those of `conv_transpose`. Source: that of
+    `conv_weight_grad`, with the roles of x and dy exchanged.
+    """
+    wanted, places = _three(needs, out)
+    operands = arrays.adopt(dy=dy, x=x, w=w, **places)
+    forward = _transposed(
+        operands, stride, padding, output_padding, groups, dilation, padding_mode, layout,
+        flip=flip, accumulate=accumulate, precision=precision,
+    )  # fmt: skip
+    expect_shape(forward, "dx", "dy", operands)
+    adjoint = replace(forward, op="fprop", conjugate=is_complex(forward.dtype))
+    exchanged = replace(adjoint, op="wgrad", conjugate_sum=adjoint.conjugate)
+    calls = (
+        Call(adjoint, operands, ("dy", "w"), "out[0]") if wanted[0] else None,
+        Call(exchanged, operands, ("dy", "x"), "out[1]") if wanted[1] else None,
+        _bias_call(operands, layout, forward.batched, accumulate, "out[2]") if wanted[2] else None,
+    )
+    return _run_all(calls, algorithm)
+
+
+def _transposed(operands: Operands, *geometry: Any, **fused: Any) -> Request:
+    """The request for conv_transpose's x and w, from what `ConvProblem.transposed` takes besides."""
+    x_shape, w_shape, layout = operands.shape("x"), operands.shape("w"), geometry[-1]
+    problem = ConvProblem.transposed(x_shape, w_shape, *geometry, names=("x", "w"))
+    return Request("dgrad", problem, operands.dtype, layout, _batched(x_shape, problem), **fused)
 
 
 @checked_keywords
@@ -351,6 +425,7 @@ def plan(
     activation: str | None = None,
     precision: str | None = None,
     algorithm: str = "auto",
+    out_dtype: Any = None,
     accumulate: bool = False,
     backend: str = "cpu",
     device: str | None = None,
@@ -358,6 +433,7 @@ def plan(
     """The plan by which an op would be done: print it, inspect it, or call it with the op's arrays.
 
     op       "fprop" (called with x, w), "dgrad" (dy, w), "wgrad" (x, dy) or "bgrad" (dy)
+    dtype    of all arrays; with out_dtype of x and w, one for both or a pair
     bias     whether a bias will be fused; the plan is then called with `bias=`
     backend  "cpu" for NumPy arrays, "cuda" for CuPy arrays
     device   for "cuda", the architecture of the GPU, "sm_90" and the like, which none need be there for;
@@ -365,7 +441,7 @@ def plan(
 
     The other options and errors are those of `conv`; the plan of `conv_transpose` is not made here.
     """
-    name = arrays.dtype_name(dtype)
+    name, inputs = arrays.dtype_names(dtype, out_dtype)
     one_of("op", op, OPS)
     if not isinstance(backend, str) or backend not in ("cpu", "cuda"):
         error = ValueError if isinstance(backend, str) else TypeError
@@ -383,7 +459,7 @@ def plan(
     request = _new_request(
         op, name, integers("x_shape", x_shape, 0), integers("w_shape", w_shape, 0), ("x_shape", "w_shape"),
         stride, padding, dilation, groups, padding_mode, layout,
-        flip, bias, activation, accumulate, precision,
+        flip, bias, activation, accumulate, precision, inputs,
     )  # fmt: skip
     return make_plan(request, algorithm, backend, current_arch(backend) if device is None else device)
 
@@ -412,13 +488,14 @@ def _new_request(
     activation: str | None,
     accumulate: bool,
     precision: str | None,
+    inputs: tuple[str, str] | None = None,
 ) -> Request:
     problem = ConvProblem.from_shapes(
         x_shape, w_shape, stride, padding, dilation, groups, padding_mode, layout, names=names
     )
     return Request(
         op, problem, dtype, layout, _batched(x_shape, problem), flip, bias, activation, accumulate,
-        conjugate=op in ("dgrad", "wgrad") and is_complex(dtype), precision=precision,
+        conjugate=op in ("dgrad", "wgrad") and is_complex(dtype), precision=precision, inputs=inputs,
     )  # fmt: skip
 
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from . import processor
 from .cuda import jit
-from .dtypes import DTYPES, described
+from .dtypes import DTYPES, INTEGERS, described, holds
+from .options import shown
 from .problem import Request
 
 Array = Any
@@ -63,13 +64,14 @@ _NUMPY, _CUPY = Owner("numpy", "cpu"), Owner("cupy", "cuda")
 class Operands:
     """The arrays of one call by the caller's names: as given, and as views that the backend computes with.
 
-    All have one owner and one dtype.
+    All have one owner and one dtype; with `inputs` x and w have these, integers that `dtype` holds.
     """
 
     owner: Owner
     dtype: str
     given: dict[str, Array]
     views: dict[str, Array]
+    inputs: tuple[str, str] | None = None
 
     def __getitem__(self, name: str) -> Array | None:
         return self.views.get(name)
@@ -79,7 +81,7 @@ class Operands:
 
     def empty(self, shape: tuple[int, ...]) -> Array:
         """A new array of the call's dtype, uninitialised, in C order."""
-        return self.owner.namespace.empty(shape, dtype=next(iter(self.views.values())).dtype)
+        return self.owner.namespace.empty(shape, dtype=_DTYPES[self.dtype])
 
     def give_back(self, name: str, result: Array) -> Array:
         """A result in the caller's own library, not copied: the array given as `name`, or a new one."""
@@ -103,10 +105,11 @@ class Operands:
                 raise ValueError(f"{name} must not overlap {other}: it is written while {other} is needed")
 
 
-def adopt(**arguments: Array | None) -> Operands:
+def adopt(out_dtype: Any = None, **arguments: Array | None) -> Operands:
     """Take a call's arrays by argument name; `bias` and `out` (or `out[0]` and so on) may be None.
 
-    Raises TypeError unless all are arrays of one library, on one kind of device, of one supported dtype.
+    Raises TypeError unless all are arrays of one library, on one kind of device, of one supported dtype; with
+    `out_dtype`, int32 or int64, x and w may be of any integers that it holds.
     """
     given: dict[str, Any] = {
         name: array
@@ -127,6 +130,9 @@ def adopt(**arguments: Array | None) -> Operands:
         views = {name: np.asarray(array) for name, array in given.items()}
     elif owner.library != "cupy":
         views = {name: _view(name, array, owner) for name, array in given.items()}
+    if out_dtype is not None:
+        name, inputs = _integers(out_dtype, {name: view.dtype for name, view in views.items()})
+        return Operands(owner, name, given, views, inputs)
     dtype = views[first].dtype
     for name, view in views.items():
         if view.dtype not in _NAMES:
@@ -142,7 +148,29 @@ def adopt(**arguments: Array | None) -> Operands:
     return Operands(owner, _NAMES[dtype], given, views)
 
 
-_NAMES = {np.dtype(getattr(ml_dtypes, name, name)): name for name in DTYPES}
+def _integers(out_dtype: Any, dtypes: dict[str, Any]) -> tuple[str, tuple[str, str] | None]:
+    """The name of an `out_dtype`, and the dtypes of x and w where they are not both of it.
+
+    Takes the dtypes of all arrays by name. Raises TypeError unless each can be taken for such a result.
+    """
+    result = _native_name(out_dtype)
+    if result not in DTYPES or DTYPES[result].kind != "i":
+        raise TypeError(f"out_dtype must be int32 or int64, for x and w of integers, got {shown(out_dtype)}")
+    names = {name: _native_name(dtype) for name, dtype in dtypes.items()}
+    for name, dtype in dtypes.items():
+        taken = [each for each in INTEGERS if holds(result, each)] if name in "xw" else [result]
+        if names[name] not in taken:
+            came = names[name] or shown(dtype)
+            advice = f"; {name}.view('uint8') counts what is True" if came == "bool" else ""
+            raise TypeError(
+                f"{name} must have dtype {', '.join(taken)} for out_dtype={result!r}, got {came}{advice}"
+            )
+    inputs = (names["x"], names["w"])
+    return result, None if inputs == (result, result) else inputs
+
+
+_DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in DTYPES}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 """The supported dtypes, in native byte order."""
 
 _BY_KIND = sorted(_NAMES, key=lambda dtype: "ifc".index(DTYPES[_NAMES[dtype]].kind))
@@ -174,12 +202,25 @@ def _advice(name: str, given: dict[str, Any], views: dict[str, Any]) -> str:
     for target in _BY_KIND:
         if all(_keeps(target, dtype) for dtype in dtypes.values()):
             calls = [converted(operand, _NAMES[target]) for operand in dtypes if dtypes[operand] != target]
-            return f"; {' and '.join(calls)} lose{'s' if len(calls) == 1 else ''} nothing"
+            text = f"; {' and '.join(calls)} lose{'s' if len(calls) == 1 else ''} nothing"
+            return text + _taken_as_they_are(_NAMES[target], dtypes)
     if dtypes[name] in _NAMES:
         return "; no supported dtype holds every value of all operands"
     if dtypes[name].kind in _ROUNDED:
         nearest, loss = _ROUNDED[dtypes[name].kind]
         return f"; {converted(name, nearest)} {loss}"
+    return ""
+
+
+def _taken_as_they_are(target: str, dtypes: dict[str, Any]) -> str:
+    """That `conv` has a word for results wider than x and w, where these are integers or truth values."""
+    if not {"x", "w"} <= dtypes.keys() or DTYPES[target].kind != "i":
+        return ""
+    plain = {
+        operand: f"{operand}.view('uint8')" if dtypes[operand].kind == "b" else operand for operand in "xw"
+    }
+    if all(dtype.isnative for dtype in dtypes.values()):
+        return f"; conv(..., out_dtype={target!r}) takes {plain['x']} and {plain['w']} as they are"
     return ""
 
 
@@ -191,11 +232,26 @@ def _keeps(target: Any, dtype: Any) -> bool:
 
 def dtype_name(dtype: Any) -> str:
     """The name of a dtype given as a name, a NumPy dtype or a scalar type, or TypeError."""
+    return described(_native_name(dtype) or dtype).name
+
+
+def _native_name(dtype: Any) -> str:
+    """NumPy's name for a dtype in native byte order, or nothing if it is none."""
     try:
         found = np.dtype(dtype) if isinstance(dtype, (str, type, np.dtype)) else None
     except Exception:  # of as many types as NumPy reads notations
         found = None
-    return described(found.name if found is not None and found.isnative else dtype).name
+    return found.name if found is not None and found.isnative else ""
+
+
+def dtype_names(dtype: Any, out_dtype: Any) -> tuple[str, tuple[str, str] | None]:
+    """What `Operands` has as dtype and inputs, from what a plan is told: a dtype, or a pair for x and w."""
+    if out_dtype is None:
+        return dtype_name(dtype), None
+    each = dtype if isinstance(dtype, (tuple, list)) else (dtype, dtype)
+    if len(each) != 2:
+        raise ValueError(f"dtype must be one, or a pair for x and w, got {shown(dtype)}")
+    return _integers(out_dtype, dict(zip("xw", each, strict=True)))
 
 
 def owner_of(name: str, array: Array) -> Owner:

@@ -12,7 +12,7 @@ class DType:
     """What an algorithm has to know about a dtype.
 
     itemsize is in bytes; `accumulator` names the dtype in which products are summed before the one
-    rounding to this dtype; `kind` is NumPy's letter: f real, c complex, i integer.
+    rounding to this dtype; `kind` is NumPy's letter: f real, c complex, i integer, u unsigned.
     """
 
     name: str
@@ -35,12 +35,33 @@ DTYPES = {
     )
 }
 
+NARROW = {
+    dtype.name: dtype
+    for dtype in (
+        DType("int8", 1, "int32", "i"),
+        DType("uint8", 1, "int32", "u"),
+        DType("int16", 2, "int32", "i"),
+        DType("uint16", 2, "int32", "u"),
+        DType("uint32", 4, "int64", "u"),
+    )
+}
+"""Integers that are computed with in a wider dtype only, the least of which is their accumulator."""
+
+INTEGERS = NARROW | {dtype.name: dtype for dtype in DTYPES.values() if dtype.kind == "i"}
+
 
 def described(name: str) -> DType:
     """The dtype of that name, or TypeError with the names there are."""
     if not isinstance(name, str) or name not in DTYPES:
         raise TypeError(f"dtype must be one of {', '.join(DTYPES)}, got {shown(name)}")
     return DTYPES[name]
+
+
+def holds(wide: str, dtype: str) -> bool:
+    """Whether sums in an integer dtype `wide` may be made of the integers of another, or the same."""
+    if dtype not in INTEGERS or wide not in INTEGERS:
+        return False
+    return INTEGERS[INTEGERS[dtype].accumulator].itemsize <= INTEGERS[wide].itemsize
 
 
 def is_complex(name: str) -> bool:

@@ -49,12 +49,13 @@ class Plan(Schedule):
         names = INPUTS[self.request.op]
         if len(inputs) != len(names):
             raise TypeError(f"a plan of {self.request.op} takes {', '.join(names)}, got {len(inputs)} arrays")
-        operands = arrays.adopt(**dict(zip(names, inputs, strict=True)), bias=bias, out=out)
-        if (operands.owner.backend, operands.dtype) != (self.backend, self.request.dtype):
-            raise TypeError(
-                f"the plan was made for {_ARRAYS[self.backend]} of dtype {self.request.dtype}, got "
-                f"{_ARRAYS[operands.owner.backend]} of dtype {operands.dtype}"
-            )
+        request = self.request
+        out_dtype = request.dtype if request.inputs else None
+        operands = arrays.adopt(out_dtype, **dict(zip(names, inputs, strict=True)), bias=bias, out=out)
+        made_for = (self.backend, request.inputs or request.dtype)
+        given = (operands.owner.backend, operands.inputs or operands.dtype)
+        if given != made_for:
+            raise TypeError("the plan was made for {}, got {}".format(*map(_of_dtype, (made_for, given))))
         if (bias is not None) != self.request.bias:
             raise ValueError(f"bias was {'' if self.request.bias else 'not '}announced to plan()")
         return Call(self.request, operands, names).run(self)
@@ -65,10 +66,16 @@ class Plan(Schedule):
         lines = [
             str(self.request),
             f"  algorithm  {self.algorithm} on {place}: {self.why}",
-            f"  work       {problem.flops(op, dtype):,} FLOP, at least {problem.bytes(op, dtype):,} bytes",
+            f"  work       {problem.flops(op, dtype):,} FLOP, at least {self.request.bytes:,} bytes",
             f"  workspace  {self.workspace_bytes:,} bytes",
         ]
         return "\n".join([*lines, *(f"  launch     {launch}" for launch in self.launches)])
+
+
+def _of_dtype(kind: tuple[str, str | tuple[str, str]]) -> str:
+    """A backend's arrays and their dtype, or those of x and w, in words."""
+    backend, dtype = kind
+    return f"{_ARRAYS[backend]} of dtype {dtype if isinstance(dtype, str) else ' and '.join(dtype)}"
 
 
 @dataclass(frozen=True)

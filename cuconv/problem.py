@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, TypeVar
 
-from .dtypes import described
+from .dtypes import INTEGERS, described, holds
 from .options import LIMIT, entries, flag, integer, integers, is_one, one_of, per_axis, shown
 
 OPS = ("fprop", "dgrad", "wgrad", "bgrad")
@@ -385,9 +385,11 @@ class ConvProblem:
 class Request:
     """What a backend is asked to do: an op on a problem, the dtype, and what is fused with it.
 
-    `conjugate` conjugates the second factor: w in dgrad, x in wgrad. The gradients of a complex
-    convolution are its adjoint maps, so they ask for it; the transposed convolution does not.
-    `flip` turns the filters by 180 degrees. Without `batched` the arrays have no batch axis.
+    `conjugate` conjugates the second factor: w in fprop and dgrad, x in wgrad; with `conjugate_sum`, which
+    conjugates the sum of the products, it is the first one. The gradients of a complex convolution are its
+    adjoint maps, so they ask for it, and so do those of the transposed one. `flip` turns the filters by 180
+    degrees. Without `batched` the arrays have no batch axis. `inputs` are the dtypes of x and w where these
+    are narrower integers than `dtype`.
     """
 
     op: str
@@ -400,20 +402,22 @@ class Request:
     activation: str | None = None
     accumulate: bool = False
     conjugate: bool = False
+    conjugate_sum: bool = False
     precision: str | None = None
+    inputs: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         one_of("op", self.op, OPS)
         one_of("layout", self.layout, LAYOUTS)
-        one_of("activation", self.activation, ACTIVATIONS)
+        check_activation(self.activation, self.dtype)
         one_of("precision", self.precision, PRECISIONS)
         for name in ("flip", "accumulate"):
             object.__setattr__(self, name, flag(name, getattr(self, name)))
-        kind = described(self.dtype).kind
-        if self.activation is not None and kind != "f" and (self.activation, kind) != ("relu", "i"):
-            raise TypeError(f"activation={self.activation!r} is not defined for dtype {self.dtype}")
         if self.precision is not None and self.dtype != "float32":
             raise TypeError(f"precision={self.precision!r} is for float32, got dtype {self.dtype}")
+        for name, dtype in zip(("x", "w"), self.inputs or (), strict=False):
+            if self.op != "fprop" or not holds(self.dtype, dtype):
+                raise TypeError(f"{self.op} in {self.dtype} cannot be computed from {name} of {dtype}")
 
     @Derived
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -427,6 +431,14 @@ class Request:
         of = {"x": self.problem.x_shape, "w": self.problem.w_shape, "y": self.problem.y_shape}
         shape = of[role[-1]](self.layout)
         return shape if self.batched or role[-1] == "w" else shape[1:]
+
+    @property
+    def bytes(self) -> int:
+        """Bytes that must be moved at the least: each operand read once, each result written once."""
+        size, each = self.problem.bytes(self.op, self.dtype), described(self.dtype).itemsize
+        for role, dtype in zip("xw", self.inputs or (), strict=False):
+            size -= math.prod(self.shape(role)) * (each - INTEGERS[dtype].itemsize)
+        return size
 
     def __hash__(self) -> int:
         return self._hash
@@ -442,10 +454,23 @@ class Request:
 
     def __str__(self) -> str:
         fused = [] if self.batched else ["unbatched"]
-        fused += [name for name in ("flip", "bias", "accumulate", "conjugate") if getattr(self, name)]
+        fused += [
+            name
+            for name in ("flip", "bias", "accumulate", "conjugate", "conjugate_sum")
+            if getattr(self, name)
+        ]
         extras = [f"activation={self.activation}"] if self.activation else []
         extras += [f"precision={self.precision}"] if self.precision else []
+        extras += [f"x={self.inputs[0]} w={self.inputs[1]}"] if self.inputs else []
         return " ".join([self.op, self.dtype, self.layout, str(self.problem), *fused, *extras])
+
+
+def check_activation(activation: Any, dtype: str) -> None:
+    """Raise unless the activation is one, and is defined for numbers of the dtype."""
+    one_of("activation", activation, ACTIVATIONS)
+    kind = described(dtype).kind
+    if activation is not None and kind != "f" and (activation, kind) != ("relu", "i"):
+        raise TypeError(f"activation={activation!r} is not defined for dtype {dtype}")
 
 
 def split_volume(name: str, shape: Sequence[int], rank: int, layout: str) -> tuple[int, int, tuple[int, ...]]:

@@ -58,7 +58,8 @@ __device__ void conv_fprop_direct(const void* a, const void* b, const void* bias
         const T* weight = w + t * p.b[2] + r * p.b[3] + s * p.b[4];
 #pragma unroll 1  // keeps all in registers on every architecture
         for (Index c = 0; c < p.channels; ++c)
-          sum = multiply_add(read_if(inside, cell + c * p.a[1]), widen(weight[c * p.b[1]]), sum);
+          sum = multiply_add(read_if(inside, cell + c * p.a[1]),
+                             conjugate_if(p.conjugate, widen(weight[c * p.b[1]])), sum);
       }
     }
   }

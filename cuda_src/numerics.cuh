@@ -169,6 +169,7 @@ __device__ inline void store(const Params& p, void* out, Index offset, Accumulat
     static_cast<Accumulator<T>*>(out)[offset] = sum;
     return;
   }
+  sum = conjugate_if(p.conjugate == 2, sum);
   T& cell = static_cast<T*>(out)[offset];
   if (p.accumulate) sum = sum + widen(cell);
   cell = Narrow<T>::from(sum);

@@ -38,7 +38,7 @@ struct Params {
   Index mode;           // PaddingMode, see padding.cuh
   Index activation;     // Activation, see numerics.cuh
   Index accumulate;     // add the result to what is there
-  Index conjugate;      // conjugate the second factor of every product
+  Index conjugate;      // conjugate the second factor of every product, and if 2 their sum, which leaves the first one so
   Index partial;        // write plain sums in the accumulator's type, for a later launch to finish
   Index splits, chunk;  // how many parts a long sum is cut into, and the length of each
   Index lanes;          // how many neighbouring threads differ in their channels

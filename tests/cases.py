@@ -25,6 +25,7 @@ DTYPES = {name: np.dtype(getattr(ml_dtypes, name, None) or name) for name in dty
 EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52, "complex64": 2.0**-21, "complex128": 2.0**-50}
 ROUNDING = {**EPSILON, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "complex64": 2.0**-149}
+TAKEN = {wide: [name for name in dtypes.INTEGERS if dtypes.holds(wide, name)] for wide in ("int32", "int64")}
 OPS = ("fprop", "dgrad", "wgrad")
 HUGE = (
     "n1c3d240h240w240 k8t60r60s60 sd60sh60sw60",
@@ -82,6 +83,7 @@ class Case:
     workspace: int = blocking.WORKSPACE
     seed: int = 0
     threads: int = 1
+    inputs: tuple[str, str] | None = None
 
     def __str__(self):
         default = Case(self.problem)
@@ -136,6 +138,7 @@ def draw_case(integer, pick):
         pick((blocking.WORKSPACE, 1, 2000)),
         integer(0, 2**31 - 1),
         pick((1, 1, 2, 3)),
+        (pick(TAKEN[dtype]), pick(TAKEN[dtype])) if kind == "i" else None,
     )
 
 
@@ -150,11 +153,11 @@ def seeded_case(seed):
 
 def values(rng, shape, dtype, exact):
     """Random numbers: small integers, whose sums of products are exact, or normal ones."""
-    dtype = DTYPES[dtype]
-    if dtype.kind == "i":
+    dtype = np.dtype(DTYPES.get(dtype, dtype))
+    if dtype.kind in "iu":
         # Far enough out that products and sums wrap.
         bound = np.iinfo(dtype).max if rng.integers(2) else 9
-        return rng.integers(-bound, bound, shape, dtype=dtype)
+        return rng.integers(-bound if dtype.kind == "i" else 0, bound, shape, dtype=dtype)
 
     def real():
         return rng.integers(-3, 4, shape).astype(np.float64) if exact else rng.standard_normal(shape)
@@ -272,8 +275,8 @@ def _check(case, algorithm, run, ops):
     problem, rng = case.problem, np.random.default_rng(case.seed)
     context = f"{case} algorithm={algorithm}"
 
-    def make(shape, volume=True):
-        plain = values(rng, shape, case.dtype, case.exact)
+    def make(shape, volume=True, dtype=case.dtype):
+        plain = values(rng, shape, dtype, case.exact)
         return laid_out(to_layout(plain, case, volume), case.memory, rng)
 
     x, w = make(problem.x_shape()), make(problem.w_shape(), volume=False)
@@ -321,8 +324,15 @@ def _check(case, algorithm, run, ops):
 
     absolute = (np.abs(_numbers(plain_x)), np.abs(_numbers(turned_w)), np.abs(_numbers(plain_dy)))
     if "fprop" in ops:
-        y = reference.fprop(plain_x, turned_w)
-        magnitude = reference.fprop(absolute[0], absolute[1])
+        factors, options = (x, w), {}
+        y, magnitude = reference.fprop(plain_x, turned_w), reference.fprop(absolute[0], absolute[1])
+        if case.inputs:
+            narrow_x = make(problem.x_shape(), dtype=case.inputs[0])
+            narrow_w = make(problem.w_shape(), volume=False, dtype=case.inputs[1])
+            factors, options = (narrow_x, narrow_w), dict(out_dtype=case.dtype)
+            plain = _numbers(from_layout(narrow_w, case, volume=False))
+            plain = np.flip(plain, spatial) if case.flip else plain
+            y = reference.fprop(_numbers(from_layout(narrow_x, case)), plain)
         if bias is not None:
             shape = (1, -1) + (1,) * problem.rank
             y, magnitude = (
@@ -335,8 +345,9 @@ def _check(case, algorithm, run, ops):
         y = activated(y, case.activation)
         smooth = case.activation not in (None, "relu")
         finish(
-            "fprop", (x, w, bias), y, magnitude * 2 + 1 if smooth else magnitude,
+            "fprop", (*factors, bias), y, magnitude * 2 + 1 if smooth else magnitude,
             per_group * taps + 8 * smooth, exact=case.exact and not smooth, activation=case.activation,
+            **options,
         )  # fmt: skip
     if "dgrad" in ops:
         dx, magnitude = reference.dgrad(plain_dy, turned_w), reference.dgrad(absolute[2], absolute[1])
@@ -359,7 +370,7 @@ def _numbers(array):
     """An array as Python numbers: exact ints, or float64 and complex128."""
     if array.dtype == object:
         return array
-    wide = array if array.dtype.kind == "i" else wrapped(array, array.dtype)
+    wide = array if array.dtype.kind in "iu" else wrapped(array, array.dtype)
     return wide.astype(object)
 
 

@@ -43,6 +43,30 @@ def wgrad(x=X, dy=DY, shape=W.shape, *args, **options):
 
 
 VALUES = {
+    "y of another shape": (
+        lambda: cuconv.activation_backward(DY, "relu", y=DY[:1]),
+        r"y must have the shape of dy, \(.*\), got \(1, ",
+    ),
+    "neither y nor its argument": (
+        lambda: cuconv.activation_backward(DY, "tanh"),
+        "tanh takes one of y and pre_activation, got neither",
+    ),
+    "both y and its argument": (
+        lambda: cuconv.activation_backward(DY, "tanh", y=DY, pre_activation=DY),
+        "tanh takes one of y and pre_activation, got y and pre_activation",
+    ),
+    "y where its argument is needed": (
+        lambda: cuconv.activation_backward(DY, "gelu", y=DY),
+        "gelu needs pre_activation, since two of its arguments have one y; got y",
+    ),
+    "a pair of three dtypes": (
+        lambda: cuconv.plan("fprop", X.shape, W.shape, ("uint8",) * 3, out_dtype="int32"),
+        "dtype must be one, or a pair for x and w, got",
+    ),
+    "dy of conv_transpose_backward": (
+        lambda: cuconv.conv_transpose_backward(X, DY, W, stride=2),
+        r"dy must have shape \(",
+    ),
     "rank of w": (conv(w=np.ones((8, 4))), r"w must have 3, 4 or 5 axes .* got shape \(8, 4\)"),
     "rank of x": (
         conv(x=np.ones((6, 7))),
@@ -205,6 +229,48 @@ VALUES = {
 }
 
 TYPES = {
+    "out_dtype of floats": (
+        conv(out_dtype="int32"),
+        "x must have dtype int8, uint8, int16, uint16, int32 for out_dtype='int32', got float64",
+    ),
+    "out_dtype that is narrow": (
+        conv(X.astype("u1"), W.astype("u1"), out_dtype="uint16"),
+        "out_dtype must be int32 or int64, for x and w of integers, got 'uint16'",
+    ),
+    "out_dtype that does not hold x": (
+        conv(X.astype("u4"), W.astype("u1"), out_dtype=np.int32),
+        "got uint32",
+    ),
+    "truth values for out_dtype": (
+        conv(X > 0, W.astype("u1"), out_dtype="int32"),
+        r"x must have dtype .*, got bool; x\.view\('uint8'\) counts what is True",
+    ),
+    "bias of another dtype than out_dtype": (
+        conv(X.astype("u1"), W.astype("u1"), bias=np.ones(8, "u1"), out_dtype="int32"),
+        "bias must have dtype int32 for out_dtype='int32', got uint8",
+    ),
+    "out of another dtype than out_dtype": (
+        conv(X.astype("u1"), W.astype("u1"), out=np.ones(DY.shape, "i8"), out_dtype="int32"),
+        "out must have dtype int32 for out_dtype='int32', got int64",
+    ),
+    "a plan for integers with others": (
+        lambda: cuconv.plan("fprop", X.shape, W.shape, ("uint8", "int8"), out_dtype="int32")(
+            X.astype("i1"), W.astype("i1")
+        ),
+        "the plan was made for arrays on the CPU of dtype uint8 and int8, got .* of dtype int8 and int8",
+    ),
+    "a gradient of narrower integers": (
+        lambda: cuconv.plan("wgrad", X.shape, W.shape, "uint8", out_dtype="int32"),
+        "wgrad in int32 cannot be computed from x of uint8",
+    ),
+    "an activation of complex numbers": (
+        lambda: cuconv.activation_backward(DY + 0j, "relu", y=DY + 0j),
+        "activation='relu' is not defined for dtype complex128",
+    ),
+    "y of another dtype": (
+        lambda: cuconv.activation_backward(DY, "relu", y=DY.astype("f4")),
+        "y must have the dtype of dy, float64, got float32",
+    ),
     "a list": (conv(x=[[1.0]]), "x must be a NumPy array.* got builtins.list"),
     "a list again": (conv(x=[1.0]), "numpy.asarray makes one of it"),
     "a stride for the bias": (conv(X, W, 2), "stride and the rest come after the bias"),
@@ -310,13 +376,20 @@ def test_type_errors(name):
         call()
 
 
+TAKEN = "; conv(..., out_dtype={!r}) takes {} and {} as they are"
 CONVERSIONS = {
-    ("int8", "int8"): "; x.astype('int32') and w.astype('int32') lose nothing",
+    ("int8", "int8"): "; x.astype('int32') and w.astype('int32') lose nothing"
+    + TAKEN.format("int32", "x", "w"),
     ("uint8", "float32"): "; x.astype('float32') loses nothing",
-    ("uint16", "int32"): "; x.astype('int32') loses nothing",
+    ("uint16", "int32"): "; x.astype('int32') loses nothing" + TAKEN.format("int32", "x", "w"),
+    ("int32", "uint8"): "; w.astype('int32') loses nothing" + TAKEN.format("int32", "x", "w"),
     ("int16", "float16"): "; x.astype('float32') and w.astype('float32') lose nothing",
-    ("bool", "bool"): "; x.astype('int32') and w.astype('int32') lose nothing",
-    ("uint32", "uint32"): "; x.astype('int64') and w.astype('int64') lose nothing",
+    ("bool", "bool"): "; x.astype('int32') and w.astype('int32') lose nothing"
+    + TAKEN.format("int32", "x.view('uint8')", "w.view('uint8')"),
+    ("bool", "int64"): "; x.astype('int64') loses nothing" + TAKEN.format("int64", "x.view('uint8')", "w"),
+    ("bool", "float32"): "; x.astype('float32') loses nothing",
+    ("uint32", "uint32"): "; x.astype('int64') and w.astype('int64') lose nothing"
+    + TAKEN.format("int64", "x", "w"),
     ("uint32", "float32"): "; x.astype('float64') and w.astype('float64') lose nothing",
     ("uint64", "uint64"): "; x.astype('int64') is right where no value is above 2^63 - 1",
     (">f8", "float64"): "; x.astype('float64') loses nothing",
@@ -372,7 +445,11 @@ def test_conversions_that_errors_propose(first, second):
         for name, target in re.findall(r"(\w)\.astype\('(\w+)'\)", message):
             converted[name] = values[name].astype(getattr(ml_dtypes, target, target))
             assert in_python(converted[name]) == in_python(values[name])
-        assert cuconv.conv(**{name: array[None, None] for name, array in converted.items()}).size == 1
+        of_converted = cuconv.conv(**{name: array[None, None] for name, array in converted.items()})
+        assert of_converted.size == 1
+    if match := re.search(r"conv\(..., out_dtype='(\w+)'\) takes (.*) and (.*) as", message):
+        as_they_are = (eval(operand, dict(values))[None, None] for operand in match.groups()[1:])
+        np.testing.assert_array_equal(cuconv.conv(*as_they_are, out_dtype=match[1]), of_converted)
 
 
 def test_no_conversion_is_proposed_of_a_place_for_results():
@@ -607,10 +684,10 @@ ODD = [
 GEOMETRY = dict(stride=1, padding=0, dilation=1, groups=1)
 OPTIONS = GEOMETRY | dict(padding_mode="zeros", layout="channels_first", flip=False, precision=None)
 OPTIONS |= dict(algorithm="auto", accumulate=False)
-FUSED = dict(bias=np.ones(8), activation="relu", out=np.ones(DY.shape))
+FUSED = dict(bias=np.ones(8), activation="relu", out_dtype=None, out=np.ones(DY.shape))
 BACK = dict(bias=np.ones(4), output_padding=0, activation=None, out=np.ones(X.shape))
 SHAPES = dict(x_shape=X.shape, w_shape=W.shape)
-PLANNED = OPTIONS | SHAPES | dict(op="fprop", dtype="float64", bias=True, activation="relu")
+PLANNED = OPTIONS | SHAPES | dict(op="fprop", dtype="float64", bias=True, activation="relu", out_dtype=None)
 PROBLEM = cuconv.ConvProblem.parse("c1h5w6 k1r3s3")
 MODE = dict(padding_mode="zeros", layout="channels_first")
 CALLS = {
@@ -623,6 +700,20 @@ CALLS = {
         dict(dy=DY, layout="channels_first", batched=True, accumulate=False),
     ),
     "conv_backward": (cuconv.conv_backward, dict(dy=DY, x=X, w=W, needs=(True,) * 3, out=None) | OPTIONS),
+    "conv of integers": (
+        cuconv.conv,
+        dict(x=X.astype("u1"), w=W.astype("i1"), bias=np.ones(8, "i4"))
+        | OPTIONS
+        | dict(out_dtype="int32", activation="relu"),
+    ),
+    "conv_transpose_backward": (
+        cuconv.conv_transpose_backward,
+        dict(dy=X, x=DY, w=W, output_padding=0, needs=(True,) * 3, out=None) | OPTIONS,
+    ),
+    "activation_backward": (
+        cuconv.activation_backward,
+        dict(dy=DY, activation="relu", y=DY, pre_activation=None),
+    ),
     "conv_transpose": (cuconv.conv_transpose, dict(x=DY, w=W) | OPTIONS | BACK),
     "conv_transpose2d": (cuconv.conv_transpose2d, dict(x=DY, w=W) | OPTIONS | BACK),
     "plan": (cuconv.plan, PLANNED | dict(backend="cpu", device=None)),

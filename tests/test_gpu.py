@@ -1,11 +1,13 @@
 """The same cases on a GPU: `pytest -m gpu`, where there is one that CuPy can use. Skipped elsewhere."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import cuconv
 from cuconv.cuda import jit
 from cuconv.cuda.algorithms import TABLE
+from cuconv.problem import ACTIVATIONS
 
 from . import device, emulator
 from .cases import DTYPES, KERNELS, PUBLIC, Case, applies, check, check_seeds, values
@@ -165,3 +167,33 @@ def test_torch_arrays_come_back_as_torch_arrays():
     assert y.device.type == "cuda"
     with torch.backends.cudnn.flags(enabled=False):
         torch.testing.assert_close(y, torch.nn.functional.conv2d(x, w, padding=1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_gradients_of_the_transposed_convolution(dtype):
+    rng = np.random.default_rng(0)
+    x, w = values(rng, (2, 4, 9, 8), dtype, True), values(rng, (4, 3, 3, 2), dtype, True)
+    options = dict(stride=2, padding=1, output_padding=1, groups=2)
+    dy = values(rng, cuconv.conv_transpose(x, w, **options).shape, dtype, True)
+    there = map(device.on_device, (dy, x, w))
+    expected = cuconv.conv_transpose_backward(dy, x, w, **options)
+    for got, right in zip(cuconv.conv_transpose_backward(*there, **options), expected, strict=True):
+        np.testing.assert_array_equal(got.get(), right)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("name", ACTIVATIONS[1:])
+def test_derivatives_of_activations(name, dtype):
+    z, dy = (values(np.random.default_rng(seed), (5, 7), dtype, False) for seed in (0, 1))
+    expected = cuconv.activation_backward(dy, name, pre_activation=z).astype(np.float64)
+    got = cuconv.activation_backward(device.on_device(dy), name, pre_activation=device.on_device(z))
+    epsilon = 4 * float(ml_dtypes.finfo(z.dtype).eps)
+    np.testing.assert_allclose(got.get().astype(np.float64), expected, rtol=epsilon, atol=epsilon)
+
+
+@pytest.mark.sanitize
+def test_images_of_integers():
+    x = np.arange(2 * 3 * 9 * 8, dtype=np.uint8).reshape(2, 3, 9, 8)
+    w = np.arange(-24, 24, dtype=np.int8).reshape(4, 3, 2, 2)
+    options = dict(padding=1, padding_mode="reflect", flip=True, out_dtype="int32")
+    np.testing.assert_array_equal(device.run("fprop", x, w, **options), cuconv.conv(x, w, **options))

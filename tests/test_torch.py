@@ -76,6 +76,50 @@ def test_conv_transpose(rank, dtype, stride, padding, output_padding, groups, di
     np.testing.assert_allclose(got, expected, rtol=DTYPES[dtype], atol=50 * DTYPES[dtype])
 
 
+@pytest.mark.parametrize(
+    ("stride", "padding", "output_padding", "groups", "dilation"),
+    [(1, 0, 0, 1, 1), (2, 1, 1, 2, 1), (3, 2, 2, 1, 2), (2, 1, 2, 4, 3), (1, 1, 3, 1, 4)],
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_conv_transpose_backward(rank, dtype, stride, padding, output_padding, groups, dilation):
+    x, w = operands(rank, 1, dtype)[0], operands(rank, 1, dtype, seed=1)[1][:4, :3]
+    bias, arguments = np.ones(3 * groups, dtype), (stride, padding, output_padding, groups, dilation)
+    tensors = [torch.tensor(array, requires_grad=True) for array in (x, w, bias)]
+    y = getattr(functional, f"conv_transpose{rank}d")(*tensors, *arguments)
+    dy = operands(rank, 1, dtype, seed=2)[0].ravel()
+    dy = np.resize(dy, y.shape)
+    y.backward(torch.tensor(dy))
+    for got, tensor in zip(cuconv.conv_transpose_backward(dy, x, w, *arguments), tensors, strict=True):
+        np.testing.assert_allclose(got, tensor.grad.numpy(), rtol=DTYPES[dtype], atol=1e3 * DTYPES[dtype])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("name", ACTIVATIONS[1:])
+def test_activation_backward(name, dtype):
+    """On tensors, of which bfloat16 ones are computed in float32 there too."""
+    generator = torch.Generator().manual_seed(0)
+    z, dy = (torch.randn(5, 7, generator=generator).to(getattr(torch, dtype)) for _ in range(2))
+    z[0, :3] = torch.tensor([0.0, -8.0, 8.0])
+    z.requires_grad_()
+    y = getattr(torch, name, getattr(functional, name, None))(z)
+    y.backward(dy)
+    eps = torch.finfo(z.dtype).eps
+    got = cuconv.activation_backward(dy, name, pre_activation=z.detach())
+    assert got.dtype == z.dtype
+    torch.testing.assert_close(got, z.grad, rtol=4 * eps, atol=8 * eps)
+    if name in ("relu", "sigmoid", "tanh"):
+        got = cuconv.activation_backward(dy, name, y=y.detach())
+        torch.testing.assert_close(got, z.grad, rtol=4 * eps, atol=4 * eps)
+
+
+def test_images_of_integers():
+    x, w = torch.arange(0, 250, 2, dtype=torch.uint8).reshape(1, 5, 25), torch.ones(2, 5, 3, dtype=torch.int8)
+    y = cuconv.conv(x, w, out_dtype="int32")
+    assert y.dtype == torch.int32
+    torch.testing.assert_close(y, functional.conv1d(x.double(), w.double()).int())
+
+
 @pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
 def test_padding_modes(mode):
     x, w, _ = operands(2, 1, "float64")

@@ -41,7 +41,7 @@ def explained(chosen: Plan) -> str:
     """A plan in words, with the algorithms that were not chosen."""
     request, problem = chosen.request, chosen.request.problem
     device = device_of(chosen.backend, chosen.arch)
-    flops, size = problem.flops(request.op, request.dtype), problem.bytes(request.op, request.dtype)
+    flops, size = problem.flops(request.op, request.dtype), request.bytes
     lines = [f"{request.op}: {chosen.algorithm}, {chosen.why}"]
     if request.op != "bgrad":
         m, n, k = problem.gemm(request.op)

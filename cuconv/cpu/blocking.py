@@ -102,7 +102,7 @@ def while_long(cost: Callable[..., int], axes: Sequence[int], least: int) -> Cal
 def workers(request: Request, processor: Processor) -> int:
     """How many threads are worth their start, which takes as long as this many bytes and operations."""
     problem = request.problem
-    work = problem.bytes(request.op, request.dtype) * 20 + problem.flops(request.op, request.dtype)
+    work = request.bytes * 20 + problem.flops(request.op, request.dtype)
     return processor.threads if work > 6e7 else 1
 
 

@@ -31,18 +31,19 @@ class Result:
         self.bias = None if bias is None else bias.astype(self.dtype)[:, None, None, None]
         self.activation = ACTIVATIONS[request.activation].function if request and request.activation else None
         self.accumulate = request is not None and request.accumulate
+        self.conjugate = request is not None and request.conjugate_sum
 
     @property
     def plain(self) -> bool:
         """Whether blocks are stored as they come."""
-        return self.bias is None and self.activation is None and not self.accumulate
+        return not (self.bias is not None or self.activation or self.accumulate or self.conjugate)
 
     def store(self, where: tuple[slice, ...], block: np.ndarray) -> None:
         """Finish `block`, of the accumulator dtype, and put it at out[where]; axis 1 has the channels.
 
         The block is the caller's own memory and is overwritten.
         """
-        block = self._finished(where, block)
+        block = self._finished(where, np.conjugate(block, out=block) if self.conjugate else block)
         if self.accumulate:
             block += self.out[where]
         self.out[where] = block

@@ -9,7 +9,7 @@ from ..dtypes import DTYPES
 from ..table import Algorithm, Table
 from . import depthwise, direct, simt, sums
 from .kernel import Kernel
-from .schedule import padding_kernels, reduce_kernels, scheduled
+from .schedule import padding_kernels, reduce_kernels, scheduled, widening_kernels
 
 
 def _entry(name: str, family: ModuleType, *, on_device: bool = False, floor: bool = False) -> Algorithm:
@@ -34,7 +34,7 @@ TABLE: Table = {
 
 def kernels() -> list[Kernel]:
     """Every instance that a plan can name."""
-    found = [*padding_kernels(), *reduce_kernels()]
+    found = [*widening_kernels(), *padding_kernels(), *reduce_kernels()]
     for family in (direct, simt, depthwise, sums):
         found += [kernel for dtype in DTYPES for kernel in family.kernels(dtype)]
     return found

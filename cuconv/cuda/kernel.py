@@ -123,7 +123,7 @@ class Launch:
 
     kernel: Kernel
     blocks: int
-    a: str | Scratch
+    a: str | Scratch | None
     b: str | Scratch | None
     out: str | Scratch
     fields: tuple[tuple[str, Any], ...]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..dtypes import DTYPES
+from ..dtypes import DTYPES, holds
 from ..problem import ACTIVATIONS, PADDING_MODES, ConvProblem, Request
 from ..table import Schedule
 from .device import Device
@@ -99,7 +99,7 @@ class Draft:
             "group": divisor(channels if request.op == "dgrad" else filters),
             "activation": ACTIVATIONS.index(request.activation),
             "accumulate": int(request.accumulate),
-            "conjugate": int(request.conjugate),
+            "conjugate": request.conjugate + request.conjugate_sum,
             "partial": int(self.partial),
             "splits": 1,
             "lanes": self.lanes,
@@ -125,7 +125,7 @@ def per_element_kernel(file: str, template: str, dtype: str) -> Kernel:
     return Kernel(file, template, (C_TYPES[dtype],), THREADS)
 
 
-# -- padding modes, around the launches of any family -------------------------------------------------
+# -- narrower integers and padding modes, around the launches of any family --------------------------
 
 
 def scheduled(build: Callable[[Draft], list[Launch]], request: Request, device: Device) -> Schedule:
@@ -137,12 +137,13 @@ def scheduled(build: Callable[[Draft], list[Launch]], request: Request, device: 
     draft = Draft(request, _volumetric(request), a, b, out)
     if 0 in request.shape(out):
         return Schedule(0, ())
+    launches = _widened(draft)
     if not _pads(request):
-        launches = build(draft)
+        launches += build(draft)
     elif request.op == "dgrad":
-        launches = _folded(build, draft)
+        launches += _folded(build, draft)
     else:
-        launches = _padded(build, draft)
+        launches += _padded(build, draft)
     for launch in launches:
         if launch.blocks >= 2**31:
             raise ValueError(
@@ -168,6 +169,22 @@ def _pads(request: Request) -> bool:
     """Whether there is padding of another mode than zeros."""
     problem = request.problem
     return request.op != "bgrad" and problem.padding_mode != "zeros" and max(map(max, problem.padding)) > 0
+
+
+def _widened(draft: Draft) -> list[Launch]:
+    """Operands of narrower integers are copied to the workspace in the dtype of the result."""
+    request, problem, launches = draft.request, draft.problem, []
+    shapes = {"a": problem.x_shape(), "b": problem.w_shape()}
+    for (operand, shape), dtype in zip(shapes.items(), request.inputs or (), strict=False):
+        if dtype != request.dtype:
+            kernel, (outer, channels, *extents) = _widen_kernel(dtype, request.dtype), shape
+            wide = draft.room(shape, request.dtype, request.layout == "channels_last")
+            changes = {"a": None, "b": getattr(draft, operand), "out": wide}
+            launches.append(
+                draft.per_element(kernel, (outer, channels, (*extents,)), draft.fields(), **changes)
+            )
+            setattr(draft, operand, wide)
+    return launches
 
 
 def _padded(build: Callable[[Draft], list[Launch]], draft: Draft) -> list[Launch]:
@@ -199,6 +216,27 @@ def _repeating(draft: Draft) -> Fields:
 
 def _without_padding(problem: ConvProblem) -> ConvProblem:
     return replace(problem, input=problem.padded, padding=((0, 0),) * 3, padding_mode="zeros")
+
+
+_C_INTEGERS = {
+    "int8": "signed char",
+    "uint8": "unsigned char",
+    "int16": "short",
+    "uint16": "unsigned short",
+    "int32": "int",
+    "uint32": "unsigned",
+}
+"""C++'s names for integers that are narrower than a result, with their signs."""
+
+
+def _widen_kernel(dtype: str, wide: str) -> Kernel:
+    return Kernel("widening.cuh", "conv_widen", (_C_INTEGERS[dtype], C_TYPES[wide]), THREADS)
+
+
+def widening_kernels() -> Iterator[Kernel]:
+    """Every instance that narrower integers take."""
+    pairs = ((dtype, wide) for wide in ("int32", "int64") for dtype in _C_INTEGERS)
+    yield from (_widen_kernel(*pair) for pair in pairs if pair[0] != pair[1] and holds(pair[1], pair[0]))
 
 
 def _pad_kernel(itemsize: int) -> Kernel:
@@ -292,4 +330,4 @@ def rate(request: Request, device: Device) -> float:
 
 def memory_seconds(request: Request, device: Device) -> float:
     """The least time for reading the operands and writing the result once."""
-    return request.problem.bytes(request.op, request.dtype) / device.bandwidth
+    return request.bytes / device.bandwidth

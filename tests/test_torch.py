@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 import cuconv
+from cuconv import contenders, sampled
+from cuconv.plan import INPUTS
 from cuconv.problem import ACTIVATIONS
 
 torch = pytest.importorskip("torch")
@@ -132,6 +134,32 @@ def test_padding_modes(mode):
     np.testing.assert_allclose(
         cuconv.conv_input_grad(y, w, x.shape, **options), x_tensor.grad, rtol=1e-10, atol=1e-10
     )
+
+
+@pytest.mark.parametrize(
+    ("line", "can"),
+    [
+        ("p9:-1 zeros", True),
+        ("p5:3 circular", True),
+        ("p6 circular", False),
+        ("p3:-1 circular", False),
+        ("p4 reflect", True),
+        ("p3:-1 reflect", True),
+        ("p5 reflect", False),
+        ("p9:-1 replicate", True),
+    ],
+)
+@pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
+def test_padding_of_what_is_timed(line, can, op):
+    """Where PyTorch pads otherwise, or not as wide, it is no contender."""
+    problem = cuconv.ConvProblem.parse(f"n2c2h5w6 k4r3s2 {line}")
+    arrays = contenders.operands(problem, "float64", "channels_first")
+    task = contenders.Task(op, problem, "float64", "channels_first", arrays)
+    theirs = contenders.torch(task, "channels_first")
+    assert (theirs is not None) == can
+    if theirs:
+        truth = sampled.sample(op, problem, "float64", "channels_first", *(arrays[a] for a in INPUTS[op]))
+        assert truth.share(theirs.result(theirs.call())) <= 1
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS[1:])

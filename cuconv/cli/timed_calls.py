@@ -77,12 +77,14 @@ def ours(task: Task, algorithm: str) -> Contender:
 def torch(task: Task, memory: str) -> Contender | None:
     """PyTorch's function on tensors in the memory format channels_first or channels_last.
 
-    None where there is no such format, which sequences lack, or no such function.
+    None where there is no such format, which sequences lack, no such padding, or no such function.
     """
     import torch as library
 
     problem = task.problem
     if (memory == "channels_last" and problem.rank == 1) or DTYPES[task.dtype].kind == "i":
+        return None
+    if _torch_mode(problem) is None:
         return None
     formats = {1: None, 2: library.channels_last, 3: library.channels_last_3d}
     form = formats[problem.rank] if memory == "channels_last" else library.contiguous_format
@@ -94,18 +96,31 @@ def torch(task: Task, memory: str) -> Contender | None:
     return Contender(call, lambda result: _from_tensor(library, result, task))
 
 
+def _torch_mode(problem: ConvProblem) -> str | None:
+    """What functional.pad calls the padding mode, or None where it has none that pads so."""
+    axes = list(zip(problem.input, problem.padding, strict=True))
+    modes = {
+        "zeros": "constant",
+        # once around at the most; where it crops too, it is the cropped input that repeats itself
+        "circular": "circular" if all(0 <= min(pair) <= max(pair) <= h for h, pair in axes) else None,
+        "reflect": "reflect" if all(max(pair) < h for h, pair in axes) else None,
+        "replicate": "replicate",
+    }
+    return modes.get(problem.padding_mode)
+
+
 def _torch_call(library: Any, task: Task, x: Any, w: Any, dy: Any) -> Callable[[], Any]:
     problem, functional = task.problem, library.nn.functional
     function = getattr(functional, f"conv{problem.rank}d")
-    symmetric = problem.padding_mode == "zeros" and all(a == b >= 0 for a, b in problem.padding)
-    padding = [a if symmetric else 0 for a, _ in problem.padding]
+    even = problem.padding_mode == "zeros" and all(a == b >= 0 for a, b in problem.padding)
+    padding = [a if even else 0 for a, _ in problem.padding]
     # functional.pad takes the last axis first.
     pads = [cells for pair in reversed(problem.padding) for cells in pair]
-    mode = "constant" if problem.padding_mode == "zeros" else problem.padding_mode
+    mode = _torch_mode(problem)
     geometry = (list(problem.stride), padding, list(problem.dilation))
 
     def padded(x: Any) -> Any:
-        return x if symmetric else functional.pad(x, pads, mode)
+        return x if even else functional.pad(x, pads, mode)
 
     def forward(x: Any, w: Any) -> Any:
         return function(padded(x), w, None, *geometry, problem.groups)
@@ -123,7 +138,7 @@ def _torch_call(library: Any, task: Task, x: Any, w: Any, dy: Any) -> Callable[[
         return lambda: library.autograd.grad(y, leaf, dy, retain_graph=True)[0]
     if task.op == "wgrad":
         return lambda: gradient(padded(x), [False, True, False])[1]
-    if symmetric:
+    if even:
         return lambda: gradient(x, [True, False, False])[0]
     like, crop = padded(x), [-cells for cells in pads]
     return lambda: functional.pad(gradient(like, [True, False, False])[0], crop)

@@ -69,8 +69,10 @@ def conv(
     padding             one int, one per axis, one (before, after) pair per axis, or "valid", "same"
                         (P = ceil(H / s), the odd cell at the end), "same_lower", "full"; negative crops
     padding_mode        what the padding holds: "zeros"; "circular", the other end (NumPy's "wrap");
-                        "reflect", the mirror image about the outermost cell (SciPy's "mirror"); or
-                        "replicate", the outermost cell (NumPy's "edge", SciPy's "nearest")
+                        "reflect", the mirror image about the outermost cell (SciPy's "mirror");
+                        "replicate", the outermost cell (NumPy's "edge", SciPy's "nearest"); or
+                        "symmetric", the mirror image that repeats the outermost cell (scipy.ndimage's
+                        "reflect", scipy.signal's "symm")
     flip                turn the filters by 180 degrees: true convolution, as in SciPy and MATLAB
     activation          None, "relu", "sigmoid", "tanh", "silu" or "gelu"
     precision           None for the dtype's own accuracy; "tf32" permits less for float32

@@ -17,7 +17,7 @@ from .options import LIMIT, entries, flag, integer, integers, is_one, one_of, pe
 
 OPS = ("fprop", "dgrad", "wgrad", "bgrad")
 LAYOUTS = ("channels_first", "channels_last")
-PADDING_MODES = ("zeros", "circular", "reflect", "replicate")
+PADDING_MODES = ("zeros", "circular", "reflect", "replicate", "symmetric")
 PADDING_NAMES = ("valid", "same", "same_lower", "full")
 ACTIVATIONS = (None, "relu", "sigmoid", "tanh", "silu", "gelu")
 PRECISIONS = (None, "tf32")

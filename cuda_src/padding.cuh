@@ -1,7 +1,8 @@
 // Padding modes other than zeros: the padded copy of x before an algorithm, the fold of its gradient after.
 //
 // Padded coordinate i on an axis, from -a on, shows the input cell source(i): i mod H (circular), the mirror
-// image about the outermost cells (reflect), or the outermost cell (replicate). `conv_pad` writes
+// image about the outermost cells (reflect) or about the edges beyond them (symmetric), or the outermost cell
+// (replicate). `conv_pad` writes
 //
 //   padded[n, c, i] = x[n, c, source(i)]
 //
@@ -11,15 +12,15 @@
 //
 // In between every algorithm sees a problem without padding, and knows of zeros alone. A thread owns one
 // element of the result; sums run in one order. In both, axis.input is H, axis.output the padded extent,
-// axis.padding a, and axis.stride the period after which an axis repeats itself: H, or for the mirrored one
-// 2 (H - 1) and at least 1 (cuda/geometry.py). dpadded has the accumulator's type.
+// axis.padding a, and axis.stride the period after which an axis repeats itself: H (circular), 2 (H - 1) and at
+// least 1 (reflect), or 2 H (symmetric) (cuda/geometry.py). dpadded has the accumulator's type.
 #pragma once
 #include "indexing.cuh"
 #include "numerics.cuh"
 
 // The order of PADDING_MODES in problem.py. One that a switch leaves out does not compile in the tests; zeros, and what
 // is not here, end the launch.
-enum PaddingMode : int { ZEROS, CIRCULAR, REFLECT, REPLICATE };
+enum PaddingMode : int { ZEROS, CIRCULAR, REFLECT, REPLICATE, SYMMETRIC };
 
 __device__ inline Index modulo_period(Index i, const Axis& a) {
   const Index positive = i < 0 ? -1 - i : i;
@@ -27,12 +28,16 @@ __device__ inline Index modulo_period(Index i, const Axis& a) {
   return i < 0 ? a.stride - 1 - rest : rest;
 }
 
+// The mirror image of a coordinate about the first cell, or about the edge before it.
+__device__ inline Index mirror_image(Index mode, Index i) { return mode == SYMMETRIC ? -1 - i : -i; }
+
 __device__ inline Index source(Index mode, Index i, const Axis& a) {
   const Index rest = modulo_period(i, a);
   switch (PaddingMode(mode)) {
     case ZEROS: break;
     case CIRCULAR: return rest;
-    case REFLECT: return min_index(rest, a.stride - rest);
+    case REFLECT:
+    case SYMMETRIC: return min_index(rest, a.stride + mirror_image(mode, rest));
     case REPLICATE: return i < 0 ? 0 : min_index(i, a.input - 1);
   }
   __trap();
@@ -55,12 +60,13 @@ __device__ inline Index count_to(Index first, Index end, const Axis& a) {
 
 __device__ inline Images images_of(Index mode, const Axis& a, Index h) {
   const Index begin = -a.padding, end = a.output - a.padding, last = a.input - 1;
-  const Index first = begin + modulo_period(h - begin, a), mirrored = begin + modulo_period(-h - begin, a);
-  const Index count = count_to(first, end, a);
+  const Index first = begin + modulo_period(h - begin, a), count = count_to(first, end, a);
+  const Index mirrored = begin + modulo_period(mirror_image(mode, h) - begin, a);
   switch (PaddingMode(mode)) {
     case ZEROS: break;
     case CIRCULAR: return {first, count, 0, 0, a.stride};
-    case REFLECT: return {first, count, mirrored, h == 0 || h == last ? 0 : count_to(mirrored, end, a), a.stride};
+    case REFLECT:  // where the outermost cells are their own images
+    case SYMMETRIC: return {first, count, mirrored, mirrored == first ? 0 : count_to(mirrored, end, a), a.stride};
     case REPLICATE: {
       const Index from = h == 0 || h < begin ? begin : h, to = h == last ? end : min_index(h + 1, end);
       return {from, to > from ? to - from : 0, 0, 0, 1};

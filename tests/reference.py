@@ -19,6 +19,7 @@ def seen(mode, position, extent):
         "circular": lambda i: i + extent if i < 0 else i - extent,
         "reflect": lambda i: 0 if extent == 1 else -i if i < 0 else 2 * (extent - 1) - i,
         "replicate": lambda i: min(max(i, 0), extent - 1),
+        "symmetric": lambda i: -1 - i if i < 0 else 2 * extent - 1 - i,
     }[mode]
     while not 0 <= position < extent:
         position = inward(position)

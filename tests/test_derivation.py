@@ -591,6 +591,24 @@ def test_padding_is_a_matrix_and_its_transpose_folds_back(mode, pair):
     equal(dw[0, 0], np.correlate(padder @ x[0], dy[0], "valid"))
 
 
+@pytest.mark.parametrize("extent", [1, 2, 5])
+@pytest.mark.parametrize(("mode", "both"), [("reflect", 0), ("symmetric", -1)])
+def test_mirror_images_by_formula(mode, both, extent):
+    """A coordinate and its mirror image are `both` together."""
+    period, positions = max(2 * extent - 2 - 2 * both, 1), range(-17, extent + 16)
+    copied = [min(h % period, period + both - h % period) for h in positions]
+    given = {"padding": [(17, 16)], "padding_mode": mode}
+    x, w = integers(1, 1, extent), np.ones((1, 1, 1), np.int64)
+    equal(cuconv.conv(x, w, **given)[0], x[0, copied])
+    dy = integers(3, 1, len(positions))
+    shown = [
+        {cell + j * period for j in range(-20, 20)} | {both - cell + j * period for j in range(-20, 20)}
+        for cell in range(extent)
+    ]
+    expected = [sum(dy[0, h + 17] for h in cells if h in positions) for cells in shown]
+    equal(cuconv.conv_input_grad(dy, w, x.shape, **given)[0], expected)
+
+
 @pytest.mark.parametrize(
     ("arguments", "unseen"),
     [

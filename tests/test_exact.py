@@ -9,7 +9,12 @@ from cuconv.cpu import TABLE
 from .cases import ALGORITHMS, DTYPES, OPS, Case, applies, check, check_seeds, ops_of, seeded_case
 
 PROBLEMS = {
-    1: ("n2c4w17 k6s4 g2 sw2 dw2 pw3:1", "n3c3w9 k3s3 g3 p1", "n1c2w8 k3s8 pw7:0 circular"),
+    1: (
+        "n2c4w17 k6s4 g2 sw2 dw2 pw3:1",
+        "n3c3w9 k3s3 g3 p1",
+        "n1c2w8 k3s8 pw7:0 circular",
+        "n2c2w3 k4s3 g2 pw8:-1 symmetric",
+    ),
     2: ("n2c3h8w7 k4r3s3 p1", "n2c4h9w8 k4r3s2 g4 sh2sw1 dh1dw2 ph1:0pw-1:2 reflect", "n2c4h6w5 k8r3s3 g4"),
     3: ("n2c2d4h5w6 k4t2r3s2 g2 sd2sh1sw2 p1", "n1c3d3h4w5 k3t3r2s2 g3 dd1dh2dw1 p1 replicate"),
 }

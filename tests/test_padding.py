@@ -5,9 +5,17 @@ import pytest
 
 import cuconv
 from cuconv.cli import check, oracle
-from cuconv.problem import PADDING_MODES
+from cuconv.problem import LAYOUTS, PADDING_MODES
 
-MODES = {"zeros": "constant", "circular": "wrap", "reflect": "reflect", "replicate": "edge"}
+from . import cases, emulator
+
+MODES = {
+    "zeros": "constant",
+    "circular": "wrap",
+    "reflect": "reflect",
+    "replicate": "edge",
+    "symmetric": "symmetric",
+}
 ZERO = {"zeros": {"constant_values": -1}}
 
 
@@ -30,6 +38,24 @@ def test_those_who_judge_results_know_every_mode(mode):
         np.testing.assert_array_equal(oracle._axis_cells(problem, 0), expected)
         cells = check.PlainEvaluation(problem).cell
         np.testing.assert_array_equal(np.where(cells == extent, -1, cells), expected)
+
+
+@pytest.mark.parametrize("run", [None, emulator.run], ids=["cpu", "cuda"])
+@pytest.mark.parametrize("mode", PADDING_MODES)
+@pytest.mark.parametrize(
+    "line",
+    [
+        "n2c1w1 k2s3 p4:7",
+        "n2c2w5 k4s2 g2 sw2 p23:-2",
+        "n1c2h3w4 k2r2s3 sh1sw2 ph-1:13pw9:8",
+        "n1c2d1h2w3 k2t2r2s1 g2 pd3:0ph-1:9pw7:-2",
+    ],
+)
+def test_padding_many_times_as_wide_as_the_image(line, mode, run):
+    """Each op against the oracle, bit for bit, with cropped axes and axes of one cell among them."""
+    problem = cuconv.ConvProblem.parse(f"{line} {mode}")
+    for layout in LAYOUTS:
+        cases.check(cases.Case(problem, layout=layout), run=run)
 
 
 def test_negative_padding_crops():

@@ -147,6 +147,7 @@ def test_padding_modes(mode):
         ("p3:-1 reflect", True),
         ("p5 reflect", False),
         ("p9:-1 replicate", True),
+        ("p1 symmetric", False),
     ],
 )
 @pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])

@@ -31,12 +31,19 @@ PROBLEMS = (
     "n2c4h9w12 k4r4s4 sh4sw4 p1",
     "n1c4h11w10 k6r3s2 g2 sh1sw2 dh2dw1 ph2:1pw0:3 reflect",
     "n2c2h9w9 k3r5s5 p2 replicate",
+    "n2c3h6w7 k2r4s3 sh2sw1 ph7:2pw1:3 symmetric",
     "n1c3d7h8w9 k4t3r3s3 p1",
     "n2c4d6h7w8 k4t2r3s2 g4 sd2sh1sw2 p1 circular",
 )
 """One-line problems: every rank, padding mode, groups, stride and dilation."""
 
-_NUMPY_MODES = {"zeros": "constant", "circular": "wrap", "reflect": "reflect", "replicate": "edge"}
+_NUMPY_MODES = {
+    "zeros": "constant",
+    "circular": "wrap",
+    "reflect": "reflect",
+    "replicate": "edge",
+    "symmetric": "symmetric",
+}
 
 
 class PlainEvaluation:

@@ -19,7 +19,7 @@ NOTATION = (
     "n32c64h56w56 k64r3s3 p1: batch, input channels and extents (w, h w or d h w); output channels and "
     "filter extents (s, r s or t r s); then, where they are not 1 or 0, g groups, sh sw strides, dh dw "
     "dilations, ph pw (or p for all) padding, before:after where they differ; last a padding "
-    "mode: circular, reflect or replicate"
+    "mode: circular, reflect, replicate or symmetric"
 )
 """How a problem is written, by an example."""
 

@@ -290,14 +290,14 @@ def _axis_cells(problem: ConvProblem, axis: int) -> np.ndarray:
     return _SHOWN[problem.padding_mode](seen, extent)
 
 
-def _mirrored(seen: np.ndarray, extent: int) -> np.ndarray:
-    folded = seen % max(2 * (extent - 1), 1)
-    return np.minimum(folded, 2 * (extent - 1) - folded)
+def _repeated(seen: np.ndarray, period: np.ndarray) -> np.ndarray:
+    return period[seen % len(period)]
 
 
 _SHOWN: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "circular": lambda seen, extent: seen % extent,
-    "reflect": _mirrored,
+    "reflect": lambda seen, extent: _repeated(seen, np.r_[:extent, extent - 2 : 0 : -1]),
     "replicate": lambda seen, extent: seen.clip(0, extent - 1),
+    "symmetric": lambda seen, extent: _repeated(seen, np.r_[:extent, extent - 1 : -1 : -1]),
 }
 """The input cell that is shown at a place in or out of the input, by padding mode, all but zeros."""

@@ -2,8 +2,8 @@
 
 Padded coordinate i on an axis stands for input coordinate i - a, with a cells of padding before. Outside
 0..H-1 the mode says which cell is seen: none (zeros), the coordinate mod H (circular), the mirror image
-about the outermost cells (reflect), or the outermost cell (replicate). `gather` reads through this map;
-`fold`, its transpose, adds back.
+about the outermost cells (reflect) or about the edges beyond them (symmetric), or the outermost cell
+(replicate). `gather` reads through this map; `fold`, its transpose, adds back.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ def source(mode: str, coordinate: Any, extent: int) -> Any:
     return _SOURCES[mode](coordinate, extent)
 
 
-def _mirrored(coordinate: Any, extent: int) -> Any:
-    period = max(2 * (extent - 1), 1)
-    rest = coordinate % period
-    return np.minimum(rest, period - rest)
+def _mirrored(coordinate: Any, image: Any, period: int) -> Any:
+    """Which of a coordinate and its mirror image lies in the input, on an axis of that period."""
+    return np.minimum(coordinate % period, image % period)
 
 
 _SOURCES: dict[str, Callable[[Any, int], Any]] = {
     "circular": lambda coordinate, extent: coordinate % extent,
-    "reflect": _mirrored,
+    "reflect": lambda coordinate, extent: _mirrored(coordinate, -coordinate, max(2 * (extent - 1), 1)),
     "replicate": lambda coordinate, extent: np.clip(coordinate, 0, extent - 1),
+    "symmetric": lambda coordinate, extent: _mirrored(coordinate, -1 - coordinate, 2 * extent),
 }
 """By the names in problem.PADDING_MODES, all but zeros."""
 

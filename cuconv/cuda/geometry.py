@@ -49,6 +49,7 @@ _PERIODS: dict[str, Callable[[int], int]] = {
     "circular": lambda extent: extent,
     "reflect": lambda extent: max(2 * (extent - 1), 1),
     "replicate": lambda extent: 1,  # not used: nothing repeats
+    "symmetric": lambda extent: 2 * extent,
 }
 """After how many cells a padded axis repeats itself, by the names in problem.PADDING_MODES, all but zeros."""
 

@@ -8,6 +8,7 @@ import inspect
 import itertools
 import operator
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 LIMIT = 1 << 62
@@ -25,15 +26,28 @@ def shown(value: Any) -> str:
     return text if len(text) <= 200 else f"{text[:120]} ... {text[-40:]}"
 
 
-def one_of(argument: str, value: Any, choices: Iterable[Any]) -> Any:
-    """Return `value` if it is one of `choices`; otherwise raise and name the nearest choice."""
+def one_of(
+    argument: str,
+    value: Any,
+    choices: Iterable[Any],
+    elsewhere: Mapping[str, tuple[str, str]] = MappingProxyType({}),
+) -> Any:
+    """Return `value` if it is one of `choices`; otherwise raise and name the nearest choice.
+
+    `elsewhere` has other words for choices, in lower case: whose they are, and the choice.
+    """
     choices = tuple(choices)
     if (value is None or isinstance(value, str)) and value in choices:
         return value
     expected = ", ".join(map(repr, choices))
     if not isinstance(value, str):
         raise TypeError(f"{argument} must be one of {expected}, got {shown(value)}")
-    hint = _nearest(value.lower(), [choice for choice in choices if isinstance(choice, str)])
+    word = value.lower()
+    if word in elsewhere:
+        whose, choice = elsewhere[word]
+        hint = f"; {whose} {word!r} is called {choice!r} here"
+    else:
+        hint = _nearest(word, [choice for choice in choices if isinstance(choice, str)])
     raise ValueError(f"{argument} must be one of {expected}, got {shown(value)}{hint}")
 
 

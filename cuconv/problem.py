@@ -18,6 +18,20 @@ from .options import LIMIT, entries, flag, integer, integers, is_one, one_of, pe
 OPS = ("fprop", "dgrad", "wgrad", "bgrad")
 LAYOUTS = ("channels_first", "channels_last")
 PADDING_MODES = ("zeros", "circular", "reflect", "replicate", "symmetric")
+MODES_ELSEWHERE = {
+    "constant": ("NumPy's and SciPy's", "zeros"),
+    "fill": ("SciPy's", "zeros"),
+    "grid-constant": ("SciPy's", "zeros"),
+    "wrap": ("NumPy's and SciPy's", "circular"),
+    "grid-wrap": ("SciPy's", "circular"),
+    "mirror": ("SciPy's", "reflect"),
+    "edge": ("NumPy's", "replicate"),
+    "nearest": ("SciPy's", "replicate"),
+    "symm": ("SciPy's", "symmetric"),
+    "grid-mirror": ("SciPy's", "symmetric"),
+}
+"""Words that other libraries have for padding modes: whose they are, and the name here."""
+
 PADDING_NAMES = ("valid", "same", "same_lower", "full")
 ACTIVATIONS = (None, "relu", "sigmoid", "tanh", "silu", "gelu")
 PRECISIONS = (None, "tf32")
@@ -94,7 +108,7 @@ class ConvProblem:
         normal["padding"] = padding_pairs(self.padding, *(normal[name] for name in _SPATIAL))
         for name, value in normal.items():
             object.__setattr__(self, name, value)
-        one_of("padding_mode", self.padding_mode, PADDING_MODES)
+        one_of("padding_mode", self.padding_mode, PADDING_MODES, MODES_ELSEWHERE)
         for name in ("c", "k"):
             if getattr(self, name) % self.groups:
                 raise ValueError(
@@ -520,10 +534,13 @@ def padding_pairs(
     the odd cell at the beginning.
     """
     rank = len(input)
-    if isinstance(padding, str) and padding in PADDING_MODES:
-        raise ValueError(
-            f"padding is how much to pad, got {padding!r}: did you mean padding_mode={padding!r}?"
-        )
+    if isinstance(padding, str):
+        _, mode = MODES_ELSEWHERE.get(padding.lower(), ("", padding.lower()))
+        if mode in PADDING_MODES:
+            raise ValueError(
+                f"padding is how much to pad, in numbers or as one of {', '.join(map(repr, PADDING_NAMES))}; "
+                f"got {padding!r}: did you mean padding_mode={mode!r}?"
+            )
     spread = tuple(d * (r - 1) for r, d in zip(filter, dilation, strict=True))
     if max(spread) >= LIMIT - 1:
         raise ValueError(f"dilation {dilation} spreads a filter of {filter} over 2^62 cells or more")
@@ -601,12 +618,12 @@ def _tokens(text: str) -> tuple[dict[str, tuple[int, int]], str]:
     values: dict[str, tuple[int, int]] = {}
     mode = "zeros"
     for token in text.split():
-        if token.isalpha():
+        if token.isalpha() or token in MODES_ELSEWHERE:
             if mode != "zeros" or token in _KEYS:
                 raise ValueError(
                     f"{shown(token)} needs a number, or is too much, in the problem {shown(text)}"
                 )
-            mode = one_of(f"each word of the problem {shown(text)}", token, PADDING_MODES)
+            mode = one_of(f"each word of the problem {shown(text)}", token, PADDING_MODES, MODES_ELSEWHERE)
             continue
         position = 0
         while position < len(token):

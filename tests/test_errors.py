@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 import cuconv
+import cuconv.nn
 from cuconv.cuda.device import DEVICES, KNOWN
 from cuconv.plan import RUNNERS, device_of
+from cuconv.problem import MODES_ELSEWHERE, PADDING_MODES
 
 from .emulator import emulated
 
@@ -94,6 +96,22 @@ VALUES = {
     "padding name": (conv(padding="smae"), "padding must be one of 'valid'.* did you mean 'same'"),
     "a mode for padding": (conv(padding="reflect"), "did you mean padding_mode='reflect'"),
     "padding mode": (conv(padding_mode="reflection"), "did you mean 'reflect'"),
+    "padding mode in capitals": (
+        conv(padding_mode="WRAP"),
+        "got 'WRAP'; .* 'wrap' is called 'circular' here",
+    ),
+    "padding mode of a layer": (
+        lambda: cuconv.nn.Conv(4, 8, 3, rank=2, padding_mode="edge").forward(X.astype(np.float32)),
+        "got 'edge'; NumPy's 'edge' is called 'replicate' here",
+    ),
+    "padding mode of a transpose": (
+        lambda: cuconv.conv_transpose(DY, W, padding="Symm"),
+        "got 'Symm': did you mean padding_mode='symmetric'",
+    ),
+    "padding mode of a problem": (
+        lambda: cuconv.ConvProblem.parse("c1w5 k1s3 p1 grid-wrap"),
+        "each word of the problem .* got 'grid-wrap'; SciPy's 'grid-wrap' is called 'circular' here",
+    ),
     "layout": (conv(layout="channel_last"), "did you mean 'channels_last'"),
     "activation": (conv(activation="ReLU"), "activation must be one of None, 'relu'.* did you mean 'relu'"),
     "precision": (conv(precision="tf31"), "did you mean 'tf32'"),
@@ -750,6 +768,18 @@ def complaint(function, arguments):
         except Exception as error:
             return error
     return None
+
+
+@pytest.mark.parametrize("word", MODES_ELSEWHERE)
+def test_words_that_other_libraries_have_for_padding_modes(word):
+    _, mode = MODES_ELSEWHERE[word]
+    assert mode in PADDING_MODES
+    with pytest.raises(ValueError, match=f"^padding_mode must be .* '{word}' is called '{mode}' here$"):
+        cuconv.conv(X, W, padding_mode=word)
+    with pytest.raises(ValueError, match=rf"^padding is .* did you mean padding_mode='{mode}'\?$"):
+        cuconv.conv(X, W, padding=word)
+    with pytest.raises(ValueError, match=f"^each word of .* '{word}' is called '{mode}' here$"):
+        cuconv.ConvProblem.parse(f"c1w5 k1s3 p1 {word}")
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage, signal
 
 import cuconv
 from cuconv.cli import check, oracle
-from cuconv.problem import LAYOUTS, PADDING_MODES
+from cuconv.problem import LAYOUTS, MODES_ELSEWHERE, PADDING_MODES
 
 from . import cases, emulator
 
@@ -27,6 +28,27 @@ def test_modes_are_those_of_numpy_pad(mode, pairs):
     padded = np.pad(x, ((0, 0), (0, 0), *pairs), MODES[mode])
     expected = cuconv.conv(padded, w)
     np.testing.assert_array_equal(cuconv.conv(x, w, padding=pairs, padding_mode=mode), expected)
+
+
+@pytest.mark.parametrize(
+    ("word", "whose", "mode"),
+    [
+        *((word, *meant) for word, meant in MODES_ELSEWHERE.items()),
+        ("reflect", "NumPy's", "reflect"),
+        ("reflect", "SciPy's", "symmetric"),
+    ],
+)
+def test_words_of_other_libraries_mean_these_modes(word, whose, mode):
+    rng = np.random.default_rng(0)
+    x, w = rng.integers(-9, 9, (5, 6)), rng.integers(-9, 9, (7, 5))
+    y = cuconv.conv(x[None], w[None, None], padding=(3, 2), padding_mode=mode)[0]
+    if "NumPy's" in whose:
+        padded = np.pad(x, ((3, 3), (2, 2)), word)
+        np.testing.assert_array_equal(signal.correlate2d(padded, w, "valid"), y)
+    if "SciPy's" in whose and word in ("fill", "wrap", "symm"):
+        np.testing.assert_array_equal(signal.correlate2d(x, w, "same", word), y)
+    if "SciPy's" in whose and word not in ("fill", "symm"):
+        np.testing.assert_array_equal(ndimage.correlate(x, w, mode=word), y)
 
 
 @pytest.mark.parametrize("mode", PADDING_MODES)

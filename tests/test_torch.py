@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import cuconv
-from cuconv import contenders, sampled
+from cuconv.cli import oracle, timed_calls
 from cuconv.plan import INPUTS
 from cuconv.problem import ACTIVATIONS
 
@@ -154,12 +154,12 @@ def test_padding_modes(mode):
 def test_padding_of_what_is_timed(line, can, op):
     """Where PyTorch pads otherwise, or not as wide, it is no contender."""
     problem = cuconv.ConvProblem.parse(f"n2c2h5w6 k4r3s2 {line}")
-    arrays = contenders.operands(problem, "float64", "channels_first")
-    task = contenders.Task(op, problem, "float64", "channels_first", arrays)
-    theirs = contenders.torch(task, "channels_first")
+    arrays = timed_calls.operands(problem, "float64", "channels_first")
+    task = timed_calls.Task(op, problem, "float64", "channels_first", arrays)
+    theirs = timed_calls.torch(task, "channels_first")
     assert (theirs is not None) == can
     if theirs:
-        truth = sampled.sample(op, problem, "float64", "channels_first", *(arrays[a] for a in INPUTS[op]))
+        truth = oracle.sample(op, problem, "float64", "channels_first", *(arrays[a] for a in INPUTS[op]))
         assert truth.share(theirs.result(theirs.call())) <= 1
 
 

@@ -160,7 +160,7 @@ class ConvProblem:
 
         `names` are the caller's words for the two shapes, for error messages.
         """
-        k, per_group, filter = split_filters(names[1], w_shape, layout)
+        k, per_group, filter = split_filters(names, x_shape, w_shape, layout)
         rank = len(filter)
         n, c, input = split_volume(names[0], x_shape, rank, layout)
         stride, dilation, groups = _normal(rank, stride, dilation, groups)
@@ -199,7 +199,7 @@ class ConvProblem:
 
         `names` are the caller's words for the two shapes, for error messages.
         """
-        k, per_group, filter = split_filters(names[1], w_shape, layout)
+        k, per_group, filter = split_filters(names, x_shape, w_shape, layout)
         rank = len(filter)
         n, x_channels, output = split_volume(names[0], x_shape, rank, layout)
         stride, dilation, groups = _normal(rank, stride, dilation, groups)
@@ -495,29 +495,70 @@ def split_volume(name: str, shape: Sequence[int], rank: int, layout: str) -> tup
     if len(extents) == rank + 1:
         extents = (1, *extents)
     if len(extents) != rank + 2:
+        advice = f"; as one channel it is {_grown(name, extents, 1, layout)}" if len(extents) == rank else ""
         raise ValueError(
             f"{name} must have {rank + 2} axes ({axes}), or {rank + 1} without N, to go with filters of "
-            f"{rank} spatial axes; got shape {tuple(shape)}"
+            f"{rank} spatial axes; got shape {tuple(shape)}{advice}"
         )
     if layout == "channels_first":
         return extents[0], extents[1], extents[2:]
     return extents[0], extents[-1], extents[1:-1]
 
 
-def split_filters(name: str, shape: Sequence[int], layout: str) -> tuple[int, int, tuple[int, ...]]:
-    """(K, C/groups, spatial) of the filters' shape; its length sets the rank."""
-    extents = integers(name, shape, 0)
+def split_filters(
+    names: tuple[str, str], x_shape: Sequence[int], w_shape: Sequence[int], layout: str
+) -> tuple[int, int, tuple[int, ...]]:
+    """(K, C/groups, spatial) of the filters' shape; its length sets the rank.
+
+    `names` are the caller's words for the two shapes; that of x is only read for the advice in an error.
+    """
+    extents = integers(names[1], w_shape, 0)
     one_of("layout", layout, LAYOUTS)
     if not 3 <= len(extents) <= 5:
         raise ValueError(
-            f"{name} must have 3, 4 or 5 axes (K, C/groups and 1 to 3 spatial ones), got shape {extents}; "
-            "one filter for one channel has K = C = 1"
+            f"{names[1]} must have 3, 4 or 5 axes (K, C/groups and 1 to 3 spatial ones), got shape {extents}"
+            "; " + (advice(names, x_shape, extents, layout) or "one filter for one channel has K = C = 1")
         )
     k, *rest = extents
     per_group, *filter = rest if layout == "channels_first" else (rest[-1], *rest[:-1])
     if 0 in filter:
-        raise ValueError(f"{name} must not be empty along its spatial axes, got shape {extents}")
+        raise ValueError(f"{names[1]} must not be empty along its spatial axes, got shape {extents}")
     return k, per_group, tuple(filter)
+
+
+def advice(names: tuple[str, str], x_shape: Sequence[int], filter: tuple[int, ...], layout: str) -> str:
+    """What to write for a filter given without K and C, or nothing where x leaves it open what is meant."""
+    x, rank = integers(names[0], x_shape, 0), len(filter)
+    first = one_of("layout", layout, LAYOUTS) == "channels_first"
+    if not 1 <= rank <= 3 or not rank <= len(x) <= rank + 2:
+        return ""
+    if len(x) == rank:
+        parts = [_grown(names[0], x, 1, layout), _grown(names[1], filter, 2, layout)]
+        if sum(name.endswith("_shape") for name in names) == 1:  # a gradient, which is given dy too
+            parts.insert(1, "dy[None]" if first else "dy[..., None]")
+        return f"for one channel and one filter pass {', '.join(parts[:-1])} and {parts[-1]}"
+    channels = x[-1 - rank] if first else x[-1]
+    if channels == 0:
+        return ""
+    of = f"each of the {channels} channels" if channels > 1 else "the one channel"
+    groups = f" with groups={channels}" if channels > 1 else ""
+    return (
+        f"one filter for {of} of {names[0]} {x} is {_grown(names[1], filter, 2, layout, channels)}{groups} "
+        f"(layout={layout!r})"
+    )
+
+
+def _grown(name: str, shape: tuple[int, ...], axes: int, layout: str, k: int = 1) -> str:
+    """How to add the missing axis C, or K and C, to an array or to a shape that has its name, and the result.
+
+    A list of zeros repeats the filter along K: `repeat` is not the same function in all libraries.
+    """
+    before, after = ((k, 1)[:axes], ()) if layout == "channels_first" else ((k,)[: axes - 1], (1,))
+    if name.endswith("_shape"):
+        return f"({', '.join(map(str, (*before, '*' + name, *after)))}) = {(*before, *shape, *after)}"
+    index = ", ".join(["None"] * len(before) + ["...", "None"] * len(after))
+    repeated = f"[[0] * {k}]" if k > 1 else ""
+    return f"{name}[{index}]{repeated} of shape {(*before, *shape, *after)}"
 
 
 def padding_pairs(

@@ -7,15 +7,21 @@ from collections.abc import Callable
 from typing import Any
 
 from . import api, arrays
+from .problem import advice
 
 
 def _of_rank(rank: int, general: Callable[..., Any], name: str) -> Callable[..., Any]:
     def ranked(x: Any, w: Any, *args: Any, **kwargs: Any) -> Any:
         arrays.owner_of("w", w)
         if len(w.shape) != rank + 2:
-            raise ValueError(
+            message = (
                 f"w must have {rank + 2} axes for {name} ({rank} of them spatial), got shape {tuple(w.shape)}"
             )
+            if len(w.shape) == rank:
+                arrays.owner_of("x", x)
+                hint = advice(("x", "w"), x.shape, tuple(w.shape), kwargs.get("layout", "channels_first"))
+                message += hint and f"; {hint}"
+            raise ValueError(message)
         return general(x, w, *args, **kwargs)
 
     functools.update_wrapper(ranked, general)

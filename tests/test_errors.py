@@ -16,7 +16,7 @@ import cuconv
 import cuconv.nn
 from cuconv.cuda.device import DEVICES, KNOWN
 from cuconv.plan import RUNNERS, device_of
-from cuconv.problem import MODES_ELSEWHERE, PADDING_MODES
+from cuconv.problem import LAYOUTS, MODES_ELSEWHERE, PADDING_MODES
 
 from .emulator import emulated
 
@@ -474,6 +474,60 @@ def test_no_conversion_is_proposed_of_a_place_for_results():
     for dtype in ("float32", "int8", ">f8"):
         with pytest.raises(TypeError, match=r"^out\[1\] (?!.*astype)"):
             cuconv.conv_backward(DY, X, W, out=(None, W.astype(dtype), None))
+
+
+ADVISED = {
+    "image": (cuconv.conv, dict(x=(64, 60), w=(3, 5))),
+    "image by rank": (cuconv.conv2d, dict(x=(64, 60), w=(3, 5))),
+    "signal": (cuconv.conv, dict(x=(100,), w=(5,))),
+    "signal by rank": (cuconv.conv1d, dict(x=(100,), w=(5,))),
+    "volume by rank": (cuconv.conv3d, dict(x=(6, 7, 8), w=(3, 2, 1))),
+    "channels": (cuconv.conv, dict(x=(6, 7, 8), w=(3, 3))),
+    "batch": (cuconv.conv, dict(x=(2, 6, 7, 8), w=(3, 3))),
+    "batch of signals": (cuconv.conv, dict(x=(2, 6, 7), w=(3,))),
+    "one channel": (cuconv.conv, dict(x=(1, 9, 1), w=(3, 3))),
+    "image with filters": (cuconv.conv, dict(x=(6, 7), w=(1, 1, 1, 1))),
+    "input gradient": (cuconv.conv_input_grad, dict(dy=(6, 7), w=(3, 3), input_shape=(6, 7))),
+    "weight gradient": (cuconv.conv_weight_grad, dict(x=(6, 7), dy=(6, 7), weight_shape=(3, 3))),
+    "of channels": (cuconv.conv_weight_grad, dict(x=(4, 6, 7), dy=(4, 6, 7), weight_shape=(3, 3))),
+    "transpose": (cuconv.conv_transpose, dict(x=(6, 7), w=(3, 3))),
+    "transpose by rank": (cuconv.conv_transpose2d, dict(x=(4, 6, 7), w=(3, 3))),
+    "shapes": (cuconv.ConvProblem.from_shapes, dict(x_shape=(6, 7), w_shape=(3, 3))),
+    "shapes of channels": (cuconv.ConvProblem.transposed, dict(x_shape=(4, 6, 7), w_shape=(3, 3))),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ADVISED)
+def test_advice_for_filters_without_channels_works(name, layout):
+    """What the error says to write, evaluated, has the shape it says, and the call then goes through."""
+    function, shapes = ADVISED[name]
+    given = {key: shape if "shape" in key else np.ones(shape) for key, shape in shapes.items()}
+    with pytest.raises(ValueError, match=r"^\w+ must have .* got shape .*; ") as caught:
+        function(**given, padding="same", layout=layout)
+    arrays = r"((\w+)\[[None., *0-9[\]]+\])(?: of shape (\(.*?\)))?"
+    tuples = r"(\([0-9*, ]*\*(\w+)[0-9, ]*\)) = (\(.*?\))"
+    changed = {}
+    for pattern in (arrays, tuples):
+        for expression, key, shape in re.findall(pattern, str(caught.value)):
+            changed[key] = eval(expression, dict(given))
+            assert shape in ("", str(np.shape(changed[key]) if pattern is arrays else changed[key]))
+    groups = dict(re.findall(r"(groups)=(\d+)", str(caught.value)))
+    options = dict(padding="same", layout=layout, **{key: int(count) for key, count in groups.items()})
+    result = function(**given | changed, **options)
+    if hasattr(result, "shape"):  # a problem has none; padding="same" keeps that of x and dy
+        expected = changed.get("weight_shape") or np.shape(
+            changed.get("x", given.get("x", changed.get("dy")))
+        )
+        assert result.shape == expected
+
+
+def test_no_advice_where_it_is_open_what_is_meant():
+    for x, w in (((100,), (3, 5)), ((2, 3, 4, 5, 6), (3, 3)), ((0, 6, 7), (3, 3)), ((6, 7), ())):
+        with pytest.raises(ValueError, match=r"; one filter for one channel has K = C = 1$"):
+            cuconv.conv(np.ones(x), np.ones(w))
+    with pytest.raises(ValueError, match=r"w must have 4 axes for conv2d .* got shape \(3, 3\)$"):
+        cuconv.conv2d(np.ones(100), np.ones((3, 3)))
 
 
 def test_nothing_is_written_when_a_later_check_fails():

@@ -153,6 +153,17 @@ def test_check_fails_where_a_result_is_wrong(monkeypatch, capsys, dtype, wrong):
     assert f"fprop {dtype} {check.PROBLEMS[0]}" in capsys.readouterr().out
 
 
+def test_check_fails_where_sums_of_bytes_are_not_exact(monkeypatch, capsys):
+    real = check.conv
+    monkeypatch.setattr(
+        check, "conv", lambda x, *args, **options: real(x, *args, **options) + (x.dtype == "u1")
+    )
+    assert main(["check"]) == 1
+    text = capsys.readouterr().out
+    assert text.count("fprop of bytes in int32 n") == len(check.PROBLEMS)
+    assert "times its bound" not in text
+
+
 def test_check_prints_the_worst(monkeypatch, capsys):
     shares = iter([0.5] + [0.25] * (len(check.PROBLEMS) - 1))
     monkeypatch.setattr(check, "DTYPES", {"float32": DTYPES["float32"]})

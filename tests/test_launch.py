@@ -119,6 +119,26 @@ def test_a_workspace_of_nothing_but_empty_arrays(cupy):
     assert int(cupy.launched[-1][4][0]) == 0
 
 
+def test_narrower_integers_are_widened_first(cupy):
+    """Turned filters from where they start; an operand that is wide enough is read as it is."""
+    x, w = Array((2, 4, 9), np.uint8), Array((6, 4, 3), np.int8)
+    cuconv.conv(x, w, flip=True, out_dtype="int32", algorithm="direct")
+    cuconv.conv(x, Array((6, 4, 3), np.int32), out_dtype="int32", algorithm="direct")
+    of_x, of_w, main, again, alone = cupy.launched
+    assert [call[0].template for call in (of_x, of_w, again)] == 3 * ["conv_widen"]
+    start, wide_x = 12345 * 256, -(-4 * 2 * 4 * 9 // 256) * 256
+    assert [int(of_x[4][0]), int(of_w[4][0])] == [0, 0]
+    assert (of_x[4][1], of_w[4][1]) == (x, w)
+    assert [int(of_x[4][3]), int(of_w[4][3])] == [start, start + wide_x]
+    assert [int(pointer) for pointer in main[4][:2]] == [start, start + wide_x]
+    (params,) = of_w[4][4]
+    assert (params["b_start"], params["b"].tolist()) == (2, [12, 3, 0, 0, -1])
+    (params,) = main[4][4]
+    assert (params["b_start"], params["b"].tolist()) == (0, [12, 3, 3, 3, 1])
+    assert int(alone[4][0]) == start
+    assert alone[4][1].dtype == np.int32
+
+
 def test_several_arrays_share_the_workspace(cupy, monkeypatch):
     """A padded x and the parts of a sum, each at its own offset."""
     monkeypatch.setattr(schedule, "PART", 1)

@@ -149,7 +149,7 @@ def scheduled(build: Callable[[Draft], list[Launch]], request: Request, device: 
             raise ValueError(
                 f"{request} is too large for a GPU: {launch.kernel.template} would take 2^31 blocks or more"
             )
-    return Schedule(draft.workspace_bytes, tuple(launches))
+    return Schedule(draft.workspace_bytes, tuple(launch for launch in launches if launch.blocks))
 
 
 def zero_padded(request: Request) -> ConvProblem:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import signal
+from scipy import signal, special
 
 import cuconv
 import cuconv.nn
-from cuconv.problem import PADDING_MODES
+from cuconv.problem import ACTIVATIONS, PADDING_MODES
 
 from . import emulator
 from .test_padding import MODES
@@ -325,6 +325,27 @@ def test_transposed_convolution_is_the_input_gradient_without_conjugation():
     y = cuconv.conv_transpose(dy, w, stride=2, padding=1)
     equal(y, cuconv.conv_input_grad(dy, w.conj(), (2, 4, 9), stride=2, padding=1))
     assert (y != cuconv.conv_input_grad(dy, w, (2, 4, 9), stride=2, padding=1)).any()
+
+
+def test_gradients_of_the_transposed_convolution():
+    x, w = gaussian_integers(1, 2, 6, 5), gaussian_integers(2, 6, 2, 3)
+    options = dict(stride=2, padding=1, groups=2, dilation=2)
+    y = cuconv.conv_transpose(x, w, **options)
+    dy = gaussian_integers(3, *y.shape)
+    dx, dw, db = cuconv.conv_transpose_backward(dy, x, w, **options)
+    equal(dx, cuconv.conv(dy, w.conj(), **options))
+    equal(dw, cuconv.conv_weight_grad(dy, x, w.shape, **options).conj())
+    # A linear map gains by a step of 1 what the gradient says, in either part of either operand.
+    for operand, gradient, forward in (
+        (x, dx, lambda moved: cuconv.conv_transpose(moved, w, **options)),
+        (w, dw, lambda moved: cuconv.conv_transpose(x, moved, **options)),
+    ):
+        for step, part in ((1, gradient.real), (1j, gradient.imag)):
+            equal(
+                differences(lambda moved, forward=forward: np.vdot(dy, forward(moved)).real, operand, step),
+                part,
+            )
+    equal(db, dy.sum(axis=(0, 2)))
 
 
 # -- 3. the bias ------------------------------------------------------------------------------------
@@ -667,6 +688,27 @@ def test_relu_gradient_is_masked_by_the_sign_of_the_input():
     # Away from the corner it is the derivative; at the corner it is the one from the left.
     from_the_left = differences(lambda moved: (dy * cuconv.nn.ReLU()(moved)).sum(), x, -0.25) / -0.25
     equal(layer.backward(dy), from_the_left)
+
+
+def test_slopes_of_the_activations():
+    z = np.linspace(-4, 4, 17) + 1 / 32
+
+    def sigmoid(z):
+        return 1 / (1 + np.exp(-z))
+
+    formulas = {
+        "relu": lambda z: np.where(z.real > 0, z, 0),
+        "sigmoid": sigmoid,
+        "tanh": np.tanh,
+        "silu": lambda z: z * sigmoid(z),
+        "gelu": lambda z: z * special.erfc(-z / np.sqrt(2)) / 2,
+    }
+    assert (None, *formulas) == ACTIVATIONS
+    for name, formula in formulas.items():
+        slope = complex_step(lambda moved, formula=formula: formula(moved).sum(), z)
+        close(cuconv.activation_backward(np.ones(17), name, pre_activation=z), slope)
+        if name not in ("silu", "gelu"):
+            close(cuconv.activation_backward(np.ones(17), name, y=formula(z)), slope)
 
 
 # -- 9. the sigmoid and the squared loss ------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""python -m benchmarks.report: the README's table, docs/benchmarks.md and its plots, from the records.
+"""python -m benchmarks.report: the README's summary, docs/benchmarks.md and its plots, from the records.
 
 No figure in them is typed by hand; --check says whether they are what the records give.
 """
@@ -25,7 +25,7 @@ LEAST = 0.3
 
 @dataclass(frozen=True)
 class Target:
-    """The least geometric mean of best peer / ours that suites are to reach, per op.
+    """The geometric mean of best peer / ours that the project wants of suites, per op.
 
     None stands for any dtype, layout or number of images; `peer` names the only one it is measured against.
     """
@@ -67,7 +67,7 @@ TARGETS = (
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that are summed up in one line of the README: a suite in one dtype and layout on one device."""
+    """Rows that are summed up in one line: a suite in one dtype and layout on one device."""
 
     device: str
     suite: str
@@ -124,16 +124,24 @@ def written(records: dict[str, Record], root: Path) -> dict[Path, str]:
 
 
 def summary(records: dict[str, Record]) -> str:
-    """The README's part: per record a line on where it was made, and a table of its suites."""
+    """The README's part: the means of the record with most rows."""
     if not records:
         return "There is no record yet; `python -m benchmarks` makes one.\n"
-    return "\n".join(
-        f"{environment(found)}\n\n{_summary_table(found)}\nMeasured by {commands(found)}.\n"
-        for found in records.values()
+    found = next(iter(records.values()))
+    where, versions = found.environment, found.environment.versions
+    peers = " and ".join(f"{name} {versions[name]}" for name in ("PyTorch", "SciPy") if name in versions)
+    lines = []
+    for group, rows in groups(found).items():
+        means = (_mean(ratios) if (ratios := _of_op(group, rows, op)) else None for op in OPS)
+        lines.append([group.title, group.dtype, *(_number(mean, 1, ".2f") for mean in means)])
+    return (
+        f"{where.processor}, {where.threads} of {where.cores} cores; the peers are {peers}.\n\n"
+        f"{table(['suite', 'dtype', *OPS], lines)}"
     )
 
 
 def _summary_table(found: Record) -> str:
+    """A record's suites: the geometric mean, the lowest in brackets, and the target."""
     header = ["suite", "dtype", "layout", "problems", *OPS]
     lines = []
     for group, rows in groups(found).items():
@@ -143,34 +151,58 @@ def _summary_table(found: Record) -> str:
     return table(header, lines)
 
 
+def _of_op(group: Group, rows: list[Row], op: str) -> list[float]:
+    """Best peer / ours in each row of an op that has a peer."""
+    peer = group.target.peer if group.target else ""
+    ratios = [row.ratio(peer) for row in rows if row.key.op == op]
+    return [ratio for ratio in ratios if ratio is not None]
+
+
 def _ratios(group: Group, rows: list[Row], op: str) -> str:
-    """The geometric mean of best peer / ours, the lowest in brackets, and the target."""
-    target = group.target
-    found = [row.ratio(target.peer if target else "") for row in rows if row.key.op == op]
-    ratios = [ratio for ratio in found if ratio is not None]
+    ratios = _of_op(group, rows, op)
     if not ratios:
         return ""
     text = f"{_mean(ratios):.2f} ({min(ratios):.2f})"
-    return text + (f", target {target.least[OPS.index(op)]:g}" if target else "")
+    return text + (f", target {group.target.least[OPS.index(op)]:g}" if group.target else "")
+
+
+INTRODUCTION = """\
+# Benchmarks
+
+Written by `python -m benchmarks.report` from the records in `benchmarks/results`;
+[performance.md](performance.md) says what explains the figures.
+
+**How it is measured.** Each call of cuconv and of its peers is timed in one process and run, with the same
+threads, after its result has been checked against sums in float64. Times are medians. A ratio is the best
+peer's time divided by ours, so above one cuconv is faster.
+
+**The first table of a record** has a line for each suite, and for each op the geometric mean of the ratios,
+with the lowest in brackets. A suite is a file in `benchmarks/problems`, which says where its problems are
+from. A target is the mean that the project wants to reach there, and no measurement.
+
+**The tables below it** have a line for each problem. Errors are root mean squares relative to float64. The
+floor is the least time by the copy bandwidth and the GEMM rate that were measured in the same run. The last
+column says in which steps the calling thread spends its time (cProfile): products, with the sums that belong
+to them; lowering and padding; bringing filters into order; storing results; waiting for other threads; the
+rest is Python's calls, which the profiler makes longer than they are.
+"""
 
 
 def details(records: dict[str, Record]) -> str:
     """docs/benchmarks.md: every row of every record."""
-    parts = [
-        "# Benchmarks\n",
-        "Written by `python -m benchmarks.report` from the records in `benchmarks/results`. Times are\n"
-        "medians; the ratio is the best peer's time divided by ours, so above one cuconv is faster. Errors\n"
-        "are root mean squares relative to float64. The floor is the least time by the copy bandwidth and\n"
-        "the GEMM rate that were measured in the same run. The last column says in which steps the\n"
-        "calling thread spends its time (cProfile): products, with the sums that belong to them; lowering\n"
-        "and padding; bringing filters into order; storing results; waiting for other threads; the rest is\n"
-        "Python's calls, which the profiler makes longer than they are.\n",
-    ]
+    parts = [INTRODUCTION]
     if not records:
         parts.append("There is no record yet; `python -m benchmarks` makes one.\n")
     for name, found in records.items():
-        parts.append(f"## {found.environment.processor}, {found.environment.device}\n")
-        parts += [f"{environment(found)}\n", _machine(found), _together(found)]
+        where = found.environment
+        kernels = f", {where.blas_kernels} kernels" if where.device == "cpu" else ""
+        parts.append(f"## {where.processor}, {where.device}{kernels}\n\n{environment(found)}\n")
+        parts += [
+            _summary_table(found),
+            f"Measured by {commands(found)}.\n",
+            _machine(found),
+            _together(found),
+        ]
         parts.append(
             f"![Speed-up](benchmarks-{name}-speedup.svg)\n\n![Roofline](benchmarks-{name}-roofline.svg)\n"
         )

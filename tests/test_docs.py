@@ -1,69 +1,184 @@
-"""The README's program runs, and its names and links exist."""
+"""The README's program runs, and names, figures and links of all pages exist."""
 
+import json
 import re
 from pathlib import Path
 
+import pytest
+
 import cuconv
-from cuconv.cpu import blocking
-from cuconv.dtypes import DTYPES
-from cuconv.problem import ACTIVATIONS, PADDING_MODES
+from benchmarks import sizes
+from cuconv import nn
+from cuconv.cpu import TABLE, blocking
+from cuconv.cuda import algorithms, jit
+from cuconv.dtypes import DTYPES, INTEGERS
+from cuconv.problem import ACTIVATIONS, MODES_ELSEWHERE, PADDING_MODES, PADDING_NAMES
 
 ROOT = Path(__file__).parents[1]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))
+}
+README, CONTRIBUTING, REFERENCE = PAGES["README.md"], PAGES["CONTRIBUTING.md"], PAGES["docs/reference.md"]
+cupy = jit.usable_cupy()
+PROGRAM, ON_A_GPU = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_readme_program_runs(capsys):
-    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    scope = run(PROGRAM)
+    assert "n8c3h32w32 k16r5s5 sh2sw2 p1:2\n" in capsys.readouterr().out
+    dz = scope["y"] > 0  # of the loss y.sum()
+    for gradient, expected in zip(
+        (scope["dx"], scope["dw"], scope["db"]),
+        cuconv.conv_backward(dz.astype("float32"), scope["x"], scope["w"], stride=2, padding="same"),
+        strict=True,
+    ):
+        assert (gradient == expected).all()
+
+
+def run(program):
+    """What a program leaves behind, if the shapes in it are right."""
     scope = {}
     exec(program, scope)
     assert scope["y"].shape == (8, 16, 16, 16)
     assert scope["up"].shape == scope["x"].shape == scope["dx"].shape
     assert scope["dw"].shape == scope["w"].shape
-    assert "n8c3h32w32 k16r5s5 sh2sw2 p1:2\n" in capsys.readouterr().out
+    return scope
 
 
-def test_readme_names_every_public_function():
-    text = (ROOT / "README.md").read_text()
-    for name in ("conv1d/2d/3d", "conv_transpose1d/2d/3d"):
-        stem = name.partition("1d")[0]
-        text = text.replace(name, " ".join(f"`{stem}{rank}d`" for rank in (1, 2, 3)))
-    functions = [name for name in cuconv.__all__ if name[0].islower()]
-    assert [name for name in functions if f"`{name}`" not in text] == []
+def test_readme_program_for_a_gpu_differs_in_two_lines(capsys):
+    first, rest, last = filter(None, ON_A_GPU.splitlines())
+    assert rest == "..."
+    assert first.replace("cupy", "numpy") == PROGRAM.splitlines()[0]
+    assert last.replace(', backend="cuda"', "") == PROGRAM.splitlines()[-1]
+    exec("import cuconv\n" + last, run(PROGRAM))
+    assert "algorithm  simt on " in capsys.readouterr().out
 
 
-def test_readme_states_the_workspace():
-    text = (ROOT / "README.md").read_text()
-    assert f"blocks of {blocking.WORKSPACE >> 20} MiB for each thread" in text
+@pytest.mark.gpu
+@pytest.mark.skipif(cupy is None, reason="there is no GPU that CuPy can use")
+def test_readme_program_runs_on_a_gpu():
+    first, *_, last = ON_A_GPU.splitlines()
+    scope = run("\n".join([first, *PROGRAM.splitlines()[1:-1], last]))
+    assert isinstance(scope["dx"], cupy.ndarray)
+
+
+def test_readme_begins_with_the_picture_and_two_commands():
+    assert README.index("docs/demo.png") < README.index("```")
+    assert re.findall(r"^make \w+", README, re.MULTILINE) == ["make demo", "make test"]
+    assert re.search(r"```\n(.*?)```", README, re.DOTALL)[1].startswith("make demo")
+
+
+def test_readme_states_the_sizes_that_were_measured():
+    """Each install's bytes in MB or GB, in the table of installs or of alternatives."""
+    record = json.loads(sizes.RECORD.read_text())
+    assert list(record) == list(sizes.INSTALLS)
+    for name, install in record.items():
+        download, unpacked = (words(sizes.total(install, key)) for key in ("download", "unpacked"))
+        together = (f"{download}, {unpacked}", f"| {download} | {unpacked} |")
+        assert any(text in README for text in together), (name, *together)
+        assert install["platform"] == "linux-x86_64"
+        assert "3." + install["python"].split(".")[1] in README
+        assert not [wheel for wheel in install["wheels"] if "/" in wheel["file"]]
+
+
+def words(size):
+    return f"{size / 1e6:.0f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
+
+
+def test_the_wheels_that_are_measured_are_what_the_package_asks_for():
+    """A dependency that comes or goes makes the record old."""
+    asked = set(
+        re.findall(
+            r'"([\w-]+)', re.search(r"^dependencies = (.*)$", (ROOT / "pyproject.toml").read_text(), re.M)[1]
+        )
+    )
+    wheels = json.loads(sizes.RECORD.read_text())["cuconv"]["wheels"]
+    assert {wheel["file"].split("-")[0] for wheel in wheels} == asked | {"cuconv"}
+    assert not [name for name in asked if name.lower() not in README.lower()]
+
+
+def test_the_reference_names_everything_public():
+    public = [
+        *cuconv.__all__,
+        *(name for name, value in vars(nn).items() if getattr(value, "__module__", "") == nn.__name__),
+    ]
+    names = [name for name in public if name[0] != "_" and name != "Layer"]
+    assert [name for name in names if f"`{name}`" not in REFERENCE] == []
+    entries = [
+        entry.name
+        for table in (TABLE, algorithms.TABLE)
+        for op in ("fprop", "dgrad", "wgrad")
+        for entry in table[op]
+    ]
+    assert [name for name in entries if f"`{name}`" not in REFERENCE] == []
+
+
+def test_the_reference_states_the_workspace():
+    assert f"blocks of {blocking.WORKSPACE >> 20} MiB for each thread" in REFERENCE
+
+
+def test_every_choice_is_documented():
+    choices = (*ACTIVATIONS[1:], *PADDING_MODES, *PADDING_NAMES, *DTYPES, *INTEGERS)
+    for text in (REFERENCE, cuconv.conv.__doc__):
+        assert [name for name in choices if not re.search(rf"\b{name}\b", text)] == []
+    assert [name for name in PADDING_MODES if not re.search(rf"\b{name}\b", README)] == []
+
+
+def test_other_libraries_words_for_padding_modes():
+    rows = re.findall(r'^\| `"(\w+)"` \| .* \| (.*) \|$', REFERENCE, re.MULTILINE)
+    assert [mode for mode, _ in rows] == list(PADDING_MODES)
+    for mode, elsewhere in rows:
+        for word in re.findall(r"`(\w+)`", elsewhere):
+            assert word == "reflect" or MODES_ELSEWHERE[word][1] == mode  # ndimage's reflect is a mode here
 
 
 def test_links_and_files_exist():
-    for document in ("README.md", "CONTRIBUTING.md"):
-        text = (ROOT / document).read_text()
+    for name, text in PAGES.items():
         for link in re.findall(r"\]\(([^)#]+)\)", text):
-            assert (ROOT / link).exists(), link
-    for room in re.findall(r"^\| `([^|]+)` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE):
+            assert link.startswith("https://") or (ROOT / name).parent.joinpath(link).exists(), (name, link)
+        assert name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md") or f"]({name})" in README, name
+    for room in re.findall(r"^\| `([^|]+)` \|", CONTRIBUTING, re.MULTILINE):
         first, *rest = room.replace("`", "").split(", ")
-        folder = Path(first).parent
-        for name in [first, *rest]:
-            assert (ROOT / name).exists() or (ROOT / folder / name).exists(), name
+        for path in [Path(first), *(Path(first).parent / name for name in rest)]:
+            assert (ROOT / path).exists(), path
+
+
+def test_the_rooms_are_all_there():
+    """Every file of the package has a row, its own or its folder's."""
+    rooms = re.findall(r"^\| `([^|]+)` \|", CONTRIBUTING, re.MULTILINE)
+    named = {
+        (Path(first).parent / name).as_posix()
+        for first, *rest in (room.replace("`", "").split(", ") for room in rooms)
+        for name in (Path(first).name, *rest)
+    }
+    files = {path.relative_to(ROOT) for path in ROOT.glob("cuconv/**/*.py") if path.stem[0] != "_"}
+    assert [path for path in sorted(files) if not {path.as_posix(), path.parent.as_posix()} & named] == []
+
+
+def test_a_call_goes_through_files_that_there_are():
+    """Those in the diagram; a file's folder is the last one named before it."""
+    assert (
+        CONTRIBUTING.index("## Setting up")
+        < CONTRIBUTING.index("## A call")
+        < CONTRIBUTING.index("## The rooms")
+    )
+    diagram = CONTRIBUTING.partition("## A call")[2].split("```")[1]
+    folder = Path()
+    for name in re.findall(r"[\w/]+\.(?:py|cuh)\b", diagram):
+        folder = Path(name).parent if "/" in name else folder
+        path = folder / Path(name).name
+        assert (
+            (ROOT / path).exists() or (ROOT / "cuconv" / path).exists() or (ROOT / "cuconv" / name).exists()
+        ), name
 
 
 def test_commands_name_the_environment_they_need():
     """Its Python, since another has neither the package nor the tests' libraries."""
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    assert (
-        re.findall(
-            r"(?<!\.venv/bin/)\b(?:python3?|pytest|pre-commit|ruff|mypy) (?:-m|install|check)\b.*", text
-        )
-        == []
-    )
-    assert text.index("## Setting up") < text.index("## The rooms")
-
-
-def test_every_choice_is_documented():
-    text = (ROOT / "README.md").read_text()
-    choices = (*ACTIVATIONS[1:], *PADDING_MODES, *DTYPES)
-    assert [name for name in choices if not re.search(rf"\b{name}\b", text)] == []
-    assert [name for name in choices if not re.search(rf"\b{name}\b", cuconv.conv.__doc__)] == []
+    elsewhere = r"(?<!\.venv/bin/)(?<!\.venv/bin/python -m )\b"
+    command = elsewhere + r"(?:python3?|pytest|pre-commit|ruff|mypy) (?:-m|install|check)\b.*"
+    for page in (CONTRIBUTING, PAGES["docs/testing.md"]):
+        assert re.findall(command, page) == []
 
 
 def test_every_public_function_is_documented():

@@ -76,7 +76,9 @@ def conv(
     flip                turn the filters by 180 degrees: true convolution, as in SciPy and MATLAB
     activation          None, "relu", "sigmoid", "tanh", "silu" or "gelu"
     precision           None for the dtype's own accuracy; "tf32" permits less for float32
-    algorithm           "auto", "tune" (time the candidates once) or a name, which never falls back
+    algorithm           "auto", "tune" (time the candidates once) or a name, which never falls back: for NumPy
+                        arrays "gemm", "mec", "im2col", "toeplitz", "depthwise" or "fft", for CuPy arrays
+                        "simt", "depthwise" or "direct"
     out_dtype           "int32" or "int64": the dtype of y, bias and out, and of all sums, where x and w are
                         integers that it holds, each of its own: int8, uint8, int16, uint16 or int32; for
                         int64 also uint32. Truth values go in as x.view("uint8")
@@ -130,8 +132,9 @@ def conv_input_grad(
     input_shape the shape of x, which the stride leaves open
     returns     dx, of shape input_shape
 
-    Shapes, dtypes, options and errors are those of `conv`. Source: Wang, Forward and Backward Propagation
-    of Convolutional Layer (2015), equations 7 to 9.
+    Shapes, dtypes, options and errors are those of `conv`; the algorithms are "gemm", "mec", "col2im",
+    "toeplitz", "depthwise" and "fft" for NumPy arrays, "simt", "depthwise" and "direct" for CuPy arrays.
+    Source: Wang, Forward and Backward Propagation of Convolutional Layer (2015), equations 7 to 9.
     """
     operands = arrays.adopt(dy=dy, w=w, out=out)
     input_shape = integers("input_shape", input_shape, 0)
@@ -174,8 +177,9 @@ def conv_weight_grad(
     weight_shape  the shape of w, which the stride leaves open
     returns       dw, of shape weight_shape
 
-    Shapes, dtypes, options and errors are those of `conv`. Source: Wang, Forward and Backward Propagation
-    of Convolutional Layer (2015), equations 4 to 6.
+    Shapes, dtypes, options and errors are those of `conv`; the algorithms are "gemm", "im2col", "toeplitz",
+    "depthwise" and "fft" for NumPy arrays, "simt", "depthwise" and "direct" for CuPy arrays. Source: Wang,
+    Forward and Backward Propagation of Convolutional Layer (2015), equations 4 to 6.
     """
     operands = arrays.adopt(x=x, dy=dy, out=out)
     weight_shape = integers("weight_shape", weight_shape, 0)

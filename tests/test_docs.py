@@ -12,7 +12,10 @@ from cuconv import nn
 from cuconv.cpu import TABLE, blocking
 from cuconv.cuda import algorithms, jit
 from cuconv.dtypes import DTYPES, INTEGERS
+from cuconv.plan import TABLES
 from cuconv.problem import ACTIVATIONS, MODES_ELSEWHERE, PADDING_MODES, PADDING_NAMES
+
+from .cases import OPS, PUBLIC
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -184,3 +187,11 @@ def test_commands_name_the_environment_they_need():
 def test_every_public_function_is_documented():
     for name in cuconv.__all__:
         assert (getattr(cuconv, name).__doc__ or "").strip(), name
+
+
+def test_help_names_the_algorithms_of_both_backends():
+    """Those of the function's own op, and no others."""
+    names = {name for tables in TABLES.values() for op in OPS for name in [e.name for e in tables[op]]}
+    for op in OPS:
+        here = {entry.name for tables in TABLES.values() for entry in tables[op]}
+        assert {name for name in names if f'"{name}"' in PUBLIC[op].__doc__} == here

@@ -39,8 +39,6 @@ def run(
     """
     keep_freed_memory()
     *inputs, out = (canonical(request, role, array) for role, array in operands.items())
-    if request.op == "fprop" and request.conjugate:
-        inputs[1] = inputs[1].conj()
 
     def launches() -> None:
         with processor.for_blocks():

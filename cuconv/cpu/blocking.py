@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..problem import ConvProblem, Request
+from ..problem import Request
 from ..processor import Processor
 
 WORKSPACE = 16 << 20
@@ -36,7 +36,7 @@ class Launch:
     threads: int = 1
 
     def __str__(self) -> str:
-        place = f"{self.kernel.__module__.rpartition('.')[2]}.{self.kernel.__name__}"
+        place = self.kernel.__name__
         sizes = " ".join(f"{axis}{extent}" for axis, extent in zip(self.axes.split(), self.tile, strict=True))
         shared = f", {self.threads} threads" if self.threads > 1 else ""
         return f"{place} in blocks of {sizes}{shared}" if sizes else place
@@ -123,9 +123,3 @@ def block_count(extents: Sequence[int], tile: Sequence[int]) -> int:
 def lengths(block: Sequence[slice]) -> tuple[int, ...]:
     """The extents of a block."""
     return tuple(part.stop - part.start for part in block)
-
-
-def tap_cells(problem: ConvProblem, tap: Sequence[int], pixels: Sequence[slice]) -> tuple[slice, ...]:
-    """The padded input cells that one filter tap meets for a block of output pixels."""
-    axes = zip(tap, pixels, problem.stride, problem.dilation, strict=True)
-    return tuple(slice(part.start * s + t * d, (part.stop - 1) * s + t * d + 1, s) for t, part, s, d in axes)

@@ -17,10 +17,11 @@ import numpy as np
 from ..problem import ConvProblem, Request
 from ..processor import Processor, spread
 from ..table import Algorithm, Schedule
-from .blocking import ALL, Launch, Scratch, block_count, blocks, fit, lengths, tap_cells, while_long, workers
+from .blocking import ALL, Launch, Scratch, block_count, blocks, fit, lengths, workers
+from .blockwise import all_of, channels_of
 from .cost import Cost, estimate, longest
-from .im2col import FEW, few_cells, taken_by_one
-from .lowering import arranged, by_group
+from .im2col import few_cells, taken_by_one, tile_of_columns
+from .lowering import arranged, by_channel
 from .padding import fold, fold_elements
 from .products import copies_filters, for_blas, matmul
 from .result import Result, accumulator, finishing_blocks
@@ -39,20 +40,22 @@ def dgrad(request: Request, launch: Launch, dy: np.ndarray, w: np.ndarray, resul
     spoiling = ~np.isfinite(filters).all(axis=1).reshape(-1, len(taps))
     finite, folding = not spoiling.any(), problem.padding_mode != "zeros"
 
-    def block(n: slice, groups: slice, channels: slice) -> None:
+    def block(groups: slice, channels: slice, n: slice) -> None:
         images, g, count = lengths((n, groups, channels))
         padded = scratch("padded", (images, g, count, *problem.padded), dtype)
         padded[...] = 0
         rows = slice(channels.start * len(taps), channels.stop * len(taps))
         matrices = for_blas(filters[groups, :, rows].swapaxes(1, 2))
         for cells in blocks(problem.output, launch.tile[3:]):
-            grad = for_blas(by_group(dy[(n, ALL, *cells)], problem.groups, groups, ALL, dtype))
+            grad = by_channel(dy[(n, all_of(groups, k), *cells)], g, dtype)
             columns = scratch("columns", (g, count * len(taps), grad.shape[-1]), dtype)
             matmul(matrices, grad, columns)
             by_tap = columns.reshape(g, count, len(taps), images, *lengths(cells))
             for made, tap in zip(by_tap.transpose(2, 3, 0, 1, 4, 5, 6), taps, strict=True):
-                padded[(ALL, ALL, ALL, *tap_cells(problem, tap, cells))] += made
-        inputs = slice(groups.start * c + channels.start, (groups.stop - 1) * c + channels.stop)
+                met = zip(tap, cells, problem.stride, problem.dilation, strict=True)
+                seen = (slice(p.start * s + t * d, (p.stop - 1) * s + t * d + 1, s) for t, p, s, d in met)
+                padded[(ALL, ALL, ALL, *seen)] += made
+        inputs = channels_of(groups, channels, c)
         dx = padded.reshape(images, g * count, *problem.padded)
         if folding and not finite:
             _spoil(dx, problem, spoiling[inputs])
@@ -61,7 +64,7 @@ def dgrad(request: Request, launch: Launch, dy: np.ndarray, w: np.ndarray, resul
             _spoil(dx, problem, spoiling[inputs])
         result.store((n, inputs, ALL, ALL, ALL), dx)
 
-    spread(block, blocks((problem.n, problem.groups, c), launch.tile[:3]), launch.threads)
+    spread(block, blocks((problem.groups, c, problem.n), launch.tile[:3]), launch.threads)
 
 
 def _spoil(dx: np.ndarray, problem: ConvProblem, spoiling: np.ndarray) -> None:
@@ -95,29 +98,21 @@ def _plan(request: Request, processor: Processor) -> Schedule:
     threads = workers(request, processor)
     per_channel = fold_elements(problem) + (finishing_blocks(request) - 1) * math.prod(problem.input)
 
-    def padded(n: int, g: int, c: int, *cells: int) -> int:
+    def padded(g: int, c: int, n: int, *cells: int) -> int:
         return n * g * c * per_channel * item
 
-    def gradient(n: int, g: int, c: int, *cells: int) -> int:
-        return n * math.prod(cells) * g * 2 * k * item
-
-    def columns(n: int, g: int, c: int, *cells: int) -> int:
-        return n * math.prod(cells) * g * c * taps * item + gradient(n, g, c, *cells)
+    def columns(g: int, c: int, n: int, *cells: int) -> int:
+        return n * math.prod(cells) * g * (c * taps + 2 * k) * item
 
     few = few_cells(problem, threads)
     channels = taken_by_one(problem.groups, c, threads) if few else (problem.groups, c)
-    extents = (problem.n, *channels, *problem.output)
-    tile = fit(extents, padded, threads, order=(0, 1, 2), share=0.75, parts=1 if few else threads)
-    # Fewer cells first, as long as there are enough of them; fewer channels where that leaves too little;
-    # part of a group's channels only with one group at a time.
-    cells_first = (0, 3, 4, 5)
-    long = while_long(columns, cells_first, FEW // 2)
-    tile = fit(tile, long, threads, order=cells_first, share=0.25, parts=1)
-    tile = fit(tile, gradient, threads, order=(*cells_first, 1), share=0.25, parts=1)
-    tile = fit(tile, columns, threads, order=(1, 2, *cells_first), share=0.25, parts=1)
+    extents = (*channels, problem.n, *problem.output)
+    # Part of a group's channels only with one group at a time.
+    tile = fit(extents, padded, threads, order=(2, 0, 1), share=0.75, parts=1 if few else threads)
+    tile = tile_of_columns(tile, columns, threads, 1, 0.25, 0.25)
     filters = (3 + threads * copies_filters(request)) * math.prod(problem.w_shape()) * item
-    used = min(threads, block_count((problem.n, problem.groups, c), tile[:3]))
-    launch = Launch(dgrad, "n g c z p q", tile, threads)
+    used = min(threads, block_count((problem.groups, c, problem.n), tile[:3]))
+    launch = Launch(dgrad, "g c n z p q", tile, threads)
     return Schedule(used * (padded(*tile) + columns(*tile)) + filters, (launch,))
 
 
@@ -125,7 +120,7 @@ def _cost(request: Request, processor: Processor) -> Cost:
     """Reading dy for every block of channels, the products, the additions, and passes over dx."""
     problem, groups = request.problem.volumetric, request.problem.groups
     (launch,) = _plan(request, processor).launches
-    images, g, c, *cells = launch.tile
+    g, c, images, *cells = launch.tile
     cost, taps = Cost(request, launch), math.prod(problem.filter)
     again = block_count((problem.c // groups,), (c,))
     places = block_count((problem.n, groups), (images, g)) * again

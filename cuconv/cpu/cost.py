@@ -44,7 +44,7 @@ RATES: dict[str, float] = {
     "matrix": 0.048,
     "packed MB": 10,
     "packed complex MB": 29,
-    "transposed": 4.7e-05,
+    "transposed": 0.00025,
     "made MB": 39,
     "banded MB": 7.3,
     "small matrix": 0.093,
@@ -68,9 +68,11 @@ class Cost:
         self.dtype = accumulator(request)
         self.converted = request.dtype if self.dtype != request.dtype else None
         self.channels_first = request.layout == "channels_first"
-        problem = request.problem.volumetric
-        self.extents = problem.output if request.op == "dgrad" else problem.input  # of what windows read
-        self.apart = problem.stride[2] if request.op == "dgrad" else 1  # cells along W of what they make
+        self.op, self.problem = request.op, request.problem.volumetric
+        x, y = (self.problem.c, self.problem.input), (self.problem.k, self.problem.output)
+        # Channels and extents of what is read through windows, and channels of the other activation.
+        (self.read_channels, self.extents), (self.made_channels, _) = (y, x) if self.op == "dgrad" else (x, y)
+        self.apart = self.problem.stride[2] if self.op == "dgrad" else 1  # cells along W of what is made
         self.threads, self.parts = launch.threads, 0.0
         self.counts: defaultdict[str, float] = defaultdict(float)
 
@@ -131,9 +133,9 @@ class Cost:
         if self.converted:
             self.add(f"{'converted' if contiguous else 'scattered'} {self.converted}", elements)
 
-    def gather(self, images: float, cut: Cut, channels: float, blocks: float, inside: bool = False) -> None:
-        """Count what `gather_windows` brings together in so many blocks, of so many images of a channel."""
-        elements = images * cut.read
+    def gather(self, cut: Cut, times: float = 1, inside: bool = False) -> None:
+        """Count what `Windows.gather` brings together in all blocks, or in a part of them."""
+        elements, blocks = times * cut.elements, times * cut.blocks
         if cut.dense:
             self.add("call", 18 * blocks)
         elif elements > PIECE * cut.pieces * blocks:
@@ -141,7 +143,14 @@ class Cost:
         else:
             self.add("call", 60 * blocks)
             self.add("far cell", elements)
-        self.read(elements, cut.run, channels, inside)
+        self.read(elements, cut.run, self.read_channels, inside)
+
+    def store_blocks(self, cut: Cut, inside: bool = False) -> None:
+        """Count what `store_by_place` does for all blocks; `inside` as in `store`."""
+        self.add("call", cut.blocks * cut.places)
+        made = cut.pixels * cut.places * self.made_channels
+        together = cut.groups * cut.made // cut.places
+        self.store(made, cut.row, self.made_channels, together, inside, self.apart)
 
     def product(self, count: float, m: float, k: float, n: float, along_rows: bool = True) -> None:
         """Count so many matrix products of m by k by n; `along_rows` as `matmul` says."""
@@ -183,20 +192,33 @@ class Cost:
 
 
 class Cut:
-    """How a tile cuts the output cells of windows: into how many blocks, and what these read.
+    """How a tile cuts what is made through windows: into how many blocks, and what these read.
 
-    A block has the output cells `counts` and brings together the cells `reads`, along each axis; all blocks
-    bring together `read`, in runs of `run`. `row` output cells are neighbours, `width` along W.
+    A block has so many `groups`, channels of each that are `made`, `images` and, along each axis, output
+    cells `counts`, and brings together the cells `reads` of an image's channel; all blocks do so `reading`
+    times, and bring together so many `elements`, in runs of `run`. `row` output cells are neighbours, `width`
+    along W. So many `places` of the result are made of what the windows see, with so many `weights`.
     """
 
-    def __init__(self, axes: Axes, tile: Sequence[int]) -> None:
-        self.axes = axes
-        self.counts = [min(max(axis.cells, 1), most) for axis, most in zip(axes, tile, strict=True)]
-        self.blocks = block_count([axis.cells for axis in axes], self.counts)
+    def __init__(self, cost: Cost, axes: Axes, tile: Sequence[int], places: int = 1, again: int = 1) -> None:
+        """Of a tile of groups, images and cells, `again` for so many parts of the channels of each group."""
+        problem, self.axes, self.places, self.again = cost.problem, axes, places, again
+        self.groups, self.images = (
+            min(max(extent, 1), most) for extent, most in zip((problem.groups, problem.n), tile, strict=False)
+        )
+        self.counts = [min(max(axis.cells, 1), most) for axis, most in zip(axes, tile[2:], strict=True)]
+        cuts = block_count([axis.cells for axis in axes], self.counts)
+        self.blocks = again * cuts * block_count((problem.groups, problem.n), tile[:2])
         self.cells = math.prod(axis.cells for axis in axes)
+        self.pixels = problem.n * self.cells
         self.taps = math.prod(axis.taps for axis in axes)
+        self.weights = places * self.taps * problem.k * problem.c // problem.groups
         self.reads = list(map(Axis.read, axes, self.counts))
-        self.read = math.prod(self.reads) * self.blocks
+        self.made = -(-cost.made_channels // (problem.groups * (1 if cost.op == "wgrad" else again))) * places
+        self.reading = problem.n * cost.read_channels * cuts
+        if cost.op != "wgrad":  # in which each part reads channels of its own
+            self.reading *= again
+        self.elements = self.reading * math.prod(self.reads)
         self.dense, self.pieces = dense(axes, self.counts), piece_count(axes, self.counts)
         each = zip(axes, self.counts, self.reads, strict=True)
         piece = [read if axis.dense(count) else count for axis, count, read in each]

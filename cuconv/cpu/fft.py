@@ -24,10 +24,11 @@ import numpy as np
 import numpy.fft  # now: NumPy would on first use, under a lock that a forked process may never get
 
 from ..dtypes import DTYPES
-from ..problem import ConvProblem, Request
+from ..problem import Request
 from ..processor import Processor
 from ..table import Algorithm, Schedule
 from .blocking import ALL, Launch, Scratch, blocks, fit
+from .blockwise import all_of, channels_of, channels_of_group
 from .padding import CHANNELS_FIRST, fold, gather
 from .result import Result
 
@@ -102,15 +103,14 @@ def fprop(request: Request, launch: Launch, x: np.ndarray, w: np.ndarray, result
     problem = transform.problem
     keep = tuple(map(_every, problem.stride, problem.output))
 
-    def block(n: slice, k: slice, inputs: slice) -> None:
-        filters = transform.mirrored(transform.spread(w[k], problem.dilation))
-        product = np.einsum("nc...,kc...->nk...", transform.input(x[n, inputs]), filters)
+    for g, k, n in blocks(_extents(request), (1, *launch.tile)):
+        outputs = channels_of(g, k, problem.k // problem.groups)
+        filters = w[outputs].conj() if request.conjugate else w[outputs]
+        filters = transform.mirrored(transform.spread(filters, problem.dilation))
+        images = transform.input(x[n, all_of(g, problem.c // problem.groups)])
+        product = np.einsum("nc...,kc...->nk...", images, filters)
         y = transform.inverse(product)[(ALL, ALL, *keep)]
-        result.store((n, k, ALL, ALL, ALL), y.astype(result.dtype))
-
-    for inputs, outputs in _groups(problem):
-        for n, k in blocks((problem.n, _length(outputs)), launch.tile):
-            block(n, _within(outputs, k), inputs)
+        result.store((n, outputs, ALL, ALL, ALL), y.astype(result.dtype))
 
 
 def dgrad(request: Request, launch: Launch, dy: np.ndarray, w: np.ndarray, result: Result) -> None:
@@ -119,17 +119,15 @@ def dgrad(request: Request, launch: Launch, dy: np.ndarray, w: np.ndarray, resul
     problem = transform.problem
     inside = tuple(slice(0, extent) for extent in problem.padded)
 
-    def block(n: slice, c: slice, inputs: slice, outputs: slice) -> None:
+    for g, c, n in blocks(_extents(request), (1, *launch.tile)):
+        outputs = all_of(g, problem.k // problem.groups)
         filters = w[outputs, c].conj() if request.conjugate else w[outputs, c]
         filters = transform.forward(transform.spread(filters, problem.dilation))
         grad = transform.forward(transform.spread(dy[n, outputs], problem.stride))
         product = np.einsum("nk...,kc...->nc...", grad, filters)
         dx = fold(transform.inverse(product)[(ALL, ALL, *inside)], problem)
-        result.store((n, _within(inputs, c), ALL, ALL, ALL), dx.astype(result.dtype))
-
-    for inputs, outputs in _groups(problem):
-        for n, c in blocks((problem.n, _length(inputs)), launch.tile):
-            block(n, c, inputs, outputs)
+        inputs = channels_of(g, c, problem.c // problem.groups)
+        result.store((n, inputs, ALL, ALL, ALL), dx.astype(result.dtype))
 
 
 def wgrad(request: Request, launch: Launch, x: np.ndarray, dy: np.ndarray, result: Result) -> None:
@@ -143,30 +141,21 @@ def wgrad(request: Request, launch: Launch, x: np.ndarray, dy: np.ndarray, resul
         grad = transform.mirrored(transform.spread(dy[n, k], problem.stride))
         return np.einsum("nk...,nc...->kc...", grad, transform.input(images))
 
-    for inputs, outputs in _groups(problem):
-        for (part,) in blocks((_length(outputs),), launch.tile[1:]):
-            k = _within(outputs, part)
-            # No image at all sums to zero, of the spectrum's shape.
-            total = spectrum(slice(0, 0), k, inputs)
-            for (n,) in blocks((problem.n,), launch.tile[:1]):
-                total += spectrum(n, k, inputs)
-            dw = transform.inverse(total)[(ALL, ALL, *keep)]
-            result.store((k, ALL, ALL, ALL, ALL), dw.astype(result.dtype))
+    for g, k in blocks(_extents(request)[:2], (1, launch.tile[0])):
+        inputs = all_of(g, problem.c // problem.groups)
+        outputs = channels_of(g, k, problem.k // problem.groups)
+        # No image at all sums to zero, of the spectrum's shape.
+        total = spectrum(slice(0, 0), outputs, inputs)
+        for (n,) in blocks((problem.n,), launch.tile[1:]):
+            total += spectrum(n, outputs, inputs)
+        dw = transform.inverse(total)[(ALL, ALL, *keep)]
+        result.store((outputs, ALL, ALL, ALL, ALL), dw.astype(result.dtype))
 
 
-def _length(part: slice) -> int:
-    return part.stop - part.start
-
-
-def _within(channels: slice, part: slice) -> slice:
-    """A part of a range of channels, counted from its start, as a range of all channels."""
-    return slice(channels.start + part.start, channels.start + part.stop)
-
-
-def _groups(problem: ConvProblem) -> list[tuple[slice, slice]]:
-    """The input and output channels of each group."""
-    c, k = problem.c // problem.groups, problem.k // problem.groups
-    return [(slice(g * c, (g + 1) * c), slice(g * k, (g + 1) * k)) for g in range(problem.groups)]
+def _extents(request: Request) -> tuple[int, int, int]:
+    """What blocks cut: groups, channels of each that the result has, and images; the others are whole."""
+    _, made = channels_of_group(request)
+    return request.problem.groups, made, request.problem.n
 
 
 # -- the table's entries ----------------------------------------------------------------------------
@@ -180,10 +169,7 @@ def _applies(request: Request, processor: Processor) -> str | None:
 
 def _plan(request: Request, processor: Processor) -> Schedule:
     transform = _Transform(request)
-    problem = transform.problem
-    c, k = problem.c // problem.groups, problem.k // problem.groups
-    # The blocked channels are the result's own; the summed ones are whole.
-    blocked, summed = (c, k) if request.op == "dgrad" else (k, c)
+    summed, _ = channels_of_group(request)
     # A spectrum and the arrays it is made from, which for complex cells are conjugated besides. The
     # spectrum of real cells has half of the frequencies, so it takes as much memory as they do.
     copies = 3 if transform.real else 4
@@ -192,13 +178,12 @@ def _plan(request: Request, processor: Processor) -> Schedule:
     # wgrad has one sum of spectra beside another that is to be added.
     sums = 2 if request.op == "wgrad" else 1
 
-    def cost(n: int, channels: int) -> int:
+    def cost(channels: int, n: int) -> int:
         return volume * (n * summed + (sums * channels) * summed + n * channels)
 
-    tile = fit((problem.n, blocked), cost, share=4)
+    tile = fit(_extents(request)[1:], cost, share=4, order=(1, 0))
     kernel = {"fprop": fprop, "dgrad": dgrad, "wgrad": wgrad}[request.op]
-    axes = "n c" if request.op == "dgrad" else "n k"
-    return Schedule(cost(*tile), (Launch(kernel, axes, tile),))
+    return Schedule(cost(*tile), (Launch(kernel, "c n" if request.op == "dgrad" else "k n", tile),))
 
 
 def _estimate(request: Request, processor: Processor) -> float:

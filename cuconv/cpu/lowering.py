@@ -9,40 +9,30 @@ array is lowered along W only, the taps along H are met in place.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from ..problem import ConvProblem
 from ..processor import spread
-from .blocking import Scratch, blocks, lengths
+from .blocking import blocks
 from .padding import CHANNELS_FIRST, CHANNELS_LAST
 from .products import for_blas
-from .windows import Axes, Axis, gather_windows, gathered_elements
+from .windows import Axes, Axis, Sizes, Windows
 
 
-def lower(
-    a: np.ndarray,
-    axes: Axes,
-    cells: Sequence[slice],
-    groups: int,
-    mode: str,
-    dtype: np.dtype,
-    scratch: Scratch,
-) -> tuple[np.ndarray, bool]:
+def lower(seen: Windows, groups: int) -> tuple[np.ndarray, bool]:
     """The windows of a block of output cells, as matrices (images, groups, cells, taps C/groups).
 
-    `a` is (N, C, D, H, W). All images are one matrix, or, if the second value is true, each is one of its own
-    with the cells inside. That is where the filter has one tap, nothing is padded, and channels come first in
-    `a`; then, and where they come last, the matrices are views of `a` if its memory allows.
+    All images are one matrix, or, if the second value is true, each is one of its own with the cells inside.
+    That is where the filter has one tap, nothing is padded, and channels come first; then, and where they
+    come last, the matrices are views of the array if its memory allows.
     """
+    a, axes, dtype, counts = seen.a, seen.axes, seen.dtype, seen.counts
     n, c = a.shape[:2]
-    counts, taps = lengths(cells), math.prod(axis.taps for axis in axes)
-    pixels = math.prod(counts)
+    taps, pixels = math.prod(axis.taps for axis in axes), math.prod(counts)
     if taps == 0:
         return np.empty((1, groups, n * pixels, 0), dtype), False
-    lows = [axis.start + part.start * axis.stride for axis, part in zip(axes, cells, strict=True)]
+    lows = [axis.start + part.start * axis.stride for axis, part in zip(axes, seen.cells, strict=True)]
     highs = [low + (count - 1) * axis.stride + 1 for low, axis, count in zip(lows, axes, counts, strict=True)]
     inside = all(
         low >= 0 and high <= extent for low, high, extent in zip(lows, highs, a.shape[2:], strict=True)
@@ -54,10 +44,10 @@ def lower(
             rows = x.transpose(0, 2, 3, 4, 1).reshape(1, n * pixels, groups, c // groups).swapaxes(1, 2)
             return for_blas(rows), False
         return for_blas(x.reshape(n, groups, c // groups, pixels).swapaxes(2, 3)), True
-    padded, there = gather_windows(a, axes, cells, mode, dtype, scratch, CHANNELS_LAST)
+    padded, there = seen.gather(CHANNELS_LAST)
     by_group = _windows(padded, there).reshape(n, groups, c // groups, *counts, *(axis.taps for axis in axes))
     windows = by_group.transpose(1, 0, 3, 4, 5, 6, 7, 8, 2)
-    rows = scratch("rows", windows.shape, dtype)
+    rows = seen.scratch("rows", windows.shape, dtype)
     rows[...] = windows
     return rows.reshape(1, groups, n * pixels, taps * (c // groups)), False
 
@@ -77,34 +67,25 @@ def _windows(padded: np.ndarray, axes: Axes) -> np.ndarray:
     )
 
 
-def lowered_elements(n: int, c: int, counts: Sequence[int], axes: Axes, mode: str) -> int:
-    """Scratch elements that `lower` and `lower_columns` need at the most."""
-    taps = math.prod(axis.taps for axis in axes)
-    return n * c * (gathered_elements(axes, counts, mode) + taps * math.prod(counts))
-
-
-def lower_columns(
-    a: np.ndarray,
-    axes: Axes,
-    cells: Sequence[slice],
-    groups: int,
-    mode: str,
-    dtype: np.dtype,
-    scratch: Scratch,
-) -> np.ndarray:
-    """The windows of a block as matrices (groups, C/groups taps, images cells), in `lowered_elements`."""
-    padded, there = gather_windows(a, axes, cells, mode, dtype, scratch, CHANNELS_FIRST)
-    windows = _windows(padded, there).transpose(1, 5, 6, 7, 0, 2, 3, 4)
-    columns = scratch("lowered", windows.shape, dtype)
+def lower_columns(seen: Windows, groups: int) -> np.ndarray:
+    """The windows of a block as matrices (groups, C/groups taps, images cells)."""
+    windows = _windows(*seen.gather(CHANNELS_FIRST)).transpose(1, 5, 6, 7, 0, 2, 3, 4)
+    columns = seen.scratch("lowered", windows.shape, seen.dtype)
     columns[...] = windows
-    return columns.reshape(groups, math.prod(columns.shape[:4]) // groups, len(a) * math.prod(lengths(cells)))
+    return columns.reshape(groups, math.prod(columns.shape[:4]) // groups, math.prod(columns.shape[4:]))
 
 
-def by_group(a: np.ndarray, groups: int, taken: slice, channels: slice, dtype: np.dtype) -> np.ndarray:
-    """Channels of some groups as matrices (groups, channels, images cells)."""
+def lowered_elements(sizes: Sizes) -> int:
+    """Scratch elements that `lower` and `lower_columns` need at the most."""
+    taps = math.prod(axis.taps for axis in sizes.axes)
+    return sizes.gathered + sizes.groups * sizes.read * taps * sizes.pixels
+
+
+def by_channel(a: np.ndarray, groups: int, dtype: np.dtype) -> np.ndarray:
+    """Cells as matrices (groups, channels, images cells)."""
     n, c, *cells = a.shape
-    each = a.reshape(n, groups, c // groups, *cells)[:, taken, channels].transpose(1, 2, 0, 3, 4, 5)
-    return each.astype(dtype, copy=False).reshape(*each.shape[:2], math.prod(each.shape[2:]))
+    each = a.reshape(n, groups, c // groups, *cells).transpose(1, 2, 0, 3, 4, 5)
+    return for_blas(each.astype(dtype, copy=False).reshape(groups, c // groups, n * math.prod(cells)))
 
 
 class Rows:
@@ -115,25 +96,17 @@ class Rows:
     images, or of one image's planes; what is neither is a matrix of its own.
     """
 
-    def __init__(
-        self,
-        a: np.ndarray,
-        axes: Axes,
-        cells: Sequence[slice],
-        groups: int,
-        mode: str,
-        dtype: np.dtype,
-        scratch: Scratch,
-    ) -> None:
-        images, (planes, _, width) = a.shape[0], lengths(cells)
-        padded, self.axes = gather_windows(a, axes, cells, mode, dtype, scratch, CHANNELS_FIRST)
-        by_group = padded.reshape(images, groups, a.shape[1] // groups, *padded.shape[2:])
+    def __init__(self, seen: Windows, groups: int) -> None:
+        images, channels = seen.a.shape[:2]
+        planes, _, width = seen.counts
+        padded, self.axes = seen.gather(CHANNELS_FIRST)
+        by_group = padded.reshape(images, groups, channels // groups, *padded.shape[2:])
         image, group, channel, plane, row, item = by_group.strides
         _, _, _, read, rows, _ = by_group.shape
         across = self.axes[2]
         shape = (groups, rows, across.taps, by_group.shape[2], images, read, width)
         strides = (group, row, item * across.step, channel, image, plane, item * across.stride)
-        self.memory = scratch("lowered", shape, dtype)
+        self.memory = seen.scratch("lowered", shape, seen.dtype)
         self.memory[...] = as_strided(by_group, shape, strides, writeable=False)
         # Along N and D: how many matrices, and how many of them are in the columns of one.
         self.inside = columns_inside(images, self.axes[0])
@@ -173,28 +146,23 @@ def columns_inside(images: int, depth: Axis) -> tuple[int, int]:
     return 1, depth.cells if depth.stride == 1 else 1
 
 
-def rows_elements(n: int, counts: Sequence[int], axes: Axes, mode: str) -> int:
-    """Scratch elements per channel that `Rows` needs at the most."""
-    planes, rows, _ = (axis.read(count) for axis, count in zip(axes, counts, strict=True))
-    lowered = planes * rows * axes[2].taps * counts[2]
-    return n * (gathered_elements(axes, counts, mode) + lowered)
+def rows_elements(sizes: Sizes) -> int:
+    """Scratch elements that `Rows` needs at the most."""
+    _, _, width = sizes.axes
+    planes, rows, _ = (axis.read(count) for axis, count in zip(sizes.axes, sizes.counts, strict=True))
+    lowered = planes * rows * width.taps * sizes.counts[2]
+    return sizes.gathered + sizes.images * sizes.groups * sizes.read * lowered
 
 
-def filter_rows(problem: ConvProblem, w: np.ndarray, dtype: np.dtype, threads: int) -> np.ndarray:
-    """The filters as matrices (groups, K/groups, taps C/groups), to meet the rows of `lower`."""
-    g, c, k = problem.groups, problem.c // problem.groups, problem.k // problem.groups
-    taps_outside = w.reshape(g, k, c, *problem.filter).transpose(0, 1, 3, 4, 5, 2)
-    return arranged(taps_outside, 1, dtype, threads).reshape(g, k, math.prod(problem.filter) * c)
-
-
-def filter_columns(
-    problem: ConvProblem, w: np.ndarray, taps: Sequence[slice], dtype: np.dtype, threads: int
-) -> np.ndarray:
-    """Some taps of the filters as matrices (groups, taps K/groups, C/groups)."""
-    g, c, k = problem.groups, problem.c // problem.groups, problem.k // problem.groups
-    taken = w.reshape(g, k, c, *problem.filter)[(slice(None),) * 3 + tuple(taps)]
-    taps_outside = taken.transpose(0, 3, 4, 5, 1, 2)
-    return arranged(taps_outside, 4, dtype, threads).reshape(g, math.prod(taken.shape[3:]) * k, c)
+def filter_matrices(filters: np.ndarray, dtype: np.dtype, threads: int) -> np.ndarray:
+    """Filters (groups, made, read, T, R, S) as matrices (groups, made, taps read), as `lower` has them."""
+    g, made, read, *taps = filters.shape
+    if filters.strides[1] > filters.strides[2]:
+        matrices = arranged(filters.transpose(0, 1, 3, 4, 5, 2), 1, dtype, threads)
+        return matrices.reshape(g, made, math.prod(taps) * read)
+    # What is made of them lies inside of what is read, and stays there.
+    matrices = arranged(filters.transpose(0, 3, 4, 5, 2, 1), 4, dtype, threads)
+    return matrices.reshape(g, math.prod(taps) * read, made).swapaxes(1, 2)
 
 
 def arranged(a: np.ndarray, axis: int, dtype: np.dtype, threads: int) -> np.ndarray:

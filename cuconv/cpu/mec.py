@@ -18,68 +18,81 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 
 from ..problem import Request
 from ..processor import Processor
-from ..table import Algorithm
-from . import gemm
-from .blocking import Launch, Scratch, block_count, fit, lengths, while_long
-from .cost import Cost, Cut, estimate, longest
-from .lowering import Rows, columns_inside, rows_elements
+from .blocking import fit, while_long
+from .blockwise import Bytes, Family
+from .cost import Cost, Cut, longest
+from .lowering import Rows, columns_inside, filter_matrices, rows_elements
 from .products import matmul
-from .result import Result
-from .windows import Axes, too_many_residues, windows_and_columns, within
+from .windows import Axes, Sizes, Windows, phases_of, too_many_residues, within
 
 COLUMNS = 256
 """Output cells of a product, of several images or planes, up to which more of them make it faster."""
 
 
-SHARE = 0.25
-"""Of the memory that blocks may have."""
+class Mec(Family):
+    """A product for each output row of a block."""
 
+    name, share = "mec", 0.25
 
-def fprop(request: Request, launch: Launch, x: np.ndarray, w: np.ndarray, result: Result) -> None:
-    """Y = W X, a block of images and output rows at a time."""
-    gemm.fprop(request, launch, x, w, result, by_rows)
+    def applies(self, request: Request, processor: Processor) -> str | None:
+        if reason := too_many_residues(request):
+            return reason
+        phases = phases_of(request.op, request.problem.volumetric)
+        windows = [math.prod(axis.taps for axis in phase.axes) for phase in phases]
+        return None if max(windows, default=0) > 1 else "windows have one cell: nothing is to be lowered"
 
+    def arrange(self, filters: np.ndarray, axes: Axes, dtype: np.dtype, threads: int) -> np.ndarray:
+        return filter_matrices(filters, dtype, threads)
 
-def dgrad(request: Request, launch: Launch, dy: np.ndarray, w: np.ndarray, result: Result) -> None:
-    """dX = W' Y' for the residues of the stride, a block of images and input rows at a time."""
-    gemm.dgrad(request, launch, dy, w, result, by_rows)
+    def make(self, seen: Windows, filters: np.ndarray) -> np.ndarray:
+        groups, made, terms = filters.shape
+        if not terms:
+            nothing = seen.scratch("product", (len(seen.a), groups, made, *seen.counts), seen.dtype)
+            nothing[...] = 0
+            return nothing
+        rows, count = Rows(seen, groups), seen.counts[1]
+        down, parts = rows.axes[1].stride, list(itertools.product(*map(range, _parts(rows.axes))))
+        total = seen.scratch("product", (groups, *rows.outside, count, made, rows.columns), seen.dtype)
+        more = seen.scratch("more", total.shape, total.dtype) if len(parts) > 1 else total
+        size = terms // len(parts)
+        for index, (t, r) in enumerate(parts):
+            part = filters[:, None, None, None, :, index * size : (index + 1) * size]
+            matmul(part, rows.seen(t, r, count, down, size), more if index else total)
+            if index:
+                np.add(total, more, out=total)
+        return rows.cells(total, 1)
 
+    def elements(self, sizes: Sizes) -> int:
+        products = min(2, max(1, math.prod(_parts(within(sizes.axes, sizes.counts)))))
+        return rows_elements(sizes) + products * sizes.groups * sizes.made * sizes.pixels
 
-def by_rows(
-    a: np.ndarray,
-    axes: Axes,
-    cells: Sequence[slice],
-    mode: str,
-    filters: np.ndarray,
-    result: Result,
-    places: gemm.Places,
-    scratch: Scratch,
-) -> None:
-    """Multiply matrices (groups, taps C/groups, K/groups) by what each output row sees, and store it."""
-    groups, terms, columns = filters.shape
-    k = (len(places), columns // len(places))
-    if not terms:
-        nothing = scratch("product", (a.shape[0], groups, *k, *lengths(cells)), filters.dtype)
-        nothing[...] = 0
-        gemm.store_by_place(nothing, places, result)
-        return
-    rows, count = Rows(a, axes, cells, groups, mode, filters.dtype, scratch), lengths(cells)[1]
-    down, parts = rows.axes[1].stride, list(itertools.product(*map(range, _parts(rows.axes))))
-    total = scratch("product", (groups, *rows.outside, count, columns, rows.columns), filters.dtype)
-    more = scratch("more", total.shape, total.dtype) if len(parts) > 1 else total
-    size = terms // len(parts)
-    for index, (t, r) in enumerate(parts):
-        part = filters[:, None, None, None, index * size : (index + 1) * size].swapaxes(-1, -2)
-        matmul(part, rows.seen(t, r, count, down, size), more if index else total)
-        if index:
-            np.add(total, more, out=total)
-    gemm.store_by_place(rows.cells(total.reshape(*total.shape[:4], *k, rows.columns), 1), places, result)
+    def tile(self, request: Request, extents: Sequence[int], cost: Bytes, threads: int) -> tuple[int, ...]:
+        """As few images and planes as make long products, then fewer rows; then fewer of all."""
+        long = while_long(cost, (2, 3, 5), COLUMNS)
+        tile = fit(extents, long, threads, order=(2, 3), share=self.share, parts=1)
+        return fit(tile, cost, threads, order=(4, 3, 2, 5, 0), share=self.share)
+
+    def count(self, cost: Cost, cut: Cut) -> None:
+        """Filters arranged, gathering, lowering along W, products and their sums, storing."""
+        depth, _, width = cut.axes
+        parts = max(math.prod(_parts(within(cut.axes, cut.counts))), 1)
+        groups = cost.problem.groups
+        c = cost.read_channels // groups
+        cost.add("call", 8 + 2 * cut.places + 2 * parts * cut.blocks)
+        cost.megabytes("copied", 2 * cut.weights)
+        cost.gather(cut)
+        run = longest(cut.width, depth.read(cut.counts[0]), cut.images, c)
+        lowered = cut.reading * cut.reads[0] * cut.reads[1] * width.taps * cut.width
+        cost.copy(lowered, run, width.within(cut.width).stride == 1)
+        long = cut.width * math.prod(columns_inside(cut.images, depth.within(cut.counts[0])))
+        cost.product(parts * groups * cut.pixels / long, cut.made, cut.taps * c / parts, long)
+        cost.megabytes("copied", (parts - 1) * groups * cut.pixels * cut.made)
+        cost.store_blocks(cut)
 
 
 def _parts(axes: Axes) -> tuple[int, int]:
@@ -88,57 +101,5 @@ def _parts(axes: Axes) -> tuple[int, int]:
     return depth.taps, 1 if height.step == 1 else height.taps
 
 
-# -- the table's entries ----------------------------------------------------------------------------
-
-
-def _applies(request: Request, processor: Processor) -> str | None:
-    if reason := too_many_residues(request):
-        return reason
-    windows = [math.prod(axis.taps for axis in axes) for axes, _ in windows_and_columns(request)]
-    return None if max(windows, default=0) > 1 else "windows have one cell: nothing is to be lowered"
-
-
-def _elements(n: int, c: int, columns: int, counts: Sequence[int], axes: Axes, mode: str, groups: int) -> int:
-    """Scratch elements that `by_rows` needs at the most, its products included."""
-    products = columns * n * math.prod(counts) * min(2, max(1, math.prod(_parts(within(axes, counts)))))
-    return c * rows_elements(n, counts, axes, mode) + products
-
-
-def _shape(extents: Sequence[int], cost: gemm.Bytes, threads: int) -> tuple[int, ...]:
-    """As few images and planes as make long products, then fewer rows; then fewer of all."""
-    tile = fit(extents, while_long(cost, (0, 1, 3), COLUMNS), threads, order=(0, 1), share=SHARE, parts=1)
-    return fit(tile, cost, threads, order=(2, 1, 0, 3), share=SHARE)
-
-
-def _cost(request: Request, processor: Processor) -> Cost:
-    """Gathering, lowering along W, products and their sums, storing."""
-    problem, groups = request.problem.volumetric, request.problem.groups
-    (launch,) = _schedule(request, processor, None).launches
-    cost, channels = Cost(request, launch), gemm.channels_read(request)
-    cost.megabytes("copied", 2 * math.prod(problem.w_shape()) + gemm.unmet_elements(request))
-    images = launch.tile[-4]
-    for axes, columns in windows_and_columns(request):
-        cut = Cut(axes, launch.tile[-3:])
-        blocks = cut.blocks * block_count((problem.n,), (images,))
-        parts, made = max(math.prod(_parts(within(axes, cut.counts))), 1), problem.n * cut.cells * columns
-        cost.share(blocks)
-        places = columns // gemm.result_channels(request)
-        cost.add("call", blocks * (groups * places + 2 * parts) + 8 * places)
-        cost.gather(problem.n * channels, cut, channels, blocks)
-        lowered = problem.n * channels * cut.read / max(cut.reads[2], 1) * axes[2].taps * cut.width
-        run = longest(cut.width, axes[0].read(cut.counts[0]), min(images, problem.n), channels // groups)
-        cost.copy(lowered, run, axes[2].within(cut.width).stride == 1)
-        long = cut.width * math.prod(columns_inside(min(images, problem.n), axes[0].within(cut.counts[0])))
-        terms = cut.taps * channels // groups / parts
-        cost.product(made * parts / (columns // groups * long), columns // groups, terms, long)
-        cost.megabytes("copied", (parts - 1) * made)
-        cost.store(made, cut.row, columns // places, columns // places // groups, stride=cost.apart)
-    return cost
-
-
-_schedule = partial(gemm.schedule, elements=_elements, shape=_shape)
-
-ENTRIES = {
-    "fprop": Algorithm("mec", _applies, partial(_schedule, kernel=fprop), estimate(_cost)),
-    "dgrad": Algorithm("mec", _applies, partial(_schedule, kernel=dgrad), estimate(_cost)),
-}
+FAMILY = Mec()
+ENTRIES = FAMILY.entries("fprop", "dgrad")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ..problem import Request
 from .blocking import Scratch
 from .result import accumulator
+from .windows import Sizes
 
 SMALL, PIECE = 800_000, 160
 """Multiplications of one product up to which OpenBLAS copies no operand, and the fewest terms of such."""
@@ -78,7 +81,9 @@ def pieces(cells: int, rows: int, columns: int) -> tuple[int, int]:
     return (cells // size, size) if PIECE <= size < cells else (1, cells)
 
 
-def piece_elements(cells: int, rows: int, columns: int) -> int:
-    """Scratch elements of `long_product` for so many cells, rows and columns or fewer of each."""
-    elements = min(max(rows * columns, 1), SMALL // PIECE)
-    return cells // (SMALL // elements) * elements
+def long_product_elements(sizes: Sizes) -> int:
+    """Elements that `long_product` needs at the most for a block of wgrad, its first operand included."""
+    columns = sizes.read * math.prod(axis.taps for axis in sizes.axes)
+    each = min(max(sizes.made * columns, 1), SMALL // PIECE)
+    pieces = sizes.pixels // (SMALL // each) * each
+    return sizes.groups * (pieces + sizes.made * sizes.pixels)

@@ -41,12 +41,14 @@ class Result:
     def store(self, where: tuple[slice, ...], block: np.ndarray) -> None:
         """Finish `block`, of the accumulator dtype, and put it at out[where]; axis 1 has the channels.
 
-        The block is the caller's own memory and is overwritten.
+        In the block they may be split into groups, by one axis more. It is the caller's own memory and is
+        overwritten.
         """
+        y = self.out[where].reshape(block.shape, copy=False)
         block = self._finished(where, np.conjugate(block, out=block) if self.conjugate else block)
         if self.accumulate:
-            block += self.out[where]
-        self.out[where] = block
+            block += y
+        y[...] = block
 
     def store_zero(self, images: slice, mask: np.ndarray | None) -> None:
         """Store sums of zero for some images, at the cells (D, H, W) of a mask or everywhere."""
@@ -54,7 +56,7 @@ class Result:
         if mask is None:
             y[...] = 0
             return
-        zero = np.zeros((y.shape[1], 1, 1, 1), self.dtype)
+        zero = np.zeros((1, y.shape[1], 1, 1, 1), self.dtype)
         finished = self._finished((images, slice(None)), zero)
         if self.accumulate:
             np.add(y, finished, out=y, where=mask, casting="unsafe")
@@ -82,12 +84,11 @@ class Result:
             pass
         return None
 
-    def matrix(self, channels: slice) -> np.ndarray | None:
-        """These channels of a result dw, for a matrix product to be written there, if `store` did no more."""
-        if not self.plain or self.out.dtype != self.dtype:
-            return None
-        dw = self.out[channels]
-        return dw.reshape(len(dw), -1) if dw.flags.c_contiguous and dw.size else None
+    def for_sums(self, where: tuple[slice, ...]) -> np.ndarray | None:
+        """out[where] for sums to be made there, if `store` did no more and BLAS can write its rows."""
+        dw = self.out[where]
+        kept = self.plain and dw.dtype == self.dtype and dw.size > 0
+        return dw if kept and dw[0].flags.c_contiguous and dw.strides[0] >= dw[0].nbytes else None
 
     def finish(self, where: tuple[slice, ...]) -> None:
         """Bias and activation for a product that stands at out[where]."""
@@ -99,5 +100,6 @@ class Result:
     def _finished(self, where: tuple[slice, ...], block: np.ndarray) -> np.ndarray:
         """A block, overwritten by itself with the bias, or what the activation makes of that."""
         if self.bias is not None:
-            block += self.bias[where[1]]
+            bias = self.bias[where[1]]
+            block += bias.reshape(*block.shape[1:-3], 1, 1, 1)
         return block if self.activation is None else self.activation(block)

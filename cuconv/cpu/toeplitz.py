@@ -20,23 +20,21 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from ..dtypes import DTYPES
 from ..problem import Request
-from ..processor import Processor, spread
-from ..table import Algorithm
-from . import depthwise, gemm
-from .blocking import ALL, Launch, Scratch, blocks
-from .cost import Cost, Cut, estimate, longest
+from ..processor import Processor
+from . import depthwise
+from .blocking import Launch, Scratch, blocks
+from .cost import Cost, Cut, longest
+from .depthwise import Depthwise
 from .lowering import Rows, columns_inside, rows_elements
 from .products import SMALL
-from .result import Result, accumulator
-from .windows import Axes, Axis, windows_and_columns, windows_of, within
+from .windows import Axes, Axis, Sizes, Windows, phases_of, within
 
 TILE = 4
 """Output rows of a tile. More are more zeros to multiply; OpenBLAS multiplies four rows at a time."""
@@ -44,36 +42,18 @@ TILE = 4
 UNCOPIED = SMALL, 1_200
 """Multiplications of one product, in wgrad also its elements, up to which OpenBLAS copies no operand."""
 
-SHARE = 0.375
-"""Of the memory a block may have: what is lowered is read at once, from a cache as near as possible."""
-
-
-def fprop(request: Request, launch: Launch, x: np.ndarray, w: np.ndarray, result: Result) -> None:
-    """Y = B X."""
-    depthwise.fprop(request, launch, x, w, result, BANDS)
-
-
-def dgrad(request: Request, launch: Launch, dy: np.ndarray, w: np.ndarray, result: Result) -> None:
-    """The same from dy, with the taps that meet a residue of the stride."""
-    depthwise.dgrad(request, launch, dy, w, result, BANDS)
-
 
 class Tiles(Rows):
     """A block of images, lowered along W, in overlapping tiles along H."""
 
-    def __init__(
-        self, a: np.ndarray, axes: Axes, cells: Sequence[slice], mode: str, dtype: np.dtype, scratch: Scratch
-    ) -> None:
-        self.tile, self.seen_rows = tiling(axes[1])
-        self.rows = cells[1].stop - cells[1].start
+    def __init__(self, seen: Windows) -> None:
+        depth, height, width = seen.cells
+        self.rows = height.stop - height.start
+        self.tile, self.seen_rows = tiling(seen.axes[1])
         self.count = -(-self.rows // self.tile)
-        first = cells[1].start
-        whole = (
-            cells[0],
-            slice(first, first + self.count * self.tile),
-            cells[2],
-        )  # the last may be of no output
-        super().__init__(a, axes, whole, a.shape[1], mode, dtype, scratch)
+        # The last tile may be of no output.
+        whole = slice(height.start, height.start + self.count * self.tile)
+        super().__init__(replace(seen, cells=(depth, whole, width)), seen.a.shape[1])
         self.shape = (*self.outside, self.count, self.tile, self.columns)
 
     def seen_by(self, t: int) -> np.ndarray:
@@ -87,77 +67,156 @@ class Tiles(Rows):
         return self.cells(rows, 2)[..., : self.rows, :]
 
 
+class Toeplitz(Depthwise):
+    """A product with a band matrix for each tile; where not all is finite, tap by tap."""
+
+    name = "toeplitz"
+
+    share = 0.375  # what is lowered is read at once, from a cache as near as possible
+
+    def applies(self, request: Request, processor: Processor) -> str | None:
+        if DTYPES[request.dtype].kind != "f":
+            return "it needs real numbers, for BLAS"
+        if request.problem.volumetric.output[1] == 1:
+            return "there is one row of cells along H: no matrix"
+        if reason := super().applies(request, processor):
+            return reason
+        heights = [phase.axes[1] for phase in phases_of(request.op, request.problem.volumetric)]
+        if any(height.stride > 2 * height.taps or not height.dense(tiling(height)[0]) for height in heights):
+            return "taps or output cells along H are so far apart that a matrix would be mostly zeros"
+        return None
+
+    def arrange(self, filters: np.ndarray, axes: Axes, dtype: np.dtype, threads: int) -> np.ndarray:
+        """The matrices B: (C, made, read, T, tile, seen S)."""
+        *outer, _, shifts = filters.shape
+        tile, seen = tiling(axes[1])
+        bands = np.zeros((*outer, tile, seen, shifts), dtype)
+        _diagonals(bands, axes[1])[...] = filters[..., None, :, :]
+        return bands.reshape(*outer, tile, seen * shifts)
+
+    def arranged_elements(self, request: Request) -> int:
+        problem, elements = request.problem.volumetric, 0
+        for phase in phases_of(request.op, problem):
+            depth, height, width = phase.axes
+            elements += len(phase.cells) * depth.taps * math.prod(tiling(height)) * width.taps
+        return problem.k * elements
+
+    def make(self, seen: Windows, filters: np.ndarray) -> np.ndarray:
+        y = _products(Tiles(seen), filters, seen.scratch) if filters.size else None
+        if y is None:
+            seen.scratch.clear()
+            return super().make(seen, _weights(filters, seen.axes))
+        return y
+
+    def elements(self, sizes: Sizes) -> int:
+        lowered, tiles, _ = _tiles_elements(sizes)
+        return max(lowered + 2 * sizes.groups * sizes.made * tiles, super().elements(sizes))
+
+    def count(self, cost: Cost, cut: Cut) -> None:
+        """Matrices made, gathering, lowering along W, the products, zeros included, and storing."""
+        self._count_products(cost, cut)
+        cost.add("call", 10 * cut.blocks * cut.axes[0].taps * cost.read_channels // cost.problem.groups)
+        cost.store_blocks(cut)
+
+    def sums(self, axes: Axes, groups: int, k: int, c: int) -> tuple[int, ...]:
+        """Products of the rows of a tile of dy with what the tile sees: (C, m, T, tile, seen, S)."""
+        depth, height, width = axes
+        return (groups, k, depth.taps, *tiling(height), width.taps)
+
+    def sum_up(self, seen: Windows, dy: np.ndarray, sums: np.ndarray) -> None:
+        tiles = Tiles(seen)
+        grad = seen.scratch("grad", (*sums.shape[:2], *tiles.shape), seen.dtype)
+        grad[..., -1, :, :] = 0  # the last tile may be longer than what is left for it
+        inside = tiles.outputs(grad)
+        inside[...] = dy.reshape(inside.shape)
+        for t in range(sums.shape[2]):
+            dots = _dots(grad, tiles.seen_by(t), seen.scratch).sum(axis=(2, 3, 4))
+            sums[:, :, t] = dots.reshape(sums.shape[:2] + sums.shape[3:])
+
+    def gradient(self, axes: Axes, c: int, sums: np.ndarray) -> np.ndarray:
+        return _diagonals(sums, axes[1]).sum(axis=-3)[:, :, None]
+
+    def summed(
+        self,
+        request: Request,
+        launch: Launch,
+        axes: Axes,
+        x: np.ndarray,
+        dy: np.ndarray,
+        total: np.ndarray,
+        scratch: Scratch,
+    ) -> np.ndarray:
+        found = super().summed(request, launch, axes, x, dy, total, scratch)
+        if np.isfinite(found.sum()):
+            return found
+        scratch.clear()
+        return depthwise.FAMILY.summed(request, launch, axes, x, dy, found, scratch)
+
+    def sum_elements(self, sizes: Sizes) -> int:
+        lowered, tiles, count = _tiles_elements(sizes)
+        _, height, width = sizes.axes
+        dots = (count + 1) * math.prod(tiling(height)) * width.taps
+        return max(lowered + sizes.groups * sizes.made * (tiles + dots), super().sum_elements(sizes))
+
+    def count_sums(self, cost: Cost, cut: Cut) -> None:
+        """The same, with dy read to lie as the tiles do, and the diagonals."""
+        depth, height, width = cut.axes
+        products = self._count_products(cost, cut)
+        cost.add("call", 10 * cut.blocks * (depth.taps - 1))
+        cost.megabytes("made", products * math.prod(tiling(height)) * width.taps)
+
+    def _count_products(self, cost: Cost, cut: Cut) -> float:
+        """Count matrices, lowering and the products; returns how many products there are."""
+        depth, height, width = within(cut.axes, cut.counts)
+        tile, seen = tiling(cut.axes[1])
+        tiles, planes = -(-cut.counts[1] // tile), depth.read(depth.cells)
+        read = cut.reading * planes * height.reach(tiles * tile)
+        cost.read(read * cut.reads[2], cut.run, cost.read_channels)
+        cost.copy(read * width.taps * cut.width, longest(cut.width, planes, cut.images), width.stride == 1)
+        long = cut.width * math.prod(columns_inside(cut.images, depth))
+        products = cut.reading * cut.made * depth.taps * depth.cells * tiles * cut.width / long
+        operations = products * tile * seen * width.taps * long
+        cost.megabytes("banded", operations)
+        cost.add("small matrix", max(products, operations / UNCOPIED[0]))
+        cost.megabytes("copied", cut.weights // max(height.taps, 1) * tile * seen)
+        cost.add("call", 40 * cut.places)  # for the matrices
+        return products
+
+
 def tiling(height: Axis) -> tuple[int, int]:
     """Of how many output rows a tile is, and how many rows it sees."""
     tile = min(TILE, height.cells)
     return tile, height.read(tile)
 
 
-def _bands(weights: np.ndarray, axes: Axes) -> np.ndarray:
-    """The matrices B of weights (C, m, T, R, S): (C, m, T, tile, seen S)."""
-    c, multiplier, depth, taps, shifts = weights.shape
-    tile, seen = tiling(axes[1])
-    bands = np.zeros((c, multiplier, depth, tile, seen, shifts), weights.dtype)
-    for r in range(taps):
-        _diagonal(bands, r, axes[1])[...] = weights[..., None, r, :]
-    return bands.reshape(c, multiplier, depth, tile, seen * shifts)
-
-
 def _weights(bands: np.ndarray, axes: Axes) -> np.ndarray:
-    """The weights that `_bands` arranged: a tile's first row meets each tap once."""
+    """The weights that `arrange` was given: a tile's first row meets each tap once."""
     _, height, width = axes
     if not bands.size:
-        return np.empty((*bands.shape[:2], *(axis.taps for axis in axes)), bands.dtype)
-    by_row = bands[..., 0, :].reshape(*bands.shape[:3], -1, width.taps)
+        return np.empty((*bands.shape[:3], *(axis.taps for axis in axes)), bands.dtype)
+    by_row = bands[..., 0, :].reshape(*bands.shape[:4], -1, width.taps)
     return by_row[..., :: height.step, :][..., : height.taps, :]
 
 
-def _diagonal(matrices: np.ndarray, r: int, height: Axis) -> np.ndarray:
-    """The elements [p, p stride + r step] of matrices (tile, seen, S), which belong to one tap: (tile, S)."""
+def _diagonals(matrices: np.ndarray, height: Axis) -> np.ndarray:
+    """The elements [p, p stride + r step] of matrices (tile, seen, S), which belong to taps: (tile, R, S)."""
     *outer, tile, _, shifts = matrices.shape
     *strides, down, across, item = matrices.strides
-    first = matrices[..., r * height.step :, :]
-    return as_strided(first, (*outer, tile, shifts), (*strides, down + height.stride * across, item))
+    each = (down + height.stride * across, height.step * across, item)
+    return as_strided(matrices, (*outer, tile, height.taps, shifts), (*strides, *each))
 
 
-def by_bands(
-    a: np.ndarray,
-    axes: Axes,
-    cells: Sequence[slice],
-    mode: str,
-    bands: np.ndarray,
-    scratch: Scratch,
-    summed: bool,
-) -> np.ndarray:
-    """What `depthwise.by_taps` gives, by way of matrices where all is finite."""
-    y = None
-    if bands.size:
-        y = _products(Tiles(a, axes, cells, mode, bands.dtype, scratch), bands, scratch, summed)
-    if y is None:
-        scratch.clear()
-        return depthwise.by_taps(a, axes, cells, mode, _weights(bands, axes), scratch, summed)
-    return y
-
-
-def _products(tiles: Tiles, bands: np.ndarray, scratch: Scratch, summed: bool) -> np.ndarray | None:
+def _products(tiles: Tiles, bands: np.ndarray, scratch: Scratch) -> np.ndarray | None:
     """The output cells, or None where something was not finite."""
-    c, multiplier = bands.shape[:2]
-    made = 1 if summed else multiplier
+    c, made, read = bands.shape[:3]
     total = scratch("total", (c, made, *tiles.shape), bands.dtype)
-    parts = list(itertools.product(range(tiles.axes[0].taps), range(multiplier) if summed else [None]))
-    for index, (t, j) in enumerate(parts):
-        seen, matrices = tiles.seen_by(t), bands[:, :, t, None, None, None]
-        if j is not None:
-            seen, matrices = seen[j::multiplier], matrices[:, j : j + 1]
+    for index, (t, j) in enumerate(itertools.product(range(tiles.axes[0].taps), range(read))):
         product = scratch("product", total.shape, total.dtype) if index else total
-        _multiply(matrices, seen, product)
+        _multiply(bands[:, :, j, t, None, None, None], tiles.seen_by(t)[j::read], product)
         if index:
             np.add(total, product, out=total)
     # What is not finite shows in every row of a tile that sees it, by a product with a zero or without.
-    if not np.isfinite(total[..., 0, :].sum()):
-        return None
-    y = tiles.outputs(total)
-    return y.reshape(y.shape[0], c * made, *y.shape[3:])
+    return tiles.outputs(total) if np.isfinite(total[..., 0, :].sum()) else None
 
 
 def _multiply(bands: np.ndarray, seen: np.ndarray, out: np.ndarray) -> None:
@@ -165,36 +224,6 @@ def _multiply(bands: np.ndarray, seen: np.ndarray, out: np.ndarray) -> None:
     step = max(1, UNCOPIED[0] // math.prod(bands.shape[-2:]))
     for (columns,) in blocks(seen.shape[-1:], (step,)):
         np.matmul(bands, seen[..., columns], out=out[..., columns])
-
-
-def wgrad(request: Request, launch: Launch, x: np.ndarray, dy: np.ndarray, result: Result) -> None:
-    """dw from the diagonals of dY X^T, summed over tiles and blocks of images."""
-    problem, dtype = request.problem.volumetric, accumulator(request)
-    axes, scratch = windows_of(problem), Scratch()
-    multiplier = problem.k // problem.c
-    tile, seen = tiling(axes[1])
-    products = np.zeros((problem.c, multiplier, problem.filter[0], tile, seen * problem.filter[2]), dtype)
-
-    def part(channels: slice) -> None:
-        outputs = depthwise.outputs_of(channels, multiplier)
-        for n, *cells in blocks((problem.n, *problem.output), launch.tile[1:]):
-            tiles = Tiles(x[n, channels], axes, cells, problem.padding_mode, dtype, scratch)
-            grad = scratch("grad", (len(tiles.memory), multiplier, *tiles.shape), dtype)
-            grad[..., -1, :, :] = 0  # the last tile may be longer than what is left for it
-            inside = tiles.outputs(grad)
-            inside[...] = dy[(n, outputs, *cells)].reshape(inside.shape)
-            for t in range(problem.filter[0]):
-                products[channels, :, t] += _dots(grad, tiles.seen_by(t), scratch).sum(axis=(2, 3, 4))
-
-    spread(part, blocks((problem.c,), launch.tile[:1]), launch.threads)
-    grads = np.empty((problem.c, multiplier, *problem.filter), dtype)
-    by_row = products.reshape(*products.shape[:-1], seen, problem.filter[2])
-    for r in range(problem.filter[1]):
-        grads[..., r, :] = _diagonal(by_row, r, axes[1]).sum(axis=-2)
-    if not np.isfinite(grads.sum()):
-        depthwise.wgrad(request, launch, x, dy, result)
-        return
-    result.store((ALL,) * 5, grads.reshape(problem.w_shape()))
 
 
 def _dots(grad: np.ndarray, seen: np.ndarray, scratch: Scratch) -> np.ndarray:
@@ -207,87 +236,17 @@ def _dots(grad: np.ndarray, seen: np.ndarray, scratch: Scratch) -> np.ndarray:
     return found
 
 
-# -- the table's entries ----------------------------------------------------------------------------
+def _tiles_elements(sizes: Sizes) -> tuple[int, int, int]:
+    """Scratch elements that `Tiles` needs at the most, output cells of tiles of one channel, and matrices."""
+    depth, height, _ = sizes.axes
+    planes, rows, width = sizes.counts
+    tile, _ = tiling(height)
+    count = -(-rows // max(tile, 1))
+    inside = math.prod(columns_inside(sizes.images, depth.within(planes)))
+    matrices = sizes.images * planes * count // max(inside, 1)
+    lowered = rows_elements(sizes._replace(counts=(planes, count * tile, width)))
+    return lowered, sizes.images * planes * count * tile * width, matrices
 
 
-def _applies(request: Request, processor: Processor) -> str | None:
-    if DTYPES[request.dtype].kind != "f":
-        return "it needs real numbers, for BLAS"
-    if request.problem.volumetric.output[1] == 1:
-        return "there is one row of cells along H: no matrix"
-    if reason := depthwise.applies(request, processor):
-        return reason
-    heights = [axes[1] for axes, _ in windows_and_columns(request)]
-    if any(height.stride > 2 * height.taps or not height.dense(tiling(height)[0]) for height in heights):
-        return "taps or output cells along H are so far apart that a matrix would be mostly zeros"
-    return None
-
-
-def _elements(op: str, c: int, n: int, counts: Sequence[int], axes: Axes, mode: str, multiplier: int) -> int:
-    _, height, width = axes
-    tile, seen = tiling(height)
-    count = -(-counts[1] // max(tile, 1))
-    lowered = rows_elements(n, (counts[0], count * tile, counts[2]), axes, mode)
-    made = counts[0] * count * tile * n * counts[2]
-    if op == "wgrad":
-        own = lowered + multiplier * (made + (counts[0] * count + 1) * tile * seen * width.taps)
-    elif op == "fprop":
-        own = lowered + multiplier * 2 * made
-    else:
-        own = multiplier * lowered + 2 * made
-    return max(c * own, depthwise.elements(op, c, n, counts, axes, mode, multiplier))
-
-
-def _band_elements(request: Request) -> int:
-    """Elements of the matrices of all filters, of every residue of the stride."""
-    problem, elements = request.problem.volumetric, 0
-    for axes, same in depthwise.kinds_of_windows(request):
-        depth, height, width = axes
-        elements += same * problem.k * depth.taps * math.prod(tiling(height)) * width.taps
-    return elements
-
-
-BANDS = depthwise.Way(_bands, by_bands, _elements, _band_elements, SHARE)
-
-_schedule = partial(depthwise.schedule, way=BANDS)
-_plan_wgrad = partial(depthwise.plan_wgrad, kernel=wgrad, way=BANDS)
-
-
-def _cost(request: Request, processor: Processor) -> Cost:
-    """Gathering, lowering along W, the products, zeros included, and storing."""
-    problem, op = request.problem.volumetric, request.op
-    plan = _plan_wgrad(request, processor) if op == "wgrad" else _schedule(request, processor, None)
-    (launch,) = plan.launches
-    cost = Cost(request, launch)
-    cost.megabytes("copied", _band_elements(request) + gemm.unmet_elements(request))
-    for axes, same in depthwise.kinds_of_windows(request):
-        cut = Cut(axes, launch.tile[2:])
-        blocks = depthwise.count_blocks(request, cost, cut, same, launch.tile)
-        images = same * problem.n * gemm.channels_read(request)
-        depth, height, width = within(axes, cut.counts)
-        tile, seen = tiling(axes[1])
-        tiles = -(-cut.counts[1] // tile)
-        read = images * depth.read(depth.cells) * height.reach(tiles * tile) * cut.blocks
-        cost.read(read * cut.reads[2], cut.run, gemm.channels_read(request))
-        run = longest(cut.width, depth.read(depth.cells), min(launch.tile[1], problem.n))
-        cost.copy(read * width.taps * cut.width, run, width.stride == 1)
-        long = cut.width * math.prod(columns_inside(min(launch.tile[1], problem.n), depth))
-        products = (
-            same * problem.n * problem.k * depth.cells * tiles * cut.width * cut.blocks / long * depth.taps
-        )
-        operations = products * tile * seen * width.taps * long
-        cost.add("call", 10 * blocks * depth.taps * (problem.k // problem.c if op == "dgrad" else 1))
-        cost.add("call", same * (30 + 10 * height.taps))  # for the matrices
-        cost.megabytes("banded", operations)
-        cost.add("small matrix", max(products, operations / UNCOPIED[0]))
-        depthwise.count_result(request, cost, cut, same, launch.tile[0])
-        if op == "wgrad":
-            cost.megabytes("made", products * tile * seen * width.taps)
-    return cost
-
-
-ENTRIES = {
-    "fprop": Algorithm("toeplitz", _applies, partial(_schedule, kernel=fprop), estimate(_cost)),
-    "wgrad": Algorithm("toeplitz", _applies, _plan_wgrad, estimate(_cost)),
-    "dgrad": Algorithm("toeplitz", _applies, partial(_schedule, kernel=dgrad), estimate(_cost)),
-}
+FAMILY = Toeplitz()
+ENTRIES = FAMILY.entries("fprop", "wgrad", "dgrad")

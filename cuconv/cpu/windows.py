@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -60,35 +61,67 @@ Axes = tuple[Axis, Axis, Axis]
 
 
 def within(axes: Axes, counts: Sequence[int]) -> Axes:
-    """How the windows of a block of so many output cells lie in what `gather_windows` gives."""
+    """How the windows of a block of so many output cells lie in what `Windows.gather` gives."""
     depth, height, width = map(Axis.within, axes, counts)
     return depth, height, width
 
 
-def gather_windows(
-    a: np.ndarray,
-    axes: Axes,
-    cells: Sequence[slice],
-    mode: str,
-    dtype: np.dtype,
-    scratch: Scratch,
-    order: Sequence[int],
-) -> tuple[np.ndarray, Axes]:
-    """The cells that the windows of a block see, as `gather` gives them, and how the windows lie there."""
-    there = within(axes, lengths(cells))
-    lows = [axis.start + part.start * axis.stride for axis, part in zip(axes, cells, strict=True)]
-    counts = [axis.reach(axis.cells) for axis in there]
-    if dense(axes, lengths(cells)):
-        return gather(a, lows, counts, mode, dtype, scratch, order), there
-    padded = room((*a.shape[:2], *counts), dtype, scratch, order)
-    block = [replace(axis, cells=count) for axis, count in zip(axes, lengths(cells), strict=True)]
-    if padded.size > PIECE * piece_count(axes, lengths(cells)):
-        for piece in itertools.product(*map(_pieces, lows, block)):
-            target, seen = zip(*piece, strict=True)
-            fill(padded[(slice(None), slice(None), *target)], a, seen, mode)
-    else:
-        take(padded, a, list(map(_coordinates, lows, block)), mode)
-    return padded, there
+@dataclass(frozen=True)
+class Windows:
+    """What a block of output cells sees of an array `a`, (N, C, D, H, W), outside of which is padding."""
+
+    a: np.ndarray
+    axes: Axes
+    cells: Sequence[slice]
+    mode: str
+    dtype: np.dtype
+    scratch: Scratch
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """How many output cells the block has along each axis."""
+        return lengths(self.cells)
+
+    def gather(self, order: Sequence[int]) -> tuple[np.ndarray, Axes]:
+        """The cells that the windows see, as `padding.gather` gives them, and how the windows lie there."""
+        a, axes, mode, counts = self.a, self.axes, self.mode, self.counts
+        there = within(axes, counts)
+        lows = [axis.start + part.start * axis.stride for axis, part in zip(axes, self.cells, strict=True)]
+        reads = [axis.reach(axis.cells) for axis in there]
+        if dense(axes, counts):
+            return gather(a, lows, reads, mode, self.dtype, self.scratch, order), there
+        padded = room((*a.shape[:2], *reads), self.dtype, self.scratch, order)
+        block = [replace(axis, cells=count) for axis, count in zip(axes, counts, strict=True)]
+        if padded.size > PIECE * piece_count(axes, counts):
+            for piece in itertools.product(*map(_pieces, lows, block)):
+                target, seen = zip(*piece, strict=True)
+                fill(padded[(slice(None), slice(None), *target)], a, seen, mode)
+        else:
+            take(padded, a, list(map(_coordinates, lows, block)), mode)
+        return padded, there
+
+
+class Sizes(NamedTuple):
+    """How large a block is: its groups, channels of each that are read and made, images and output cells."""
+
+    axes: Axes
+    mode: str
+    groups: int
+    read: int
+    made: int
+    images: int
+    counts: tuple[int, ...]
+
+    @property
+    def pixels(self) -> int:
+        return self.images * math.prod(self.counts)
+
+    @property
+    def gathered(self) -> int:
+        """Scratch elements that `Windows.gather` needs at the most."""
+        copies = 1 if self.mode == "zeros" and dense(self.axes, self.counts) else 2
+        cells = math.prod(axis.read(count) for axis, count in zip(self.axes, self.counts, strict=True))
+        return copies * self.images * self.groups * self.read * cells
 
 
 PIECE = 2048
@@ -126,12 +159,6 @@ def piece_count(axes: Axes, counts: Sequence[int]) -> int:
     return math.prod(1 if axis.dense(count) else axis.taps for axis, count in each)
 
 
-def gathered_elements(axes: Axes, counts: Sequence[int], mode: str) -> int:
-    """Scratch elements per image and channel that `gather_windows` needs at the most."""
-    copies = 1 if mode == "zeros" and dense(axes, counts) else 2
-    return copies * math.prod(axis.read(count) for axis, count in zip(axes, counts, strict=True))
-
-
 def windows_of(problem: ConvProblem) -> Axes:
     """The windows by which fprop and wgrad read x."""
     each = zip(problem.padding, problem.stride, problem.dilation, problem.filter, problem.output, strict=True)
@@ -141,7 +168,7 @@ def windows_of(problem: ConvProblem) -> Axes:
 
 @dataclass(frozen=True)
 class Phase:
-    """Residues of the stride whose cells of dx have the same windows on dy: for each its cells and taps."""
+    """Output cells with the same windows, in dgrad several residues of the stride: of each cells and taps."""
 
     axes: Axes
     cells: tuple[tuple[slice, ...], ...]
@@ -169,11 +196,15 @@ def too_many_residues(request: Request) -> str | None:
 
 
 @lru_cache(maxsize=256)
-def phases_of(problem: ConvProblem) -> tuple[Phase, ...]:
-    """The cells of dx that taps meet; of the gradient of the padded input where padding is not of zeros.
+def phases_of(op: str, problem: ConvProblem) -> tuple[Phase, ...]:
+    """All output cells by what they see: one kind but in dgrad.
 
-    At most RESIDUES in all; see `unmet` for the other cells.
+    There they are the cells of dx that taps meet, or of the gradient of the padded input where padding is not
+    of zeros. At most RESIDUES in all; see `unmet` for the other cells.
     """
+    if op != "dgrad":
+        everything = tuple(slice(0, extent, 1) for extent in problem.output)
+        return (Phase(windows_of(problem), (everything,), ((slice(None),) * 3,)),)
     every_axis: list[dict[Axis, list[tuple[slice, slice]]]] = []
     for extent, before, *rest in residue_axes(problem):
         together: dict[Axis, list[tuple[slice, slice]]] = {}
@@ -189,10 +220,11 @@ def phases_of(problem: ConvProblem) -> tuple[Phase, ...]:
     return tuple(phases)
 
 
-def unmet(problem: ConvProblem) -> bool:
+def unmet(request: Request) -> bool:
     """Whether there are cells of dx, or of the padded input's gradient, that `phases_of` leaves out."""
-    met = sum(len(phase.cells) * math.prod(phase.counts) for phase in phases_of(problem))
-    return met < math.prod(extent for extent, *_ in residue_axes(problem))
+    problem = request.problem.volumetric
+    met = sum(len(phase.cells) * math.prod(phase.counts) for phase in phases_of(request.op, problem))
+    return request.op == "dgrad" and met < math.prod(extent for extent, *_ in residue_axes(problem))
 
 
 def unmet_cells(problem: ConvProblem) -> np.ndarray:
@@ -204,20 +236,6 @@ def unmet_cells(problem: ConvProblem) -> np.ndarray:
             met[-1][cells] = True
     depth, height, width = met
     return ~(depth[:, None, None] & height[:, None] & width)
-
-
-def windows_and_columns(request: Request) -> list[tuple[Axes, int]]:
-    """The windows by which an op reads, and how many channels come of each; several for dgrad."""
-    problem = request.problem.volumetric
-    if request.op == "dgrad":
-        return [(phase.axes, problem.c * len(phase.taps)) for phase in phases_of(problem)]
-    return [(windows_of(problem), problem.k)]
-
-
-def most_cells(request: Request) -> tuple[int, ...]:
-    """Per axis the largest number of output cells that windows of one kind have."""
-    every = [axes for axes, _ in windows_and_columns(request)]
-    return tuple(max((axes[axis].cells for axes in every), default=0) for axis in range(3))
 
 
 def residue_axes(problem: ConvProblem) -> Iterator[tuple[int, int, int, int, int]]:

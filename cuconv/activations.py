@@ -84,12 +84,17 @@ ACTIVATIONS = {
 
 def _silu_slope(z: Array, xp: Any) -> Array:
     s = sigmoid(z, xp)
-    return s * (1 + z * (1 - s))
+    return _with_limits(z, s * (1 + z * (1 - s)), xp)
 
 
 def _gelu_slope(z: Array, xp: Any) -> Array:
     density = xp.exp(z.astype("float64") ** 2 / -2) / math.sqrt(2 * math.pi)
-    return _normal(z, xp) + z * density
+    return _with_limits(z, _normal(z, xp) + z * density, xp)
+
+
+def _with_limits(z: Array, slope: Array, xp: Any) -> Array:
+    """A slope with its limits, 0 and 1, put where the formula has infinity times 0."""
+    return xp.where(xp.isinf(z), (z > 0).astype(slope.dtype), slope)
 
 
 _FROM_RESULT: dict[str, Callable[[Array, Array, Any], Array]] = {
@@ -117,7 +122,7 @@ def activation_backward(
     ============  =================================================
     activation    f'(z), Phi being the normal distribution
     ============  =================================================
-    "relu"        1 where z > 0, else 0
+    "relu"        1 where z > 0, else 0; NaN lets dy through
     "sigmoid"     y (1 - y)
     "tanh"        1 - y^2
     "silu"        s (1 + z (1 - s)), with s = sigmoid(z)
@@ -139,7 +144,7 @@ def activation_backward(
     one_of("activation", activation, (None, *ACTIVATIONS))
     known = {"y": y, "pre_activation": pre_activation}
     known = {name: array for name, array in known.items() if array is not None}
-    operands = arrays.adopt(dy=dy, **known)
+    operands = arrays.adopt(None, False, dy=dy, **known)
     check_activation(activation, operands.dtype)
     for name in known:
         if operands.shape(name) != operands.shape("dy"):
@@ -164,4 +169,5 @@ def activation_backward(
                 wide["y"] if "y" in wide else ACTIVATIONS[activation].function(wide["pre_activation"], xp)
             )
             dz = _FROM_RESULT[activation](wide["dy"], result, xp)
-        return operands.give_back("dz", dz.astype(operands.views["dy"].dtype, copy=False))
+        # Arithmetic makes scalars of arrays without axes.
+        return operands.give_back("dz", xp.asarray(dz).astype(operands.views["dy"].dtype, copy=False))

@@ -91,7 +91,7 @@ def conv(
     Source: Goodfellow, Bengio and Courville, Deep Learning (2016), section 9.1; padding names as in
     TensorFlow and NumPy.
     """
-    operands = arrays.adopt(out_dtype, x=x, w=w, bias=bias, out=out)
+    operands = arrays.adopt(out_dtype, widens=True, x=x, w=w, bias=bias, out=out)
     request = _request(
         "fprop", operands.dtype, operands.shape("x"), operands.shape("w"), ("x", "w"),
         stride, padding, dilation, groups, padding_mode, layout,
@@ -139,7 +139,7 @@ def conv_input_grad(
     operands = arrays.adopt(dy=dy, w=w, out=out)
     input_shape = integers("input_shape", input_shape, 0)
     request = _request(
-        "dgrad", operands.dtype, input_shape, operands.shape("w"), ("input_shape", "w"),
+        "dgrad", operands.dtype, input_shape, operands.shape("w"), ("input_shape", "w", "dy"),
         stride, padding, dilation, groups, padding_mode, layout,
         flip, False, None, accumulate, precision,
     )  # fmt: skip
@@ -184,7 +184,7 @@ def conv_weight_grad(
     operands = arrays.adopt(x=x, dy=dy, out=out)
     weight_shape = integers("weight_shape", weight_shape, 0)
     request = _request(
-        "wgrad", operands.dtype, operands.shape("x"), weight_shape, ("x", "weight_shape"),
+        "wgrad", operands.dtype, operands.shape("x"), weight_shape, ("x", "weight_shape", "dy"),
         stride, padding, dilation, groups, padding_mode, layout,
         flip, False, None, accumulate, precision,
     )  # fmt: skip
@@ -269,7 +269,7 @@ def conv_backward(
     wanted, places = _three(needs, out)
     operands = arrays.adopt(dy=dy, x=x, w=w, **places)
     request = _request(
-        "dgrad", operands.dtype, operands.shape("x"), operands.shape("w"), ("x", "w"),
+        "dgrad", operands.dtype, operands.shape("x"), operands.shape("w"), ("x", "w", "dy"),
         stride, padding, dilation, groups, padding_mode, layout,
         flip, False, None, accumulate, precision,
     )  # fmt: skip
@@ -409,7 +409,9 @@ def conv_transpose_backward(
 def _transposed(operands: Operands, *geometry: Any, **fused: Any) -> Request:
     """The request for conv_transpose's x and w, from what `ConvProblem.transposed` takes besides."""
     x_shape, w_shape, layout = operands.shape("x"), operands.shape("w"), geometry[-1]
-    problem = ConvProblem.transposed(x_shape, w_shape, *geometry, names=("x", "w"))
+    problem = ConvProblem.transposed(
+        x_shape, w_shape, *geometry, names=("x", "w", "dy")[: 2 + ("dy" in operands.views)]
+    )
     return Request("dgrad", problem, operands.dtype, layout, _batched(x_shape, problem), **fused)
 
 
@@ -482,7 +484,7 @@ def _new_request(
     dtype: str,
     x_shape: tuple[int, ...],
     w_shape: tuple[int, ...],
-    names: tuple[str, str],
+    names: tuple[str, ...],
     stride: Any,
     padding: Any,
     dilation: Any,

@@ -15,7 +15,7 @@ import numpy as np
 
 from . import processor
 from .cuda import jit
-from .dtypes import DTYPES, INTEGERS, described, holds
+from .dtypes import DTYPES, INTEGERS, NARROW, described, holds
 from .options import shown
 from .problem import Request
 
@@ -105,11 +105,12 @@ class Operands:
                 raise ValueError(f"{name} must not overlap {other}: it is written while {other} is needed")
 
 
-def adopt(out_dtype: Any = None, **arguments: Array | None) -> Operands:
+def adopt(out_dtype: Any = None, widens: bool = False, **arguments: Array | None) -> Operands:
     """Take a call's arrays by argument name; `bias` and `out` (or `out[0]` and so on) may be None.
 
     Raises TypeError unless all are arrays of one library, on one kind of device, of one supported dtype; with
-    `out_dtype`, int32 or int64, x and w may be of any integers that it holds.
+    `out_dtype`, int32 or int64, x and w may be of any integers that it holds. `widens` says that the caller
+    has this option, for its errors to tell.
     """
     given: dict[str, Any] = {
         name: array
@@ -138,12 +139,12 @@ def adopt(out_dtype: Any = None, **arguments: Array | None) -> Operands:
         if view.dtype not in _NAMES:
             raise TypeError(
                 f"{name} has dtype {view.dtype}, supported are {', '.join(DTYPES)} in native byte order"
-                f"{_advice(name, given, views)}"
+                f"{_advice(name, given, views, widens)}"
             )
         if view.dtype != dtype:
             raise TypeError(
                 f"{name} must have the dtype of {first}, {dtype}, got {view.dtype}"
-                f"{_advice(name, given, views)}"
+                f"{_advice(name, given, views, widens)}"
             )
     return Operands(owner, _NAMES[dtype], given, views)
 
@@ -155,15 +156,20 @@ def _integers(out_dtype: Any, dtypes: dict[str, Any]) -> tuple[str, tuple[str, s
     """
     result = _native_name(out_dtype)
     if result not in DTYPES or DTYPES[result].kind != "i":
-        raise TypeError(f"out_dtype must be int32 or int64, for x and w of integers, got {shown(out_dtype)}")
+        raise TypeError(
+            f"out_dtype must be 'int32' or 'int64', for x and w of integers, got {shown(out_dtype)}"
+        )
     names = {name: _native_name(dtype) for name, dtype in dtypes.items()}
     for name, dtype in dtypes.items():
         taken = [each for each in INTEGERS if holds(result, each)] if name in "xw" else [result]
         if names[name] not in taken:
             came = names[name] or shown(dtype)
-            advice = f"; {name}.view('uint8') counts what is True" if came == "bool" else ""
+            order, advice = "" if names[name] else " in native byte order", ""
+            if came == "bool" and name in "xw":
+                advice = f"; {name}.view('uint8') counts what is True"
             raise TypeError(
-                f"{name} must have dtype {', '.join(taken)} for out_dtype={result!r}, got {came}{advice}"
+                f"{name} must have dtype {', '.join(taken)}{order} for out_dtype={result!r}, "
+                f"got {came}{advice}"
             )
     inputs = (names["x"], names["w"])
     return result, None if inputs == (result, result) else inputs
@@ -185,11 +191,11 @@ _ROUNDED = {
 """What comes nearest to a dtype that no supported one holds, by its kind."""
 
 
-def _advice(name: str, given: dict[str, Any], views: dict[str, Any]) -> str:
+def _advice(name: str, given: dict[str, Any], views: dict[str, Any], widens: bool) -> str:
     """How to make all operands of one supported dtype without losing anything, for the end of an error.
 
     If that cannot be, what is lost by converting `name`. Nothing for a place for results, nor for what is
-    no number.
+    no number. `widens` says that the caller has the option `out_dtype`.
     """
 
     def converted(operand: str, target: str) -> str:
@@ -203,7 +209,7 @@ def _advice(name: str, given: dict[str, Any], views: dict[str, Any]) -> str:
         if all(_keeps(target, dtype) for dtype in dtypes.values()):
             calls = [converted(operand, _NAMES[target]) for operand in dtypes if dtypes[operand] != target]
             text = f"; {' and '.join(calls)} lose{'s' if len(calls) == 1 else ''} nothing"
-            return text + _taken_as_they_are(_NAMES[target], dtypes)
+            return text + (_taken_as_they_are(_NAMES[target], dtypes) if widens else "")
     if dtypes[name] in _NAMES:
         return "; no supported dtype holds every value of all operands"
     if dtypes[name].kind in _ROUNDED:
@@ -213,14 +219,14 @@ def _advice(name: str, given: dict[str, Any], views: dict[str, Any]) -> str:
 
 
 def _taken_as_they_are(target: str, dtypes: dict[str, Any]) -> str:
-    """That `conv` has a word for results wider than x and w, where these are integers or truth values."""
-    if not {"x", "w"} <= dtypes.keys() or DTYPES[target].kind != "i":
+    """That there is a word for results wider than x and w, where these are integers or truth values."""
+    if DTYPES[target].kind != "i":
         return ""
     plain = {
         operand: f"{operand}.view('uint8')" if dtypes[operand].kind == "b" else operand for operand in "xw"
     }
     if all(dtype.isnative for dtype in dtypes.values()):
-        return f"; conv(..., out_dtype={target!r}) takes {plain['x']} and {plain['w']} as they are"
+        return f"; out_dtype={target!r} takes {plain['x']} and {plain['w']} as they are"
     return ""
 
 
@@ -247,6 +253,10 @@ def _native_name(dtype: Any) -> str:
 def dtype_names(dtype: Any, out_dtype: Any) -> tuple[str, tuple[str, str] | None]:
     """What `Operands` has as dtype and inputs, from what a plan is told: a dtype, or a pair for x and w."""
     if out_dtype is None:
+        if _native_name(dtype) in NARROW:
+            raise TypeError(
+                f"dtype {_native_name(dtype)} needs an out_dtype, 'int32' or 'int64', for its sums"
+            )
         return dtype_name(dtype), None
     each = dtype if isinstance(dtype, (tuple, list)) else (dtype, dtype)
     if len(each) != 2:
@@ -259,7 +269,7 @@ def owner_of(name: str, array: Array) -> Owner:
     if type(array) is np.ndarray:
         return _NUMPY
     if isinstance(array, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array, whose mask a convolution would lose: fill it first")
+        raise TypeError(f"{name} is a masked array, whose mask would be lost: fill it first")
     if isinstance(array, np.ndarray):
         return _NUMPY
     if type(array).__module__.partition(".")[0] == "cupy" and hasattr(array, "dtype"):

@@ -135,15 +135,21 @@ def _is_truth(value: Any) -> bool:
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
+_ELSEWHERE = {
+    "activation": "; dy is the gradient before the activation: activation_backward makes it of that after"
+}
+"""What to say of arguments that other functions have."""
+
+
 def checked_keywords(function: _Function) -> _Function:
     """Make a function name the nearest keyword it has when it is given one that it has not."""
-    known = tuple(inspect.signature(function).parameters)
+    known = dict.fromkeys(inspect.signature(function).parameters)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         for name in kwargs:
             if name not in known:
-                hint = _nearest(name, known)
+                hint = _ELSEWHERE.get(name) or _nearest(name, known)
                 raise TypeError(f"{function.__name__}() has no argument {shown(name)}{hint}")
         return function(*args, **kwargs)
 

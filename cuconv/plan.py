@@ -225,6 +225,12 @@ def _make_plan(request: Request, algorithm: str, backend: str, arch: str | None)
                 f"algorithm={algorithm!r} is for {_ARRAYS[other]}, and these are {_ARRAYS[backend]}: "
                 f"choose from 'auto', 'tune', {', '.join(map(repr, names))}"
             )
+    ops = [op for op, entries in TABLES[backend].items() if algorithm in [entry.name for entry in entries]]
+    if ops and request.op not in ops:
+        raise ValueError(
+            f"algorithm={algorithm!r} does {' and '.join(ops)}, not {request.op}: choose from 'auto', "
+            f"'tune', {', '.join(map(repr, names))}"
+        )
     if one_of("algorithm", algorithm, ("auto", "tune", *names)) == "tune":
         raise ValueError("algorithm='tune' times a call's arrays; a plan is made without any")
     device = device_of(backend, arch)

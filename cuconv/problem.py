@@ -154,7 +154,7 @@ class ConvProblem:
         padding_mode: str = "zeros",
         layout: str = "channels_first",
         *,
-        names: tuple[str, str] = ("x_shape", "w_shape"),
+        names: tuple[str, ...] = ("x_shape", "w_shape"),
     ) -> ConvProblem:
         """The problem that maps an input of `x_shape` through filters of `w_shape`.
 
@@ -186,7 +186,7 @@ class ConvProblem:
         padding_mode: str = "zeros",
         layout: str = "channels_first",
         *,
-        names: tuple[str, str] = ("x_shape", "w_shape"),
+        names: tuple[str, ...] = ("x_shape", "w_shape"),
     ) -> ConvProblem:
         """The problem whose dgrad is the transposed convolution of x with w.
 
@@ -506,7 +506,7 @@ def split_volume(name: str, shape: Sequence[int], rank: int, layout: str) -> tup
 
 
 def split_filters(
-    names: tuple[str, str], x_shape: Sequence[int], w_shape: Sequence[int], layout: str
+    names: tuple[str, ...], x_shape: Sequence[int], w_shape: Sequence[int], layout: str
 ) -> tuple[int, int, tuple[int, ...]]:
     """(K, C/groups, spatial) of the filters' shape; its length sets the rank.
 
@@ -526,17 +526,21 @@ def split_filters(
     return k, per_group, tuple(filter)
 
 
-def advice(names: tuple[str, str], x_shape: Sequence[int], filter: tuple[int, ...], layout: str) -> str:
-    """What to write for a filter given without K and C, or nothing where x leaves it open what is meant."""
+def advice(names: tuple[str, ...], x_shape: Sequence[int], filter: tuple[int, ...], layout: str) -> str:
+    """What to write for a filter given without K and C, or nothing where x leaves it open what is meant.
+
+    `names` are the caller's words for x, w, and what else has the axes of x.
+    """
     x, rank = integers(names[0], x_shape, 0), len(filter)
     first = one_of("layout", layout, LAYOUTS) == "channels_first"
     if not 1 <= rank <= 3 or not rank <= len(x) <= rank + 2:
         return ""
     if len(x) == rank:
         parts = [_grown(names[0], x, 1, layout), _grown(names[1], filter, 2, layout)]
-        if sum(name.endswith("_shape") for name in names) == 1:  # a gradient, which is given dy too
-            parts.insert(1, "dy[None]" if first else "dy[..., None]")
+        parts[1:1] = [f"{name}[None]" if first else f"{name}[..., None]" for name in names[2:]]
         return f"for one channel and one filter pass {', '.join(parts[:-1])} and {parts[-1]}"
+    if first and len(x) == rank + 1 and x[-1] <= 4 < x[0]:  # a picture, whose channels are its colours
+        return advice(names, x_shape, filter, "channels_last")
     channels = x[-1 - rank] if first else x[-1]
     if channels == 0:
         return ""
@@ -586,7 +590,7 @@ def padding_pairs(
     if max(spread) >= LIMIT - 1:
         raise ValueError(f"dilation {dilation} spreads a filter of {filter} over 2^62 cells or more")
     if isinstance(padding, str):
-        one_of("padding", padding, PADDING_NAMES)
+        one_of("padding", padding, PADDING_NAMES, {"same_upper": ("ONNX's", "same")})
         if padding == "valid":
             return ((0, 0),) * rank
         if padding == "full":

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import api, arrays
+from .options import checked_keywords
 from .problem import advice
 
 
@@ -29,7 +30,7 @@ def _of_rank(rank: int, general: Callable[..., Any], name: str) -> Callable[...,
     ranked.__doc__ = (
         f"`{general.__name__}` with filters of {rank} spatial dimensions.\n\n    {general.__doc__}"
     )
-    return ranked
+    return checked_keywords(ranked)
 
 
 conv1d = _of_rank(1, api.conv, "conv1d")

@@ -96,6 +96,23 @@ def test_derivatives_without_overflow_and_at_the_kink():
     assert np.isnan(cuconv.activation_backward(np.array([np.nan]), "relu", y=np.ones(1)))
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_slopes_at_infinity_are_their_limits(name):
+    z = np.array([-np.inf, np.inf, np.nan])
+    dz = cuconv.activation_backward(np.ones(3), name, pre_activation=z)
+    np.testing.assert_array_equal(dz, [0, name not in ("sigmoid", "tanh"), 1 if name == "relu" else np.nan])
+
+
+@pytest.mark.parametrize("name", [None, *NAMES])
+def test_arrays_without_axes_stay_arrays(name):
+    one = np.ones((), np.float32)
+    given = dict(pre_activation=one) if name else {}
+    dz = cuconv.activation_backward(one, name, **given)
+    assert isinstance(dz, np.ndarray)
+    assert (dz.shape, dz.dtype) == ((), np.float32)
+    assert cuconv.activation_backward(dz, name, **given).shape == ()
+
+
 def test_derivative_of_relu_of_integers():
     z = np.array([-2, 0, 3], np.int64)
     np.testing.assert_array_equal(cuconv.activation_backward(z * 5, "relu", pre_activation=z), [0, 0, 15])

@@ -45,6 +45,15 @@ def wgrad(x=X, dy=DY, shape=W.shape, *args, **options):
 
 
 VALUES = {
+    "ONNX's same": (
+        conv(padding="SAME_UPPER"),
+        "got 'SAME_UPPER'; ONNX's 'same_upper' is called 'same' here",
+    ),
+    "a picture whose channels are last": (
+        lambda: cuconv.conv(np.ones((40, 60, 3)), np.ones((3, 3))),
+        r"each of the 3 channels of x \(40, 60, 3\) is w\[None, ..., None\]\[\[0\] \* 3\] of shape "
+        r"\(3, 3, 3, 1\) with groups=3 \(layout='channels_last'\)",
+    ),
     "y of another shape": (
         lambda: cuconv.activation_backward(DY, "relu", y=DY[:1]),
         r"y must have the shape of dy, \(.*\), got \(1, ",
@@ -247,13 +256,33 @@ VALUES = {
 }
 
 TYPES = {
+    "out_dtype and foreign bytes": (
+        conv(X.astype(">u2"), W.astype("u1"), out_dtype="int32"),
+        "x must have dtype .* in native byte order for out_dtype='int32', got ",
+    ),
+    "truth values as bias": (
+        conv(X.astype("u1"), W.astype("u1"), bias=np.ones(8, bool), out_dtype="int32"),
+        "bias must have dtype int32 for out_dtype='int32', got bool$",
+    ),
+    "a plan of bytes": (
+        lambda: cuconv.plan("fprop", X.shape, W.shape, "uint8"),
+        "dtype uint8 needs an out_dtype, 'int32' or 'int64', for its sums",
+    ),
+    "bytes where there is no out_dtype": (
+        lambda: cuconv.conv_backward(DY.astype("u1"), X.astype("u1"), W.astype("u1")),
+        r"dy has dtype uint8, .* x\.astype\('int32'\) and w\.astype\('int32'\) lose nothing$",
+    ),
+    "an activation of a gradient": (
+        lambda: cuconv.conv_backward(DY, X, W, activation="relu"),
+        "no argument 'activation'; dy is the gradient before the activation: activation_backward makes",
+    ),
     "out_dtype of floats": (
         conv(out_dtype="int32"),
         "x must have dtype int8, uint8, int16, uint16, int32 for out_dtype='int32', got float64",
     ),
     "out_dtype that is narrow": (
         conv(X.astype("u1"), W.astype("u1"), out_dtype="uint16"),
-        "out_dtype must be int32 or int64, for x and w of integers, got 'uint16'",
+        "out_dtype must be 'int32' or 'int64', for x and w of integers, got 'uint16'",
     ),
     "out_dtype that does not hold x": (
         conv(X.astype("u4"), W.astype("u1"), out_dtype=np.int32),
@@ -358,7 +387,7 @@ TYPES = {
         "activation='tanh' is not defined for dtype int64",
     ),
     "precision of float64": (conv(precision="tf32"), "precision='tf32' is for float32, got dtype float64"),
-    "dtype of a plan": (lambda: cuconv.plan("fprop", X.shape, W.shape, "uint8"), "dtype must be one of"),
+    "dtype of a plan": (lambda: cuconv.plan("fprop", X.shape, W.shape, "uint64"), "dtype must be one of"),
     "layout that is an array": (conv(layout=np.array(["channels_first"])), "layout must be one of"),
     "layout that is no string": (conv(layout=3), "layout must be one of"),
     "unknown keyword": (conv(pading=2), r"conv\(\) has no argument 'pading'; did you mean 'padding'"),
@@ -394,7 +423,7 @@ def test_type_errors(name):
         call()
 
 
-TAKEN = "; conv(..., out_dtype={!r}) takes {} and {} as they are"
+TAKEN = "; out_dtype={!r} takes {} and {} as they are"
 CONVERSIONS = {
     ("int8", "int8"): "; x.astype('int32') and w.astype('int32') lose nothing"
     + TAKEN.format("int32", "x", "w"),
@@ -465,7 +494,7 @@ def test_conversions_that_errors_propose(first, second):
             assert in_python(converted[name]) == in_python(values[name])
         of_converted = cuconv.conv(**{name: array[None, None] for name, array in converted.items()})
         assert of_converted.size == 1
-    if match := re.search(r"conv\(..., out_dtype='(\w+)'\) takes (.*) and (.*) as", message):
+    if match := re.search(r"out_dtype='(\w+)' takes (.*) and (.*) as", message):
         as_they_are = (eval(operand, dict(values))[None, None] for operand in match.groups()[1:])
         np.testing.assert_array_equal(cuconv.conv(*as_they_are, out_dtype=match[1]), of_converted)
 
@@ -492,6 +521,8 @@ ADVISED = {
     "of channels": (cuconv.conv_weight_grad, dict(x=(4, 6, 7), dy=(4, 6, 7), weight_shape=(3, 3))),
     "transpose": (cuconv.conv_transpose, dict(x=(6, 7), w=(3, 3))),
     "transpose by rank": (cuconv.conv_transpose2d, dict(x=(4, 6, 7), w=(3, 3))),
+    "gradients": (cuconv.conv_backward, dict(dy=(6, 7), x=(6, 7), w=(3, 3))),
+    "gradients of the transpose": (cuconv.conv_transpose_backward, dict(dy=(6, 7), x=(6, 7), w=(3, 3))),
     "shapes": (cuconv.ConvProblem.from_shapes, dict(x_shape=(6, 7), w_shape=(3, 3))),
     "shapes of channels": (cuconv.ConvProblem.transposed, dict(x_shape=(4, 6, 7), w_shape=(3, 3))),
 }
@@ -520,6 +551,18 @@ def test_advice_for_filters_without_channels_works(name, layout):
             changed.get("x", given.get("x", changed.get("dy")))
         )
         assert result.shape == expected
+
+
+def test_advice_for_a_picture_whose_channels_are_last_works():
+    photo, kernel = np.ones((40, 60, 3)), np.ones((3, 3))
+    with pytest.raises(ValueError, match="layout='channels_last'") as caught:
+        cuconv.conv(photo, kernel)
+    code, groups, layout = re.search(
+        r"is (w\[.*\]) of .* groups=(\d) \(layout='(\w+)'", str(caught.value)
+    ).groups()
+    y = cuconv.conv(photo, eval(code, {"w": kernel}), padding="same", groups=int(groups), layout=layout)
+    assert y.shape == photo.shape
+    assert y[5, 5, 0] == 9
 
 
 def test_no_advice_where_it_is_open_what_is_meant():

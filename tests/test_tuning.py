@@ -268,20 +268,23 @@ def test_requests_that_differ_have_texts_that_differ():
     base = Request("dgrad", ConvProblem.parse("n1c4h9w9 k4r3s3"), "float32")
     requests = dict(
         op="fprop", dtype="complex64", layout="channels_last", batched=False, flip=True, bias=True,
-        activation="relu", accumulate=True, conjugate=True, precision="tf32",
+        activation="relu", accumulate=True, conjugate=True, conjugate_sum=True, precision="tf32",
     )  # fmt: skip
     problems = dict(
         n=2, c=8, k=8, input=(9, 8), filter=(3, 2), stride=(1, 2), dilation=(1, 2),
         padding=((0, 0), (0, 1)), groups=2, padding_mode="circular",
     )  # fmt: skip
-    assert requests.keys() | {"problem"} == {field.name for field in dataclasses.fields(Request)}
+    assert requests.keys() | {"problem", "inputs"} == {field.name for field in dataclasses.fields(Request)}
     assert problems.keys() == {field.name for field in dataclasses.fields(ConvProblem)}
     texts = {str(base)}
     texts |= {str(dataclasses.replace(base, **{name: value})) for name, value in requests.items()}
     for name, value in problems.items():
         problem = dataclasses.replace(base.problem, **{name: value})
         texts.add(str(dataclasses.replace(base, problem=problem)))
-    assert len(texts) == 1 + len(requests) + len(problems)
+    sums = Request("fprop", base.problem, "int32")
+    texts |= {str(dataclasses.replace(sums, inputs=inputs)) for inputs in (None, *2 * [("int8", "int32")])}
+    texts.add(str(dataclasses.replace(sums, inputs=("int32", "int8"))))
+    assert len(texts) == 1 + len(requests) + len(problems) + 3
 
 
 WRITER = """

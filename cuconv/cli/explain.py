@@ -19,6 +19,7 @@ def main(
     layout: str,
     arch: str | None,
     algorithm: str = "auto",
+    out_dtype: str | None = None,
 ) -> int:
     """Print the plan of each op for a problem; `arch` None is the CPU."""
     backend = "cpu" if arch is None else "cuda"
@@ -28,7 +29,17 @@ def main(
         where = f"{arch}, estimated by the data sheet of {device.example}"
     shapes, options = (problem.x_shape(layout), problem.w_shape(layout)), problem.options()
     plans = [
-        plan(op, *shapes, dtype, **options, layout=layout, algorithm=algorithm, backend=backend, device=arch)
+        plan(
+            op,
+            *shapes,
+            dtype,
+            **options,
+            layout=layout,
+            algorithm=algorithm,
+            out_dtype=out_dtype,
+            backend=backend,
+            device=arch,
+        )
         for op in ops
     ]
     print(f"{problem} in {dtype}, {layout}, on {where}")

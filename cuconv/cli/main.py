@@ -9,10 +9,10 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from .. import __version__
-from ..dtypes import DTYPES
+from ..dtypes import DTYPES, NARROW
 from ..problem import LAYOUTS, OPS, ConvProblem
 
 NOTATION = (
@@ -63,8 +63,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cuconv", description="Convolution and its gradients.")
     parser.add_argument("--version", action="version", version=f"cuconv {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help="what was found on this machine, and what is missing")
-    check = commands.add_parser("check", help="a self-test: every op against plain sums in double precision")
+    _add(commands, "info", "what was found on this machine, and what is missing")
+    check = _add(commands, "check", "a self-test: every op against plain sums in double precision")
     check.add_argument("--seed", type=at_least(0), default=0, help="of the random operands")
     explain = commands.add_parser(
         "explain", help="which algorithm would do a problem, and why",
@@ -72,16 +72,19 @@ def _run(arguments: Sequence[str] | None) -> int:
     )  # fmt: skip
     explain.add_argument("problem", nargs="+", help=NOTATION)
     explain.add_argument("--op", choices=OPS, action="append", help="by default fprop, dgrad and wgrad")
-    explain.add_argument("--dtype", choices=DTYPES, default="float32")
+    explain.add_argument("--dtype", choices=[*DTYPES, *NARROW], default="float32")
+    explain.add_argument(
+        "--out-dtype",
+        choices=("int32", "int64"),
+        help="of fprop's result, where x and w are narrower integers",
+    )
     explain.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0])
     explain.add_argument("--algorithm", default="auto", help="a name, or auto")
     explain.add_argument(
         "--device", help="cpu, or an architecture, sm_80 and the like; by default what is here"
     )
-    commands.add_parser(
-        "bench", help="time and error of every op on a dozen problems, beside PyTorch if installed"
-    )
-    demo = commands.add_parser("demo", help="learn a filter and train a network, with a picture at the end")
+    _add(commands, "bench", "time and error of every op on a dozen problems, beside PyTorch if installed")
+    demo = _add(commands, "demo", "learn a filter and train a network, with a picture at the end")
     demo.add_argument("--out", type=Path, default=Path("cuconv-demo.png"), help="the picture's file (PNG)")
     demo.add_argument("--quick", action="store_true", help="a few steps only, without a goal")
     options = parser.parse_args(arguments)
@@ -103,6 +106,14 @@ def _run(arguments: Sequence[str] | None) -> int:
     return _demo(demo, options)
 
 
+def _add(commands: Any, name: str, does: str) -> argparse.ArgumentParser:
+    """A command whose own help says what the list of commands says."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=does, description=f"{does[0].upper()}{does[1:]}."
+    )
+    return parser
+
+
 def at_least(least: int) -> Callable[[str], int]:
     """A type of arguments: integers from `least` on."""
 
@@ -121,10 +132,12 @@ def _explain(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
 
     arch = options.device if options.device is not None else current_arch("cuda") or "cpu"
     try:
-        ops = tuple(options.op or OPS[:3])
+        ops = tuple(options.op or (OPS[:1] if options.out_dtype else OPS[:3]))
         arch = None if arch == "cpu" else arch
         problem = read_problem(" ".join(options.problem))
-        return explain.main(problem, ops, options.dtype, options.layout, arch, options.algorithm)
+        return explain.main(
+            problem, ops, options.dtype, options.layout, arch, options.algorithm, options.out_dtype
+        )
     except (TypeError, ValueError) as error:
         parser.error(str(error))
 

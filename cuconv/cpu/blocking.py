@@ -108,11 +108,14 @@ def workers(request: Request, processor: Processor) -> int:
 
 def blocks(extents: Sequence[int], tile: Sequence[int]) -> Iterator[tuple[slice, ...]]:
     """The slices of every block, last axis fastest. An empty extent gives no block at all."""
-    steps = [
-        [slice(start, min(start + step, extent)) for start in range(0, extent, step)]
-        for extent, step in zip(extents, tile, strict=True)
-    ]
-    return itertools.product(*steps)
+    return itertools.product(*map(_parts, extents, tile))
+
+
+def _parts(extent: int, step: int) -> Sequence[slice]:
+    """The slices along one axis."""
+    if 0 < extent <= step:
+        return (slice(0, extent),)
+    return [slice(start, min(start + step, extent)) for start in range(0, extent, step)]
 
 
 def block_count(extents: Sequence[int], tile: Sequence[int]) -> int:

@@ -56,13 +56,14 @@ def gather(
     nothing has to be padded or converted, and the last of that order is last in `a` too, it is a view of it.
     """
     cells = [range(low, low + count) for low, count in zip(lows, counts, strict=True)]
-    if mode != "zeros" and not _inside(cells, a):
-        a = _looked_up(a, cells, mode)
+    whole = _inside(cells, a)
+    if mode != "zeros" and not whole:
+        a, whole = _looked_up(a, cells, mode), True
         cells = list(map(range, counts))
-    inside = a[(slice(None), slice(None), *(slice(max(at.start, 0), max(at.stop, 0)) for at in cells))]
-    whole = inside.shape[2:] == tuple(counts)
-    if whole and a.dtype == dtype and inside.strides[order[-1]] == a.itemsize:
-        return inside
+    if whole and a.dtype == dtype:
+        inside = a[(slice(None), slice(None), *(slice(at.start, at.stop) for at in cells))]
+        if inside.strides[order[-1]] == a.itemsize:
+            return inside
     padded = room((*a.shape[:2], *counts), dtype, scratch, order)
     fill(padded, a, cells, "zeros")
     return padded
@@ -72,7 +73,8 @@ def room(
     shape: Sequence[int], dtype: np.dtype, scratch: Callable[..., np.ndarray], order: Sequence[int]
 ) -> np.ndarray:
     """An uninitialised array (N, C, D, H, W) whose memory has the axes in the given order."""
-    return scratch("padded", [shape[axis] for axis in order], dtype).transpose(np.argsort(order))
+    places = sorted(range(len(order)), key=order.__getitem__)
+    return scratch("padded", [shape[axis] for axis in order], dtype).transpose(places)
 
 
 def fill(target: np.ndarray, a: np.ndarray, cells: Sequence[range], mode: str) -> None:
@@ -86,9 +88,10 @@ def fill(target: np.ndarray, a: np.ndarray, cells: Sequence[range], mode: str) -
         count, extent = target.shape[axis], a.shape[axis]
         first = min(max(-(at.start // at.step), 0), count)
         last = max(min(-((at.start - extent) // at.step), count), first)
-        for beside in (slice(0, first), slice(last, count)):
-            if beside.start < beside.stop:
-                target[(slice(None),) * axis + (beside,)] = 0
+        if first > 0:
+            target[(slice(None),) * axis + (slice(0, first),)] = 0
+        if last < count:
+            target[(slice(None),) * axis + (slice(last, count),)] = 0
         there.append(slice(first, last))
         seen = at[first:last]
         source.append(slice(seen.start, seen.stop, seen.step) if seen else slice(0, 0))

@@ -76,7 +76,7 @@ class Toeplitz(Depthwise):
 
     def applies(self, request: Request, processor: Processor) -> str | None:
         if DTYPES[request.dtype].kind != "f":
-            return "it needs real numbers, for BLAS"
+            return "it needs real floating-point numbers, for BLAS"
         if request.problem.volumetric.output[1] == 1:
             return "there is one row of cells along H: no matrix"
         if reason := super().applies(request, processor):

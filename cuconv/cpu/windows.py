@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -25,8 +25,7 @@ from .blocking import Scratch, lengths
 from .padding import fill, gather, room, take
 
 
-@dataclass(frozen=True)
-class Axis:
+class Axis(NamedTuple):
     """How windows lie along one axis: output cell j has the cells start + j stride + t step."""
 
     start: int
@@ -91,7 +90,7 @@ class Windows:
         if dense(axes, counts):
             return gather(a, lows, reads, mode, self.dtype, self.scratch, order), there
         padded = room((*a.shape[:2], *reads), self.dtype, self.scratch, order)
-        block = [replace(axis, cells=count) for axis, count in zip(axes, counts, strict=True)]
+        block = [axis._replace(cells=count) for axis, count in zip(axes, counts, strict=True)]
         if padded.size > PIECE * piece_count(axes, counts):
             for piece in itertools.product(*map(_pieces, lows, block)):
                 target, seen = zip(*piece, strict=True)
@@ -222,9 +221,11 @@ def phases_of(op: str, problem: ConvProblem) -> tuple[Phase, ...]:
 
 def unmet(request: Request) -> bool:
     """Whether there are cells of dx, or of the padded input's gradient, that `phases_of` leaves out."""
+    if request.op != "dgrad":
+        return False
     problem = request.problem.volumetric
     met = sum(len(phase.cells) * math.prod(phase.counts) for phase in phases_of(request.op, problem))
-    return request.op == "dgrad" and met < math.prod(extent for extent, *_ in residue_axes(problem))
+    return met < math.prod(extent for extent, *_ in residue_axes(problem))
 
 
 def unmet_cells(problem: ConvProblem) -> np.ndarray:

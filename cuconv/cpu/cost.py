@@ -22,38 +22,38 @@ from .result import accumulator
 from .windows import PIECE, Axes, Axis, dense, piece_count
 
 RATES: dict[str, float] = {
-    "part": 53,
-    "call": 1.7,
-    "thread": 490,
-    "copied MB": 40,
-    "run": 0.0039,
-    "strided": 0.00016,
-    "added MB": 86,
-    "converted float16": 0.0023,
-    "converted bfloat16": 0.00012,
-    "scattered float16": 0.0022,
-    "scattered bfloat16": 0.0021,
-    "far cell": 0.0042,
-    "phase cell": 0.00074,
-    "multiplied float32": 18,
+    "part": 49,
+    "call": 1.6,
+    "thread": 420,
+    "copied MB": 41,
+    "run": 0.004,
+    "strided": 0.00017,
+    "added MB": 87,
+    "converted float16": 0.0021,
+    "converted bfloat16": 5.3e-05,
+    "scattered float16": 0.002,
+    "scattered bfloat16": 0.0019,
+    "far cell": 0.0046,
+    "phase cell": 0.00098,
+    "multiplied float32": 19,
     "multiplied float64": 38,
-    "multiplied integers": 550,
-    "multiplied rows MB": 29,
-    "multiplied row": 0.0052,
-    "thin result": 0.00038,
-    "matrix": 0.048,
-    "packed MB": 10,
-    "packed complex MB": 29,
-    "transposed": 0.00025,
-    "made MB": 39,
-    "banded MB": 7.3,
-    "small matrix": 0.093,
+    "multiplied integers": 600,
+    "multiplied rows MB": 36,
+    "multiplied row": 0.0047,
+    "thin result": 0.00012,
+    "matrix": 0.068,
+    "packed MB": 7.6,
+    "packed complex MB": 19,
+    "transposed": 5.2e-05,
+    "made MB": 31,
+    "banded MB": 7.5,
+    "small matrix": 0.12,
     "scaled MB": 53,
-    "scaled integers MB": 46,
-    "scaled row": 0.058,
-    "dotted MB": 37,
-    "dotted integers MB": 110,
-    "dotted row": 0.034,
+    "scaled integers MB": 55,
+    "scaled row": 0.073,
+    "dotted MB": 34,
+    "dotted integers MB": 120,
+    "dotted row": 0.018,
 }
 """Microseconds for one of what `Cost` counts."""
 
@@ -145,11 +145,14 @@ class Cost:
             self.add("far cell", elements)
         self.read(elements, cut.run, self.read_channels, inside)
 
-    def store_blocks(self, cut: Cut, inside: bool = False) -> None:
-        """Count what `store_by_place` does for all blocks; `inside` as in `store`."""
+    def store_blocks(self, cut: Cut, inside: bool = False, by_group: bool = False) -> None:
+        """Count what `store_by_place` does for all blocks; `inside` as in `store`.
+
+        `by_group` says that the channels of one group alone lie at equal distances in a block.
+        """
         self.add("call", cut.blocks * cut.places)
         made = cut.pixels * cut.places * self.made_channels
-        together = cut.groups * cut.made // cut.places
+        together = (1 if by_group else cut.groups) * cut.made // cut.places
         self.store(made, cut.row, self.made_channels, together, inside, self.apart)
 
     def product(self, count: float, m: float, k: float, n: float, along_rows: bool = True) -> None:

@@ -68,7 +68,7 @@ class Gemm(Family):
             cost.product(count, cut.pixels * groups / count, terms, cut.made, cost.op == "dgrad")
         in_place = by_image or (cut.taps == 1 and groups == 1)
         if not in_place or cost.converted or (cost.op == "dgrad" and max(cost.problem.stride) > 1):
-            cost.store_blocks(cut, not by_image)
+            cost.store_blocks(cut, not by_image, by_group=not by_image)
 
     def _count_lowering(self, cost: Cost, cut: Cut, c: int) -> None:
         """Of so many channels of each group; of one tap only where windows reach into the padding."""

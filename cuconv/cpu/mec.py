@@ -92,7 +92,7 @@ class Mec(Family):
         long = cut.width * math.prod(columns_inside(cut.images, depth.within(cut.counts[0])))
         cost.product(parts * groups * cut.pixels / long, cut.made, cut.taps * c / parts, long)
         cost.megabytes("copied", (parts - 1) * groups * cut.pixels * cut.made)
-        cost.store_blocks(cut)
+        cost.store_blocks(cut, by_group=True)
 
 
 def _parts(axes: Axes) -> tuple[int, int]:

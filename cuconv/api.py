@@ -59,8 +59,8 @@ def conv(
     ============  ==========================================  ======================================
 
     All arrays have one dtype: float16, bfloat16, float32, float64, complex64, complex128, int32 or int64.
-    Half types are summed in float32 and rounded once; integers are exact modulo 2^32 or 2^64. For images of
-    narrower integers, which their sums do not fit, `out_dtype` names a wider one. Arrays may
+    Half types are summed in float32 and rounded once; integers are exact modulo 2^32 or 2^64. Sums of
+    narrower integers, as images have, do not fit those: `out_dtype` names a wider dtype for them. Arrays may
     have any strides. Extents are in elements; zero-size batches and channels are allowed. Unlike in PyTorch
     the layout is that of the filters too. To filter each channel with the same kernel, repeat it C times
     along w's first axis and set groups=C.

@@ -1,13 +1,17 @@
 """The README's program runs, and names, figures and links of all pages exist."""
 
+import collections
 import json
+import math
 import re
+import statistics
 from pathlib import Path
 
 import pytest
 
 import cuconv
 from benchmarks import sizes
+from benchmarks.record import all_records
 from cuconv import nn
 from cuconv.cpu import TABLE, blocking
 from cuconv.cuda import algorithms, jit
@@ -195,3 +199,31 @@ def test_help_names_the_algorithms_of_both_backends():
     for op in OPS:
         here = {entry.name for tables in TABLES.values() for entry in tables[op]}
         assert {name for name in names if f'"{name}"' in PUBLIC[op].__doc__} == here
+
+
+def worth(record, family, op):
+    """How many times as long suites would take without a family, or its op, by (suite, dtype): means."""
+    logarithms = collections.defaultdict(list)
+    for row in record.rows.values():
+        seconds = {timing.contender: timing.median_s for timing in row.ours if timing.median_s}
+        rest = [time for name, time in seconds.items() if name != family or op not in ("", row.key.op)]
+        logarithms[row.key.suite, row.key.dtype].append(math.log(min(rest) / min(seconds.values())))
+    return {suite: math.exp(statistics.fmean(values)) for suite, values in logarithms.items()}
+
+
+def test_what_each_family_is_worth_is_what_the_records_say():
+    """Every suite that would take 1.05 times as long or longer is there, with that number, and no other."""
+    table = re.findall(
+        r"^\| (?:(\w+) of )?`(\w+)` \| (.*) \| (.*) \|$", PAGES["docs/performance.md"], re.MULTILINE
+    )
+    assert {family for op, family, *_ in table if not op} == {
+        entry.name for op in OPS for entry in TABLE[op] if entry.exact
+    }
+    records = all_records().values()
+    assert len(records) == 2
+    for op, family, *cells in table:
+        for record, cell in zip(records, cells, strict=True):
+            found = worth(record, family, op)
+            rests = {suite: f"{times:.2f}" for suite, times in found.items() if round(times, 2) >= 1.05}
+            stated = re.findall(r"(\w+)(?: \((\w+)\))? ([\d.]+)", cell)
+            assert {(suite, dtype or "float32"): times for suite, dtype, times in stated} == rests

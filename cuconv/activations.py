@@ -14,7 +14,7 @@ import numpy as np
 from . import arrays
 from .arrays import Array
 from .dtypes import DTYPES
-from .options import checked_keywords, one_of
+from .options import checked_keywords
 from .problem import check_activation
 
 
@@ -104,11 +104,8 @@ _FROM_RESULT: dict[str, Callable[[Array, Array, Any], Array]] = {
 }
 """dz from dy and y."""
 
-_FROM_ARGUMENT: dict[str, Callable[[Array, Array, Any], Array]] = {
-    "silu": lambda dy, z, xp: dy * _silu_slope(z, xp),
-    "gelu": lambda dy, z, xp: dy * _gelu_slope(z, xp),
-}
-"""dz from dy and z, where y does not tell which z it came from."""
+_SLOPES: dict[str, Callable[[Array, Any], Array]] = {"silu": _silu_slope, "gelu": _gelu_slope}
+"""f'(z), where y does not tell which z it came from."""
 
 
 @checked_keywords
@@ -141,10 +138,9 @@ def activation_backward(
     Give one of y and pre_activation, of the shape and dtype of dy; for None neither is needed. Raises
     ValueError for shapes and values, TypeError for dtypes and kinds of array.
     """
-    one_of("activation", activation, (None, *ACTIVATIONS))
-    known = {"y": y, "pre_activation": pre_activation}
-    known = {name: array for name, array in known.items() if array is not None}
-    operands = arrays.adopt(None, False, dy=dy, **known)
+    given = {"y": y, "pre_activation": pre_activation}
+    known: dict[str, Any] = {name: array for name, array in given.items() if array is not None}
+    operands = arrays.adopt(dy=dy, **known)
     check_activation(activation, operands.dtype)
     for name in known:
         if operands.shape(name) != operands.shape("dy"):
@@ -157,13 +153,13 @@ def activation_backward(
         raise ValueError(
             f"{activation} takes one of y and pre_activation, got {' and '.join(known) or 'neither'}"
         )
-    if activation in _FROM_ARGUMENT and "y" in known:
+    if activation in _SLOPES and "y" in known:
         raise ValueError(f"{activation} needs pre_activation, since two of its arguments have one y; got y")
     xp, accumulator = operands.owner.namespace, DTYPES[operands.dtype].accumulator
     wide = {name: view.astype(accumulator, copy=False) for name, view in operands.views.items()}
     with np.errstate(all="ignore"):
-        if activation in _FROM_ARGUMENT:
-            dz = _FROM_ARGUMENT[activation](wide["dy"], wide["pre_activation"], xp)
+        if activation in _SLOPES:
+            dz = wide["dy"] * _SLOPES[activation](wide["pre_activation"], xp)
         else:
             result = (
                 wide["y"] if "y" in wide else ACTIVATIONS[activation].function(wide["pre_activation"], xp)

@@ -495,10 +495,10 @@ def split_volume(name: str, shape: Sequence[int], rank: int, layout: str) -> tup
     if len(extents) == rank + 1:
         extents = (1, *extents)
     if len(extents) != rank + 2:
-        advice = f"; as one channel it is {_grown(name, extents, 1, layout)}" if len(extents) == rank else ""
+        hint = f"; as one channel it is {_grown(name, extents, 1, layout)}" if len(extents) == rank else ""
         raise ValueError(
             f"{name} must have {rank + 2} axes ({axes}), or {rank + 1} without N, to go with filters of "
-            f"{rank} spatial axes; got shape {tuple(shape)}{advice}"
+            f"{rank} spatial axes; got shape {tuple(shape)}{hint}"
         )
     if layout == "channels_first":
         return extents[0], extents[1], extents[2:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ from .problem import advice
 
 
 def _of_rank(rank: int, general: Callable[..., Any], name: str) -> Callable[..., Any]:
+    of_any_rank = inspect.unwrap(general)  # whose keywords are checked here
+
     def ranked(x: Any, w: Any, *args: Any, **kwargs: Any) -> Any:
         arrays.owner_of("w", w)
         if len(w.shape) != rank + 2:
@@ -23,7 +26,7 @@ def _of_rank(rank: int, general: Callable[..., Any], name: str) -> Callable[...,
                 hint = advice(("x", "w"), x.shape, tuple(w.shape), kwargs.get("layout", "channels_first"))
                 message += hint and f"; {hint}"
             raise ValueError(message)
-        return general(x, w, *args, **kwargs)
+        return of_any_rank(x, w, *args, **kwargs)
 
     functools.update_wrapper(ranked, general)
     ranked.__name__ = ranked.__qualname__ = name

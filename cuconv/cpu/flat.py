@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .blocking import ALL
-from .padding import IMAGES_INSIDE
+from .padding import IMAGES_INSIDE, room
 from .windows import Axis, Sizes, Windows, within
 
 
@@ -49,8 +49,7 @@ class FlatImages:
         taken = (slice(first, None, axis.stride) for first, axis in zip(residue, self.axes, strict=True))
         cells = padded[(ALL, ALL, *taken)][(ALL, ALL, *map(slice, self.extents))]
         shape = (*padded.shape[:2], *self.extents)
-        image = seen.scratch(f"residue {residue}", [shape[axis] for axis in IMAGES_INSIDE], seen.dtype)
-        image = image.transpose(np.argsort(IMAGES_INSIDE))
+        image = room(shape, seen.dtype, seen.scratch, IMAGES_INSIDE, f"residue {residue}")
         if cells.shape != shape:
             image[...] = 0
         image[(ALL, ALL, *map(slice, cells.shape[2:]))] = cells

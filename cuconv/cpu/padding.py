@@ -70,11 +70,15 @@ def gather(
 
 
 def room(
-    shape: Sequence[int], dtype: np.dtype, scratch: Callable[..., np.ndarray], order: Sequence[int]
+    shape: Sequence[int],
+    dtype: np.dtype,
+    scratch: Callable[..., np.ndarray],
+    order: Sequence[int],
+    name: str = "padded",
 ) -> np.ndarray:
     """An uninitialised array (N, C, D, H, W) whose memory has the axes in the given order."""
     places = sorted(range(len(order)), key=order.__getitem__)
-    return scratch("padded", [shape[axis] for axis in order], dtype).transpose(places)
+    return scratch(name, [shape[axis] for axis in order], dtype).transpose(places)
 
 
 def fill(target: np.ndarray, a: np.ndarray, cells: Sequence[range], mode: str) -> None:

@@ -43,7 +43,7 @@ class Axis(NamedTuple):
         return 2 * self.taps * count >= self.reach(count)
 
     def within(self, count: int) -> Axis:
-        """How the windows of a block of so many output cells lie in what `gather_windows` gives.
+        """How the windows of a block of so many output cells lie in what `Windows.gather` gives.
 
         As in the array, or, where few cells are seen, what each tap sees, one tap after the other.
         """

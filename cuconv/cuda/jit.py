@@ -21,8 +21,10 @@ from typing import Any
 from .. import kept
 from .kernel import Kernel
 
-PACKAGE = Path(__file__).resolve().parent.parent
-SOURCES = next(filter(Path.is_dir, (PACKAGE / "cuda_src", PACKAGE.parent / "cuda_src")), PACKAGE / "cuda_src")
+_PACKAGE = Path(__file__).resolve().parent.parent
+SOURCES = next(
+    filter(Path.is_dir, (_PACKAGE / "cuda_src", _PACKAGE.parent / "cuda_src")), _PACKAGE / "cuda_src"
+)
 """The kernels: inside an installed package, and beside it in the source tree."""
 
 LOWEST = 75

@@ -129,7 +129,7 @@ def per_element_kernel(file: str, template: str, dtype: str) -> Kernel:
 
 
 def scheduled(build: Callable[[Draft], list[Launch]], request: Request, device: Device) -> Schedule:
-    """The launches that a family builds, with those that do the padding mode before or after them.
+    """The launches that a family builds, with those for narrower integers and the padding mode around them.
 
     Raises ValueError where one would need more blocks than a grid can have.
     """
@@ -175,15 +175,14 @@ def _widened(draft: Draft) -> list[Launch]:
     """Operands of narrower integers are copied to the workspace in the dtype of the result."""
     request, problem, launches = draft.request, draft.problem, []
     shapes = {"a": problem.x_shape(), "b": problem.w_shape()}
-    for (operand, shape), dtype in zip(shapes.items(), request.inputs or (), strict=False):
-        if dtype != request.dtype:
-            kernel, (outer, channels, *extents) = _widen_kernel(dtype, request.dtype), shape
-            wide = draft.room(shape, request.dtype, request.layout == "channels_last")
-            changes = {"a": None, "b": getattr(draft, operand), "out": wide}
-            launches.append(
-                draft.per_element(kernel, (outer, channels, (*extents,)), draft.fields(), **changes)
-            )
-            setattr(draft, operand, wide)
+    for (slot, shape), dtype in zip(shapes.items(), request.inputs or (), strict=False):
+        if dtype == request.dtype:
+            continue
+        kernel, extents = _widen_kernel(dtype, request.dtype), (shape[0], shape[1], shape[2:])
+        narrow = getattr(draft, slot)
+        wide = draft.room(shape, request.dtype, request.layout == "channels_last")
+        launches.append(draft.per_element(kernel, extents, draft.fields(), a=None, b=narrow, out=wide))
+        setattr(draft, slot, wide)
     return launches
 
 

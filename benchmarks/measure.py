@@ -18,7 +18,7 @@ from cuconv.cli.bench import plan_of
 from cuconv.cli.clock import Call, Clock, Times, in_turn, interleaved
 from cuconv.cli.oracle import Sampled, sample
 from cuconv.cli.timed_calls import Contender, Task, operands, ours
-from cuconv.plan import INPUTS, TABLES, Plan, device_of
+from cuconv.plan import INPUTS, Plan, exact_candidates
 from cuconv.problem import ConvProblem
 
 from . import ceilings, environment
@@ -56,7 +56,7 @@ class Bench:
         inputs: Any = [host[role] for role in INPUTS[key.op]]
         truth = sample(key.op, problem, key.dtype, key.layout, *inputs)
         for entry in mine:
-            self._check(entry, truth, truth.share if _is_exact(plans[entry.name]) else truth.share_overall)
+            self._check(entry, truth, truth.share if plans[entry.name].entry.exact else truth.share_overall)
         for entry in rivals:
             self._check(entry, truth, truth.share_overall)
         row = self._timed(key, tasks[0], plans, mine, [entry for entry in rivals if entry.takes_part])
@@ -81,15 +81,9 @@ class Bench:
         """The plans of our contenders, by the name that is asked for; auto's choice is the first."""
         if not self.algorithms:
             auto = plan_of(task, self.clock)
-            device = device_of(auto.backend, auto.arch)
-            exact = [
-                entry.name
-                for entry in TABLES[auto.backend][task.op]
-                if entry.exact
-                and entry.applies(auto.request, device) is None
-                and entry.name != auto.algorithm
-            ]
-            return {auto.algorithm: auto} | {name: plan_of(task, self.clock, name) for name in exact}
+            names = [entry.name for entry in exact_candidates(auto.request, auto.backend, auto.arch)]
+            others = {name: plan_of(task, self.clock, name) for name in names if name != auto.algorithm}
+            return {auto.algorithm: auto} | others
         plans = {}
         for name in self.algorithms:
             try:
@@ -194,10 +188,6 @@ def _entry(name: str, prepare: Callable[[Task], Contender | None], tasks: list[T
         entry.call = in_turn([contender.call for contender in contenders])
         entry.result = contenders[0].result
     return entry
-
-
-def _is_exact(plan: Plan) -> bool:
-    return any(entry.exact for entry in TABLES[plan.backend][plan.request.op] if entry.name == plan.algorithm)
 
 
 def workspace(clock: Clock, plan: Plan, call: Call) -> Memory:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 from . import arrays, cpu, processor, tuning
@@ -60,12 +60,18 @@ class Plan(Schedule):
             raise ValueError(f"bias was {'' if self.request.bias else 'not '}announced to plan()")
         return Call(self.request, operands, names).run(self)
 
+    @property
+    def entry(self) -> Algorithm:
+        """The entry of the table that made it."""
+        return next(entry for entry in TABLES[self.backend][self.request.op] if entry.name == self.algorithm)
+
     def __str__(self) -> str:
         problem, op, dtype = self.request.problem, self.request.op, self.request.dtype
         place = f"cpu with {self.arch}" if self.backend == "cpu" else self.arch or self.backend
+        proof = self.entry.proof
         lines = [
             str(self.request),
-            f"  algorithm  {self.algorithm} on {place}: {self.why}",
+            f"  algorithm  {self.algorithm} on {place}: {self.why}" + (f"; {proof}" if proof else ""),
             f"  work       {problem.flops(op, dtype):,} FLOP, at least {self.request.bytes:,} bytes",
             f"  workspace  {self.workspace_bytes:,} bytes",
         ]
@@ -243,6 +249,8 @@ def _make_plan(request: Request, algorithm: str, backend: str, arch: str | None)
             if others
             else "the only exact one that applies"
         )
+        if left_out := [name for name in names if name in avoided()]:
+            why += f"; {AVOID} leaves out {', '.join(left_out)}"
     else:
         chosen = table[names.index(algorithm)]
         why = "asked for by name"
@@ -254,13 +262,36 @@ def _make_plan(request: Request, algorithm: str, backend: str, arch: str | None)
 
 
 def exact_candidates(request: Request, backend: str, arch: str | None = None) -> list[Algorithm]:
-    """The entries that `auto` and `tune` choose from, in the table's order."""
+    """The entries that `auto` and `tune` choose from, in the table's order; ValueError where none is left."""
     device = device_of(backend, arch)
-    return [
+    exact = [
         entry
         for entry in TABLES[backend][request.op]
-        if entry.exact and (entry.on_device or entry.floor) and entry.applies(request, device) is None
+        if entry.exact and entry.applies(request, device) is None
     ]
+    candidates = [entry for entry in exact if entry.name not in avoided()]
+    if not candidates:
+        names = ", ".join(entry.name for entry in exact)
+        raise ValueError(
+            f"{AVOID} leaves nothing that does {request}, of {names}: take one of these out of it, or name "
+            f"one in the call, as algorithm={exact[-1].name!r}"
+        )
+    return candidates
+
+
+AVOID = "CUCONV_AVOID"
+"""The variable that names algorithms, with commas between, which `auto` and `tune` leave out."""
+
+
+@cache
+def avoided() -> tuple[str, ...]:
+    """What the environment says to leave out, on either backend.
+
+    It is read once, when the first plan is made: a call is to look nothing up that does not change.
+    """
+    known = sorted({entry.name for table in TABLES.values() for of_op in table.values() for entry in of_op})
+    names = [name.strip() for name in os.environ.get(AVOID, "").split(",")]
+    return tuple(one_of(f"each name in {AVOID}", name, known) for name in names if name)
 
 
 def device_of(backend: str, arch: str | None) -> Device | Processor:

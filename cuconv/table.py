@@ -25,11 +25,10 @@ class Algorithm:
     plan       the launches for a request it applies to.
     estimate   predicted seconds; only compared between entries of one table.
     exact      every result is the plain sum of its products in the accumulator dtype.
-    on_device  a benchmark record covers it, on a device where it needs one.
-    floor      it is there so that every problem has an algorithm, record or not.
+    recorded   whether a benchmark record of a GPU times it; None for the CPU, which every test runs on.
 
-    `auto` and `tune` take exact entries that are on_device or the floor; the others have to be named.
-    They are told what they are for: a `cuda.device.Device`, or a `processor.Processor`.
+    `auto` and `tune` take exact entries; the others have to be named. Entries are told what they are for: a
+    `cuda.device.Device`, or a `processor.Processor`.
     """
 
     name: str
@@ -37,8 +36,14 @@ class Algorithm:
     plan: Callable[[Request, Any], Schedule]
     estimate: Callable[[Request, Any], float]
     exact: bool = True
-    on_device: bool = True
-    floor: bool = False
+    recorded: bool | None = None
+
+    @property
+    def proof(self) -> str:
+        """What stands behind an entry's name in a plan: whether a device record covers it."""
+        return {None: "", True: "covered by a device record", False: "proven without a device record"}[
+            self.recorded
+        ]
 
 
 Table = dict[str, tuple[Algorithm, ...]]

@@ -9,6 +9,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import hypothesis
 import pytest
 
+from cuconv.plan import _make_plan, _winners, avoided
+
 # A failing example prints the line that repeats it; CI draws the same examples every time.
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("ci", deadline=None, print_blob=True, derandomize=True)
@@ -21,6 +23,20 @@ def _winners_of_the_tests(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUCONV_CACHE_DIR", str(tmp_path_factory.mktemp("tuned")))
         yield
+
+
+@pytest.fixture
+def fresh_plans():
+    """No plan is known, nor what CUCONV_AVOID says, and nothing of it is when the test is over."""
+
+    def forget():
+        _make_plan.cache_clear()
+        avoided.cache_clear()
+        _winners.clear()
+
+    forget()
+    yield
+    forget()
 
 
 def pytest_terminal_summary(terminalreporter):

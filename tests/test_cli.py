@@ -1,7 +1,11 @@
 """The command line: demo, info and check, as a user runs them."""
 
 import ctypes
+import dataclasses
+import functools
+import itertools
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -12,16 +16,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cuconv import ConvProblem, __version__
+from cuconv import ConvProblem, __version__, cpu
 from cuconv.cli import bench, check, demo, info
 from cuconv.cli.clock import CpuClock
 from cuconv.cli.main import NOTATION, main
 from cuconv.cli.timed_calls import Contender
 from cuconv.cuda import jit
 from cuconv.dtypes import DTYPES
+from cuconv.plan import RESULT, RUNNERS, TABLES, avoided
 from cuconv.problem import PADDING_MODES
 
 from . import conftest, fuzz
+from .emulator import emulated
 from .reference import Reference, wrapped
 
 
@@ -136,6 +142,22 @@ def test_check_passes_here(capsys):
     assert "all within their bounds" in text
 
 
+@pytest.fixture
+def altered(monkeypatch):
+    """A function that has some results of the NumPy path changed after they were computed."""
+
+    def alter(change, whose):
+        def run(request, plan, operands, bias):
+            cpu.run(request, plan, operands, bias)
+            if whose(request, plan):
+                result = operands[RESULT[request.op]]
+                result[...] = change(result).astype(result.dtype)
+
+        monkeypatch.setitem(RUNNERS, "cpu", run)
+
+    return alter
+
+
 @pytest.mark.parametrize(
     ("dtype", "wrong"),
     [
@@ -145,38 +167,122 @@ def test_check_passes_here(capsys):
         ("complex64", lambda y: y * 1.001),
     ],
 )
-def test_check_fails_where_a_result_is_wrong(monkeypatch, capsys, dtype, wrong):
-    real = check.conv
-    monkeypatch.setattr(check, "conv", lambda *args, **options: wrong(real(*args, **options)).astype(dtype))
-    monkeypatch.setattr(check, "DTYPES", {dtype: DTYPES[dtype]})
-    assert main(["check"]) == 1
-    assert f"fprop {dtype} {check.PROBLEMS[0]}" in capsys.readouterr().out
-
-
-def test_check_fails_where_sums_of_bytes_are_not_exact(monkeypatch, capsys):
-    real = check.conv
-    monkeypatch.setattr(
-        check, "conv", lambda x, *args, **options: real(x, *args, **options) + (x.dtype == "u1")
-    )
+def test_check_fails_where_a_result_is_wrong(altered, monkeypatch, capsys, dtype, wrong):
+    altered(wrong, lambda request, plan: request.op == "fprop" and plan.algorithm == "gemm")
+    monkeypatch.setattr(check, "COLUMNS", (dtype,))
     assert main(["check"]) == 1
     text = capsys.readouterr().out
-    assert text.count("fprop of bytes in int32 n") == len(check.PROBLEMS)
-    assert "times its bound" not in text
+    assert f"gemm fprop {dtype} {check.PROBLEMS[0]}" in text
+    assert text.endswith("\nCUCONV_AVOID=gemm, and auto and tune leave out what failed.\n")
+    assert "within their bounds" not in text
+
+
+def test_check_names_every_algorithm_that_is_wrong(altered, monkeypatch, capsys):
+    altered(lambda dw: dw + 1, lambda request, plan: request.op == "wgrad")
+    monkeypatch.setattr(check, "COLUMNS", ("float32",))
+    assert main(["check"]) == 1
+    names = [entry.name for entry in TABLES["cpu"]["wgrad"] if entry.exact]
+    assert f"\nCUCONV_AVOID={','.join(names)}, and auto" in capsys.readouterr().out
+
+
+def test_check_fails_where_sums_of_bytes_are_not_exact(altered, capsys):
+    altered(lambda y: y + 1, lambda request, plan: request.inputs is not None)
+    assert main(["check"]) == 1
+    failures = [line for line in capsys.readouterr().out.splitlines() if line.endswith("times its bound")]
+    assert {tuple(line.split()[1:3]) for line in failures} == {("fprop", check.BYTES)}
+    assert "gemm" in [line.split()[0] for line in failures]
 
 
 def test_check_prints_the_worst(monkeypatch, capsys):
-    shares = iter([0.5] + [0.25] * (len(check.PROBLEMS) - 1))
-    monkeypatch.setattr(check, "DTYPES", {"float32": DTYPES["float32"]})
-    monkeypatch.setattr(check, "errors", lambda *_: {"fprop": next(shares)})
+    shares = itertools.chain([0.5], itertools.repeat(0.25))
+    monkeypatch.setattr(check, "COLUMNS", ("float32", "int32"))
+    monkeypatch.setattr(check, "_entries", lambda backend: [("fprop", TABLES["cpu"]["fprop"][-1])])
+    monkeypatch.setattr(check.Case, "share", lambda *_: next(shares))
     assert main(["check"]) == 0
-    assert "float32         50.0%" in capsys.readouterr().out
+    assert "fprop    50.0%  25.0%\n" in capsys.readouterr().out
 
 
 def test_check_passes_its_seed_on(monkeypatch):
     seeds = set()
-    monkeypatch.setattr(check, "errors", lambda problem, dtype, seed, xp: seeds.add(seed) or {})
+    monkeypatch.setattr(check, "_failures", lambda backend, xp, seed: seeds.add(seed) or {})
     assert main(["check", "--seed", "7"]) == 0
     assert seeds == {7}
+
+
+@pytest.fixture
+def emulated_check(monkeypatch, fresh_plans, capsys):
+    """Runs `check` on the CUDA table, emulated, on little: its status and its lines."""
+
+    def run():
+        with emulated():
+            status = check.check("cuda")
+        return status, capsys.readouterr().out.splitlines()
+
+    monkeypatch.setattr(check, "PROBLEMS", ("n1c2w9 k4s3 p1", "n1c2h5w6 k2r3s2 g2 p1 circular"))
+    monkeypatch.setattr(check, "COLUMNS", ("float32", check.BYTES))
+    return run
+
+
+def plant(monkeypatch, name, plan):
+    """Let an entry of the CUDA table plan fprop so: plan(entry, request, device)."""
+    entries = list(TABLES["cuda"]["fprop"])
+    (at,) = (index for index, entry in enumerate(entries) if entry.name == name)
+    entries[at] = dataclasses.replace(entries[at], plan=functools.partial(plan, entries[at]))
+    monkeypatch.setitem(TABLES["cuda"], "fprop", tuple(entries))
+
+
+def fused(entry, request, device):
+    """The plan of another request: its kernel does more than it is asked for."""
+    return entry.plan(dataclasses.replace(request, activation="relu"), device)
+
+
+def refused(*_):
+    raise RuntimeError("CUDA_ERROR_NO_BINARY_FOR_GPU: no kernel image\nis available")
+
+
+def test_check_runs_every_entry_of_the_cuda_table(emulated_check):
+    status, lines = emulated_check()
+    assert (status, lines[-1]) == (0, "all within their bounds")
+    entries = [(entry.name, op) for op, of_op in TABLES["cuda"].items() for entry in of_op]
+    assert sorted(tuple(line.split()[:2]) for line in lines if "%" in line) == sorted(entries)
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (fused, "times its bound"),
+        (refused, "raised RuntimeError: CUDA_ERROR_NO_BINARY_FOR_GPU: no kernel image"),
+    ],
+)
+def test_check_says_which_entry_fails_and_how_to_avoid_it(emulated_check, monkeypatch, plan, words):
+    """Whether or not auto would choose it. The others run all the same, and pass where it is left out."""
+    plant(monkeypatch, "simt", plan)
+    status, lines = emulated_check()
+    assert status == 1
+    failures = [line for line in lines if line.startswith("simt fprop ")]
+    assert [line.split()[2] for line in failures] == ["float32", check.BYTES]
+    assert all(line.endswith(words) for line in failures)
+    assert sum("FAILED" in line for line in lines) == 1
+    assert sum("%" in line for line in lines) == 9
+    assert lines[-1] == "CUCONV_AVOID=simt, and auto and tune leave out what failed."
+    avoided.cache_clear()
+    monkeypatch.setenv("CUCONV_AVOID", "simt")
+    status, lines = emulated_check()
+    assert status == 0
+    assert lines[-2:] == ["CUCONV_AVOID leaves out simt: not run.", "all within their bounds"]
+
+
+def test_check_ends_where_the_gpu_answers_no_more(emulated_check, monkeypatch):
+    """After some errors every call of a process fails, whoever's it is: only the first is to blame."""
+    monkeypatch.setenv("CUCONV_AVOID", "depthwise")
+    monkeypatch.setattr(check, "on_host", refused)
+    status, lines = emulated_check()
+    assert status == 1
+    assert [line.split()[:3] for line in lines if "raised RuntimeError" in line] == [
+        ["simt", "fprop", "float32"]
+    ]
+    assert "Since then the GPU refuses all work of this process: leave out what failed" in lines
+    assert lines[-1] == "CUCONV_AVOID=depthwise,simt, and auto and tune leave out what failed."
 
 
 @pytest.mark.parametrize("seed", ["-1", "1.5", "", "0x1"])
@@ -284,14 +390,45 @@ def test_explain_prints_the_plan_and_the_candidates(capsys):
     assert "fprop" not in text
 
 
-def test_explain_says_what_auto_leaves_alone(capsys):
+def test_explain_says_what_stands_behind_a_candidate(capsys):
     text = explained(capsys, "n2c8h9w9 k8r3s3 g8", "--device", "sm_90", "--dtype", "complex64")
-    assert text.count("by name only: no benchmark on a device covers it yet") == 3
+    assert text.count(" ms, proven without a device record\n") == 9
     assert "\nbgrad: sum" in explained(capsys, "n2c8h9w9 k8r3s3", "--device", "sm_90", "--op", "bgrad")
     text = explained(capsys, "n2c8h9w9 k8r3s3 g8", "--device", "cpu", "--algorithm", "fft", "--op", "fprop")
     assert "fprop: fft, asked for by name" in text
     assert "fft: about" in text
-    assert "it rounds where a plain sum is exact" in text
+    assert " ms, by name only: it rounds where a plain sum is exact\n" in text
+    assert "device record" not in text
+
+
+def test_explain_and_info_say_what_is_avoided(fresh_plans, monkeypatch, capsys):
+    monkeypatch.setenv("CUCONV_AVOID", "depthwise")
+    text = explained(capsys, "n2c8h9w9 k8r3s3 g8", "--device", "sm_90", "--op", "fprop")
+    assert "before simt; CUCONV_AVOID leaves out depthwise\n" in text
+    assert re.search("depthwise: about .* by name only: CUCONV_AVOID leaves it out\n", text)
+    assert dict(info.findings()[0])["CUCONV_AVOID"] == "depthwise"
+
+
+def test_a_name_to_avoid_that_is_none(fresh_plans, monkeypatch, capsys):
+    """`info` shows what is wrong with it; what would make plans says so and ends."""
+    message = "each name in CUCONV_AVOID must be one of 'col2im', "
+    monkeypatch.setenv("CUCONV_AVOID", "depthwize")
+    for command in ("check", "bench", "demo", "explain n2c8h9w9 k8r3s3"):
+        with pytest.raises(SystemExit):
+            main(command.split(" ", 1))
+        assert message in capsys.readouterr().err
+    assert main(["info"]) == 0
+    assert message in capsys.readouterr().out
+
+
+def test_info_says_what_stands_behind_the_gpus_algorithms(monkeypatch):
+    (total,) = TABLES["cuda"]["bgrad"]
+    for recorded, proofs in (
+        (False, "proven without a device record: depthwise, simt, direct, sum"),
+        (True, "proven without a device record: depthwise, simt, direct; covered by a device record: sum"),
+    ):
+        monkeypatch.setitem(TABLES["cuda"], "bgrad", (dataclasses.replace(total, recorded=recorded),))
+        assert dict(info.findings()[0])["GPU algorithms"] == proofs
 
 
 @pytest.mark.parametrize(

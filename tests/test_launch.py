@@ -219,12 +219,13 @@ def test_nothing_is_launched_for_empty_results(cupy):
     assert cupy.launched == []
 
 
-def test_tune_times_the_floor(cupy):
+def test_tune_times_every_candidate(cupy):
     for _ in range(2):
-        cuconv.conv(Array((2, 4, 9)), Array((6, 4, 3)), algorithm="tune")
+        cuconv.conv(Array((2, 4, 9)), Array((8, 1, 3)), groups=4, algorithm="tune")
     names = [call[0].template for call in cupy.launched]
-    assert names[:4] == ["conv_fprop_simt"] * 2 + ["conv_fprop_direct"] * 2
-    assert len(names) == 6
+    candidates = ["conv_fprop_depthwise", "conv_fprop_simt", "conv_fprop_direct"]
+    assert names[:6] == [name for name in candidates for _ in range(2)]
+    assert len(names) == 8
 
 
 def test_arrays_elsewhere(cupy):

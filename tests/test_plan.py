@@ -1,6 +1,7 @@
 """Plans: plain data, cached, printable, reusable; their workspace is what is used."""
 
 import dataclasses
+import itertools
 import pickle
 import tracemalloc
 
@@ -8,11 +9,22 @@ import numpy as np
 import pytest
 
 import cuconv
+from benchmarks import suites
+from benchmarks.record import all_records
 from cuconv.activations import ACTIVATIONS as ACTIVATION_FUNCTIONS
 from cuconv.cpu import TABLE, blocking
 from cuconv.dtypes import DTYPES
-from cuconv.plan import Call, _winners, current_arch, exact_candidates, make_plan
-from cuconv.problem import ACTIVATIONS, Request
+from cuconv.plan import (
+    TABLES,
+    Call,
+    _make_plan,
+    _winners,
+    avoided,
+    current_arch,
+    exact_candidates,
+    make_plan,
+)
+from cuconv.problem import ACTIVATIONS, LAYOUTS, Request
 
 from .cases import OPS, Case, applies, check_seeds, threads, workspace
 
@@ -416,3 +428,103 @@ def test_blocks_cover_every_cell_once():
         seen[block] += 1
     assert (seen == 1).all()
     assert list(blocking.blocks((0, 7), (1, 3))) == []
+
+
+def all_requests(suite):
+    """The depthwise problems of a suite, in every dtype and layout, each op."""
+    problems = [problem for problem in suites.read(suite).problems if problem.groups == problem.c]
+    for problem, dtype, layout, op in itertools.product(problems, DTYPES, LAYOUTS, OPS):
+        conjugate = dtype.startswith("complex") and op != "fprop"
+        yield Request(op, problem, dtype, layout, conjugate=conjugate)
+
+
+@pytest.mark.parametrize("suite", ["mobilenet_dw", "convnext", "large_kernel"])
+def test_depthwise_does_depthwise_problems_on_a_gpu(suite):
+    """It is proven as all entries are, so the least estimated time decides, record or not."""
+    requests = list(all_requests(suite))
+    assert len(requests) >= 4 * len(DTYPES) * len(LAYOUTS) * len(OPS)
+    for request in requests:
+        plan = make_plan(request, "auto", "cuda", "sm_90")
+        assert (plan.algorithm, plan.why) == ("depthwise", "least estimated time, before simt, direct")
+
+
+def test_a_plan_says_what_stands_behind_it():
+    shapes = (2, 8, 9, 9), (8, 1, 3, 3)
+    on_gpu = str(cuconv.plan("fprop", *shapes, groups=8, backend="cuda", device="sm_90"))
+    assert "on sm_90: least estimated time, before simt, direct; proven without a device record\n" in on_gpu
+    assert "record" not in str(cuconv.plan("fprop", *shapes, groups=8))
+
+
+def test_entries_that_a_device_record_covers_say_so():
+    """Where the records are, which are no part of a wheel."""
+    timed = {
+        timing.contender
+        for found in all_records().values()
+        if found.environment.device == "cuda"
+        for row in found.rows.values()
+        for timing in row.ours
+        if timing.median_s
+    }
+    for op, entries in TABLES["cuda"].items():
+        assert {entry.name for entry in entries if entry.recorded} == timed & {e.name for e in entries}, op
+    assert all(entry.recorded is None for entries in TABLES["cpu"].values() for entry in entries)
+
+
+# -- what the environment has auto leave out ----------------------------------------------------------
+
+GROUPED = ("fprop", (2, 8, 9, 9), (8, 1, 3, 3), "float32")
+
+
+def grouped(**options):
+    return cuconv.plan(*GROUPED, groups=8, **options)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cuda"])
+def test_auto_leaves_out_what_is_to_be_avoided(backend, fresh_plans, monkeypatch):
+    first = grouped(backend=backend)
+    candidates = [entry.name for entry in exact_candidates(first.request, backend)]
+    monkeypatch.setenv("CUCONV_AVOID", f" {first.algorithm}, {candidates[-1]},")
+    avoided.cache_clear()
+    _make_plan.cache_clear()
+    second = grouped(backend=backend)
+    assert second.algorithm in candidates[:-1]
+    assert second.algorithm != first.algorithm
+    assert second.why.endswith(f"; CUCONV_AVOID leaves out {first.algorithm}, {candidates[-1]}")
+    assert second.why.count(first.algorithm) == 1
+    assert grouped(backend=backend, algorithm=first.algorithm).algorithm == first.algorithm
+
+
+def test_the_environment_is_read_once(fresh_plans, monkeypatch):
+    """It is no work of each call, so a change goes unseen."""
+    before = grouped()
+    monkeypatch.setenv("CUCONV_AVOID", before.algorithm)
+    _make_plan.cache_clear()
+    assert grouped() == before
+
+
+def test_nothing_is_left(fresh_plans, monkeypatch):
+    monkeypatch.setenv("CUCONV_AVOID", "simt,direct,sum")
+    message = (
+        "CUCONV_AVOID leaves nothing that does fprop float32 .*, of simt, direct: take one of these out of "
+        "it, or name one in the call, as algorithm='direct'"
+    )
+    shapes = (2, 3, 9), (6, 3, 3)
+    with pytest.raises(ValueError, match=message):
+        cuconv.plan("fprop", *shapes, backend="cuda")
+    assert cuconv.plan("fprop", *shapes, backend="cuda", algorithm="direct").algorithm == "direct"
+    assert grouped(backend="cuda").algorithm == "depthwise"
+    with pytest.raises(ValueError, match="CUCONV_AVOID leaves nothing that does bgrad"):
+        cuconv.conv_bias_grad(np.ones((2, 6, 7)))
+
+
+def test_a_name_that_no_algorithm_has(fresh_plans, monkeypatch):
+    """In every call, until it is mended."""
+    monkeypatch.setenv("CUCONV_AVOID", "fft,depth-wise")
+    message = (
+        r"each name in CUCONV_AVOID must be one of 'col2im', .*, got 'depth-wise'; did you mean 'depthwise'\?"
+    )
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            cuconv.conv(np.ones((1, 2, 9)), np.ones((2, 2, 3)))
+    monkeypatch.setenv("CUCONV_AVOID", "fft,depthwise")
+    assert cuconv.conv(np.ones((1, 2, 9)), np.ones((2, 2, 3))).shape == (1, 2, 7)

@@ -18,7 +18,7 @@ import pytest
 import cuconv
 from cuconv import kept, machine, tuning
 from cuconv.cli import info
-from cuconv.plan import Call, _winners, current_arch, exact_candidates
+from cuconv.plan import Call, _winners, avoided, current_arch, exact_candidates
 from cuconv.problem import ConvProblem, Request
 
 from .test_kept import soon
@@ -113,6 +113,25 @@ def test_the_file(path, timed):
     assert re.fullmatch("cuconv-tuned-2-[0-9a-f]{64}[.]json", path.name)
     again = tune()
     assert (again.algorithm, again.why) == (winner.algorithm, "fastest when timed by an earlier process")
+    assert timed == BOTH
+
+
+def test_what_is_to_be_avoided_is_neither_timed_nor_remembered(path, timed, fresh_plans, monkeypatch):
+    """Winners of earlier processes count among the same candidates only, whichever these are."""
+    first = tune()
+    monkeypatch.setenv("CUCONV_AVOID", first.algorithm)
+    avoided.cache_clear()
+    timed.clear()
+    left = [name for name in CANDIDATES if name != first.algorithm]
+    second = tune()
+    assert second.algorithm in left
+    assert timed == [name for name in left for _ in range(2)]
+    assert json.loads(path.read_text())["among"] == left
+    assert tune().why == "fastest when timed by an earlier process"
+    monkeypatch.delenv("CUCONV_AVOID")
+    avoided.cache_clear()
+    timed.clear()
+    assert tune().why == "fastest when timed"
     assert timed == BOTH
 
 

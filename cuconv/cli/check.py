@@ -1,6 +1,7 @@
-"""The self-test: every op on a spread of problems, on the user's own machine, against a plain evaluation.
+"""The self-test: every algorithm on a spread of problems, on the user's own machine, against plain sums.
 
-It runs on the GPU where there is one that CuPy can use.
+It runs on the GPU where there is one that CuPy can use. Each exact entry of the table is taken by name,
+whatever `auto` would choose; one that fails is named, with how to avoid it.
 
 The plain evaluation is in double precision and does not use the library: it lists for every output cell and
 filter tap the input cell that `numpy.pad` says lies there, and sums.
@@ -8,16 +9,19 @@ filter tap the input cell that `numpy.pad` says lies there, and sums.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from .. import ConvProblem, conv, conv_bias_grad, conv_input_grad, conv_weight_grad
 from ..arrays import on_host
 from ..cuda import jit
 from ..dtypes import DTYPES
+from ..plan import AVOID, INPUTS, TABLES, avoided, current_arch, device_of, make_plan
+from ..problem import ConvProblem, Request
+from ..table import Algorithm
 from .oracle import terms, units
 
 PROBLEMS = (
@@ -36,6 +40,11 @@ PROBLEMS = (
     "n2c4d6h7w8 k4t2r3s2 g4 sd2sh1sw2 p1 circular",
 )
 """One-line problems: every rank, padding mode, groups, stride and dilation."""
+
+BYTES = "uint8"
+"""Stands for x of uint8 and w of int8, summed in int32."""
+
+COLUMNS = (*DTYPES, BYTES)
 
 _NUMPY_MODES = {
     "zeros": "constant",
@@ -96,28 +105,132 @@ class PlainEvaluation:
         return dy.reshape(p.n, p.groups, p.k // p.groups, -1)
 
 
+class Case:
+    """A problem in a dtype, or of bytes: operands by role, and the true result of each op that there is."""
+
+    def __init__(self, problem: ConvProblem, dtype: str, seed: int = 0) -> None:
+        self.problem, self.dtype = problem, "int32" if dtype == BYTES else dtype
+        self.inputs = ("uint8", "int8") if dtype == BYTES else None
+        self.kind = DTYPES[self.dtype].kind
+        rng = np.random.default_rng(seed)
+        shapes = {"x": problem.x_shape(), "w": problem.w_shape(), "dy": problem.y_shape()}
+        dtypes = dict.fromkeys(shapes, self.dtype) | dict(zip("xw", self.inputs or (), strict=False))
+        self.operands = {role: _drawn(rng, shape, dtypes[role]) for role, shape in shapes.items()}
+        wide: Any = {"f": np.float64, "c": np.complex128, "i": np.int64}[self.kind]
+        plain = PlainEvaluation(problem)
+        self.truth: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        for op in ("fprop",) if self.inputs else INPUTS:
+            sums = getattr(plain, op)
+            operands = [self.operands[role].astype(wide) for role in INPUTS[op]]
+            self.truth[op] = sums(*operands), sums(*map(np.abs, operands))
+
+    def request(self, op: str) -> Request:
+        """The op on the problem, as the public functions ask for it."""
+        conjugate = self.kind == "c" and op in ("dgrad", "wgrad")
+        return Request(op, self.problem, self.dtype, conjugate=conjugate, inputs=self.inputs)
+
+    def share(self, op: str, algorithm: str, backend: str, xp: Any = np) -> float:
+        """The largest error of an algorithm, as a share of what a sum of so many products may lose.
+
+        xp is the library whose arrays are computed with, numpy or cupy.
+        """
+        plan = make_plan(self.request(op), algorithm, backend, current_arch(backend))
+        result = on_host(plan(*(xp.asarray(self.operands[role]) for role in INPUTS[op])))
+        return units(result, *self.truth[op], self.dtype) / terms(self.problem, op, self.kind)
+
+
+def _drawn(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """Normal numbers, all bytes, or integers so large that sums of their products wrap around."""
+    real = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    if real.kind in "iu":
+        low, high = (-(2**20), 2**20) if real.itemsize > 1 else (np.iinfo(real).min, np.iinfo(real).max + 1)
+        return rng.integers(low, high, shape, real)
+    values: Any = rng.standard_normal(shape)
+    return (values + 1j * rng.standard_normal(shape) if real.kind == "c" else values).astype(real)
+
+
 def main(seed: int = 0) -> int:
-    """Run the self-test and print a table of errors; 0 if every element is within its bound."""
+    """Run the self-test where arrays are computed with by default; 0 if every element is within its bound."""
     cupy = jit.usable_cupy()
+    return check("cuda" if cupy else "cpu", cupy or np, seed)
+
+
+def check(backend: str, xp: Any = np, seed: int = 0) -> int:
+    """Print a table of errors, and what to do where an algorithm fails; 1 if one does."""
     print(f"On {place()}.")
-    print(f"Largest error of each op over {len(PROBLEMS)} problems, as a share of its bound: the number of")
-    print("products times the accumulator's epsilon times the sum of |products|. Integers must be equal.\n")
-    ops = ("fprop", "dgrad", "wgrad", "bgrad")
-    print(f"{'dtype':12}" + "".join(f"{op:>9}" for op in ops))
-    failures = []
-    for dtype in DTYPES:
-        worst = dict.fromkeys(ops, 0.0)
-        for line in PROBLEMS:
-            for op, share in errors(ConvProblem.parse(line), dtype, seed, cupy or np).items():
-                worst[op] = max(worst[op], share)
-                if not share <= 1:
-                    failures.append(f"{op} {dtype} {line}: {share:.3g} times its bound")
-        print(f"{dtype:12}" + "".join(f"{worst[op]:9.1%}" for op in ops))
-    wrong = [line for line in PROBLEMS if bytes_differ(ConvProblem.parse(line), seed, cupy or np)]
-    failures += [f"fprop of bytes in int32 {line} is not exact" for line in wrong]
-    print(f'{"uint8":12}{np.inf if wrong else 0:9.1%}    (x and w of bytes, out_dtype="int32")')
-    print("\n" + ("\n".join(failures) if failures else "all within their bounds"))
-    return 1 if failures else 0
+    print(f"Largest error of each exact algorithm over {len(PROBLEMS)} problems, as a share of its bound:")
+    print("the number of products times the accumulator's epsilon times the sum of |products|. Integers must")
+    print(f"be equal; {BYTES} is x and w of bytes, summed in int32; - is where it applies to no problem.\n")
+    failures = _failures(backend, xp, seed)
+    print()
+    if avoided():
+        print(f"{AVOID} leaves out {', '.join(avoided())}: not run.")
+    if not failures:
+        print("all within their bounds")
+        return 0
+    print("\n".join(line for lines in failures.values() for line in lines))
+    print("\nPlease report this, with what python -m cuconv info prints. Until it is mended, set")
+    print(f"{AVOID}={','.join([*avoided(), *failures])}, and auto and tune leave out what failed.")
+    return 1
+
+
+def _failures(backend: str, xp: Any, seed: int) -> dict[str, list[str]]:
+    """Print the table; what failed, by algorithm, in a line for each op and dtype."""
+    widths = {dtype: max(len(dtype), 6) + 1 for dtype in COLUMNS}
+    print(" " * 16 + "".join(f"{dtype:>{width}}" for dtype, width in widths.items()))
+    problems = [ConvProblem.parse(line) for line in PROBLEMS]
+    cases = {dtype: [Case(problem, dtype, seed) for problem in problems] for dtype in widths}
+    failures: dict[str, list[str]] = {}
+    for op, entry in _entries(backend):
+        print(f"{entry.name:10}{op:6}", end="", flush=True)
+        for dtype, width in widths.items():
+            share, failure = _worst(op, entry, cases[dtype], backend, xp)
+            cell = "FAILED" if failure else "-" if share is None else f"{share:.1%}"
+            print(f"{cell:>{width}}", end="", flush=True)
+            if failure:
+                failures.setdefault(entry.name, []).append(f"{entry.name} {op} {dtype} {failure}")
+                if not _answers(xp):
+                    print("\n\nSince then the GPU refuses all work of this process: leave out what failed")
+                    print("to have the rest checked.")
+                    return failures
+        print()
+    return failures
+
+
+def _entries(backend: str) -> list[tuple[str, Algorithm]]:
+    """What runs, op by op and algorithm by algorithm."""
+    table = TABLES[backend]
+    entries = [(op, entry) for op, of_op in table.items() for entry in of_op if entry.exact]
+    names = list(dict.fromkeys(entry.name for _, entry in entries))
+    kept = [pair for pair in entries if pair[1].name not in avoided()]
+    return sorted(kept, key=lambda pair: names.index(pair[1].name))
+
+
+def _worst(
+    op: str, entry: Algorithm, cases: Sequence[Case], backend: str, xp: Any
+) -> tuple[float | None, str]:
+    """An algorithm's largest share of a bound, None where it applies to no case; and its first failure."""
+    worst, device = None, device_of(backend, current_arch(backend))
+    for case in cases:
+        if op not in case.truth or entry.applies(case.request(op), device) is not None:
+            continue
+        try:
+            share = case.share(op, entry.name, backend, xp)
+        except Exception as raised:  # what does not compile, or cannot be launched
+            reason = (str(raised).splitlines() or [""])[0]
+            return None, f"{case.problem}: raised {type(raised).__name__}: {reason}"
+        if not share <= 1:
+            return share, f"{case.problem}: {share:.3g} times its bound"
+        worst = max(worst or 0.0, share)
+    return worst, ""
+
+
+def _answers(xp: Any) -> bool:
+    """Whether the device still computes: after an access to foreign memory every call of a process fails."""
+    try:
+        return bool(on_host(xp.ones(1))[0] == 1)
+    except Exception:
+        return False
 
 
 def place() -> str:
@@ -127,48 +240,3 @@ def place() -> str:
         return f"the CPU with NumPy {np.__version__}"
     name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())["name"].decode()
     return f"{name} ({jit.current_arch()}) with CuPy {cupy.__version__}"
-
-
-def errors(problem: ConvProblem, dtype: str, seed: int = 0, xp: Any = np) -> dict[str, float]:
-    """Per op, the largest error as a share of what a sum of so many products may lose.
-
-    xp is the library whose arrays are computed with, numpy or cupy.
-    """
-    rng = np.random.default_rng(seed)
-    kind = DTYPES[dtype].kind
-    real = np.dtype(getattr(ml_dtypes, dtype, dtype))
-
-    def draw(shape: tuple[int, ...]) -> np.ndarray:
-        if kind == "i":
-            return rng.integers(-(2**20), 2**20, shape).astype(real)
-        values = rng.standard_normal(shape)
-        return (values + 1j * rng.standard_normal(shape) if kind == "c" else values).astype(real)
-
-    x, w, dy = draw(problem.x_shape()), draw(problem.w_shape()), draw(problem.y_shape())
-    options = problem.options()
-    x_there, w_there, dy_there = (xp.asarray(array) for array in (x, w, dy))
-    results = {
-        "fprop": conv(x_there, w_there, None, **options),
-        "dgrad": conv_input_grad(dy_there, w_there, x.shape, **options),
-        "wgrad": conv_weight_grad(x_there, dy_there, w.shape, **options),
-        "bgrad": conv_bias_grad(dy_there),
-    }
-    got = {op: on_host(result) for op, result in results.items()}
-    plain = PlainEvaluation(problem)
-    wide = {"f": np.float64, "c": np.complex128, "i": np.int64}[kind]
-    operands = {"fprop": (x, w), "dgrad": (dy, w), "wgrad": (x, dy), "bgrad": (dy,)}
-    found = {}
-    for op, arrays in operands.items():
-        expected = getattr(plain, op)(*(array.astype(wide) for array in arrays))
-        magnitude = getattr(plain, op)(*(np.abs(array.astype(wide)) for array in arrays))
-        found[op] = units(got[op], expected, magnitude, dtype) / terms(problem, op, kind)
-    return found
-
-
-def bytes_differ(problem: ConvProblem, seed: int, xp: Any) -> bool:
-    """Whether sums of unsigned times signed bytes differ from the plain evaluation's."""
-    rng = np.random.default_rng(seed)
-    x = rng.integers(0, 256, problem.x_shape(), dtype=np.uint8)
-    w = rng.integers(-128, 128, problem.w_shape(), dtype=np.int8)
-    got = on_host(conv(xp.asarray(x), xp.asarray(w), **problem.options(), out_dtype="int32"))
-    return not np.array_equal(got, PlainEvaluation(problem).fprop(x.astype(np.int64), w.astype(np.int64)))

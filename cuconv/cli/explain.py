@@ -7,7 +7,7 @@ from typing import Any
 from .. import processor
 from ..api import plan
 from ..cuda.device import Device
-from ..plan import TABLES, Plan, device_of
+from ..plan import AVOID, TABLES, Plan, avoided, device_of
 from ..problem import ConvProblem, Request
 from ..table import Algorithm
 
@@ -70,9 +70,11 @@ def _candidate(entry: Algorithm, request: Request, device: Any) -> str:
     reason = entry.applies(request, device)
     if reason is not None:
         return f"  candidate    {entry.name}: no, {reason}"
-    note = ""
+    notes = [f"about {entry.estimate(request, device) * 1e3:,.3f} ms"]
+    if entry.proof:
+        notes.append(entry.proof)
     if not entry.exact:
-        note = ", by name only: it rounds where a plain sum is exact"
-    elif not (entry.on_device or entry.floor):
-        note = ", by name only: no benchmark on a device covers it yet"
-    return f"  candidate    {entry.name}: about {entry.estimate(request, device) * 1e3:,.3f} ms{note}"
+        notes.append("by name only: it rounds where a plain sum is exact")
+    elif entry.name in avoided():
+        notes.append(f"by name only: {AVOID} leaves it out")
+    return f"  candidate    {entry.name}: {', '.join(notes)}"

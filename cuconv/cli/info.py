@@ -14,6 +14,7 @@ import numpy as np
 from .. import __version__, tuning
 from ..cuda import jit
 from ..machine import blas
+from ..plan import AVOID, TABLES, avoided
 
 
 def main() -> int:
@@ -53,6 +54,8 @@ def findings() -> tuple[list[tuple[str, str]], list[str]]:
     in_memory = os.environ.get("CUPY_CACHE_IN_MEMORY") == "1"
     rows.append(("kernel cache", "none: CUPY_CACHE_IN_MEMORY is 1" if in_memory else str(jit.cache_folder())))
     rows.append(("tuned", _tuned()))
+    rows.append(("GPU algorithms", _proofs()))
+    rows.append((AVOID, _avoided()))
     if driver and not installed:
         extra = "cuda13" if driver[0] >= 13 else "cuda12"
         missing.append(f"CuPy, to use the GPU: pip install 'cuconv[{extra}]'")
@@ -71,6 +74,23 @@ def _tuned() -> str:
     except OSError as error:
         return f"not kept: {error}"
     return f"{folder}, {count:,} winner{'' if count == 1 else 's'}"
+
+
+def _proofs() -> str:
+    """Which CUDA algorithms a device record covers, and which are so far proven without one."""
+    proofs = {entry.name: entry.proof for entries in TABLES["cuda"].values() for entry in entries}
+    return "; ".join(
+        f"{each}: {', '.join(name for name, proof in proofs.items() if proof == each)}"
+        for each in dict.fromkeys(proofs.values())
+    )
+
+
+def _avoided() -> str:
+    """What `auto` and `tune` leave out, or what is wrong with the variable that says so."""
+    try:
+        return ", ".join(avoided()) or "not set: auto and tune leave nothing out"
+    except ValueError as error:
+        return f"of no use: {error}"
 
 
 def _why_not() -> str:

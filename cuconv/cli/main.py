@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from .. import __version__
 from ..dtypes import DTYPES, NARROW
+from ..plan import avoided, current_arch
 from ..problem import LAYOUTS, OPS, ConvProblem
 
 NOTATION = (
@@ -64,7 +65,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser.add_argument("--version", action="version", version=f"cuconv {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     _add(commands, "info", "what was found on this machine, and what is missing")
-    check = _add(commands, "check", "a self-test: every op against plain sums in double precision")
+    check = _add(commands, "check", "a self-test: every algorithm against plain sums in double precision")
     check.add_argument("--seed", type=at_least(0), default=0, help="of the random operands")
     explain = commands.add_parser(
         "explain", help="which algorithm would do a problem, and why",
@@ -93,6 +94,10 @@ def _run(arguments: Sequence[str] | None) -> int:
         from . import info
 
         return info.main()
+    try:
+        avoided()
+    except ValueError as error:
+        parser.error(str(error))
     if options.command == "check":
         from . import check as self_test
 
@@ -127,7 +132,6 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def _explain(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
-    from ..plan import current_arch
     from . import explain
 
     arch = options.device if options.device is not None else current_arch("cuda") or "cpu"

@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             keys = list(_keys(options))
             clock = _clock(options.device)
+            stack.enter_context(clock.stream)
             _known_algorithms(options.algorithm or (), clock)
             peers = _peers(options.peers, clock)
             threads = stack.enter_context(_threads(options.threads or machine.cores(), clock, peers))

@@ -164,10 +164,14 @@ def test_rotation():
 
 
 class StandIn:
-    """As much of CuPy as the clock uses; notes what happens on the stream, where a call takes 3 ms."""
+    """As much of CuPy as the clock uses; notes what happens on the clock's stream, where a call takes 3 ms.
+
+    As in CuPy, leaving a stream makes current the one that was entered before.
+    """
 
     def __init__(self):
         self.log, self.now, outer = [], 0.0, self
+        self.entered = ["default"]
 
         class Stream:
             ptr = 7
@@ -175,8 +179,16 @@ class StandIn:
             def __init__(self, non_blocking):
                 assert non_blocking
 
+            def __enter__(self):
+                outer.entered.append(self)
+                outer.current = self
+
+            def __exit__(self, *_):
+                outer.entered.pop()
+                outer.current = outer.entered[-1]
+
             def use(self):
-                outer.log.append("use")
+                outer.current = self
 
             def synchronize(self):
                 outer.log.append("synchronize")
@@ -207,26 +219,66 @@ class StandIn:
 
     def empty(self, size, dtype):
         assert size >= 100 << 20
-        return types.SimpleNamespace(fill=lambda value: self.log.append("flush"))
+        return types.SimpleNamespace(fill=lambda value: self.note("flush"))
+
+    def asnumpy(self, array):
+        """A copy of what has to be reordered first, which is done within the current stream."""
+        with self.current:
+            return array
+
+    def note(self, what):
+        assert self.current is not self.entered[0], "on the default stream"
+        self.log.append(what)
 
     def work(self):
-        self.log.append("call")
+        self.note("call")
         self.now += 3.0
 
 
 def test_gpu_clock():
+    """On its stream, also after a copy to the host."""
     cupy = StandIn()
     gpu = clock.GpuClock(cupy)
-    assert cupy.log == ["use"]
-    cupy.log.clear()
-    assert gpu.once(cupy.work) == 3e-3
-    assert cupy.log == ["use", "flush", "event", "call", "event"]
-    times = clock.interleaved(gpu, {"a": cupy.work}, 0)["a"]
-    assert (len(times.seconds), times.median, times.least) == (20, 3e-3, 3e-3)
-    cupy.log.clear()
-    assert gpu.replayed(cupy.work) == 3e-3
-    assert cupy.log[:6] == ["use", "begin", "call", "end", "use", "flush"]
-    assert cupy.log.count("flush") == 20
+    assert cupy.log == []
+    with gpu.stream:
+        assert gpu.once(cupy.work) == 3e-3
+        assert cupy.log == ["flush", "event", "call", "event"]
+        gpu.to_host([])
+        times = clock.interleaved(gpu, {"a": cupy.work}, 0)["a"]
+        assert (len(times.seconds), times.median, times.least) == (20, 3e-3, 3e-3)
+        cupy.log.clear()
+        assert gpu.replayed(cupy.work) == 3e-3
+        assert cupy.log[:4] == ["begin", "call", "end", "flush"]
+        assert cupy.log.count("flush") == 20
+    with pytest.raises(AssertionError, match="on the default stream"):
+        gpu.once(cupy.work)
+
+
+@pytest.fixture
+def stream(monkeypatch):
+    """The clock's stream, which must be entered where a call is timed, and once."""
+
+    class Stream(list):
+        def __enter__(self):
+            self.append("entered")
+
+        def __exit__(self, *_):
+            self.append("left")
+
+    made, once = Stream(), clock.CpuClock.once
+
+    def timed(self, call):
+        assert made == ["entered"]
+        return once(self, call)
+
+    monkeypatch.setattr(clock.CpuClock, "stream", made)
+    monkeypatch.setattr(clock.CpuClock, "once", timed)
+    return made
+
+
+def test_benchmarks_enter_the_clocks_stream(quick, stream, tmp_path):
+    assert main([*TINY, "--op", "fprop", "--peers", "none", "--out", str(tmp_path / "record.json")]) == 0
+    assert stream == ["entered", "left"]
 
 
 # -- runs --------------------------------------------------------------------------------------------
@@ -535,7 +587,7 @@ def test_targets_name_suites_that_exist():
 # -- the short benchmark -----------------------------------------------------------------------------
 
 
-def test_bench(monkeypatch, capsys):
+def test_bench(stream, monkeypatch, capsys):
     monkeypatch.setattr(bench, "PROBLEMS", ("n1c2h8w8 k4r3s3 p1 circular",))
     monkeypatch.setattr(clock.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(bench.jit, "usable_cupy", lambda: None)
@@ -544,6 +596,8 @@ def test_bench(monkeypatch, capsys):
     text = capsys.readouterr().out
     assert "all within their bounds" in text
     assert [text.count(op) for op in report.OPS] == [1, 1, 1]
+    assert stream == ["entered", "left"]
+    stream.clear()
     real = timed_calls.ours
     monkeypatch.setattr(
         timed_calls,

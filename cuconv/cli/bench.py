@@ -103,10 +103,16 @@ def _ms(middle: Middle) -> str:
 
 
 def main() -> int:
-    """Print a table; 0 if every result is within its bound."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    """Time on the GPU where there is one, otherwise on the CPU; 0 if every result is within its bound."""
     cupy = jit.usable_cupy()
     clock: Clock = GpuClock(cupy) if cupy else CpuClock()
+    with clock.stream:
+        return _benched(clock)
+
+
+def _benched(clock: Clock) -> int:
+    """Print the table."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     peer = _peer(clock)
     print(f"On {place()}: {DTYPE}, {LAYOUT}; errors relative to double precision.")
     print("Times are medians over turns; the spread is the middle half of the turns, as a share of that.\n")

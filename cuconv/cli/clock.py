@@ -1,5 +1,7 @@
 """Clocks: how long calls take, contenders in turn, on the CPU or on the current GPU.
 
+Whoever times enters the clock's stream first, once: `with clock.stream:`.
+
 Contenders take turns, so that what disturbs the machine disturbs all alike, and in another order each round,
 so that nobody always follows the one who leaves memory and caches the worst. On the CPU a turn begins with a
 pause: threads of another library's pool go on spinning for tens of milliseconds after its call, on cores that
@@ -17,7 +19,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +59,7 @@ class CpuClock:
 
     device, copies = "cpu", 1
     namespace: Any = np
+    stream: Any = nullcontext()
     rounds, rounds_of_slow = 5, 3
 
     def settle(self, call: Call, slow: bool) -> None:
@@ -90,9 +93,11 @@ class CpuClock:
 
 
 class GpuClock:
-    """Times calls on CuPy arrays on a stream of its own, which becomes the current one.
+    """Times calls on CuPy arrays on a stream of its own, which is the current one where it has been entered.
 
-    A library with streams of its own has to be told to use it: `stream.ptr` is its address.
+    `stream.use()` would not do: where CuPy copies to the host and reorders, it enters the current stream and
+    on leaving goes back to the one that was entered before, which is then the default stream. A library with
+    streams of its own has to be told to use this one: `stream.ptr` is its address.
     """
 
     device, copies = "cuda", 3
@@ -102,7 +107,6 @@ class GpuClock:
         self.namespace: Any = cupy
         # The default stream cannot be captured.
         self.stream = cupy.cuda.Stream(non_blocking=True)
-        self.stream.use()
         properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())
         self._flushed = cupy.empty(max(2 * properties["l2CacheSize"], 1 << 29), np.uint8)
 
@@ -112,7 +116,6 @@ class GpuClock:
     def once(self, call: Call) -> float:
         """The seconds between two events around the call, with nothing of its operands in the L2 cache."""
         start, end = self.namespace.cuda.Event(), self.namespace.cuda.Event()
-        self.stream.use()  # CuPy's copies to the host may leave another one current
         self._flushed.fill(0)
         start.record(self.stream)
         result = call()
@@ -137,7 +140,6 @@ class GpuClock:
 
     def replayed(self, call: Call) -> float | None:
         """The median seconds of the call replayed from a CUDA graph; it has run on this stream before."""
-        self.stream.use()
         self.stream.begin_capture()
         try:
             result = call()  # kept until the last replay, since each writes there

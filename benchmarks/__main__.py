@@ -8,6 +8,7 @@ single problem, or of some algorithms or peers only, keep a record with --out al
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from cuconv.cli.main import read_problem
 from cuconv.cuda import jit
 from cuconv.dtypes import DTYPES
 from cuconv.plan import TABLES
-from cuconv.problem import LAYOUTS
+from cuconv.problem import LAYOUTS, PRECISIONS
 
 from . import ceilings, environment, record, suites
 from .measure import Bench
@@ -30,6 +31,8 @@ from .peers import PEERS, Peer
 from .record import Ceilings, Key, Record, Row
 
 OPS = ("fprop", "dgrad", "wgrad")
+NAMED = {"none": None} | {name: name for name in PRECISIONS if name}
+"""The precisions, by what the command line calls them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ExitStack() as stack:
         try:
             keys = list(_keys(options))
+            if not keys:
+                raise ValueError(
+                    f"--precision {' '.join(options.precision)} is for float32, got no row of it"
+                )
             clock = _clock(options.device)
             stack.enter_context(clock.stream)
             _known_algorithms(options.algorithm or (), clock)
@@ -69,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--op", action="append", choices=OPS, help="default: all three")
     add("--dtype", action="append", choices=DTYPES, help="default: what the suite names, or float32")
     add("--layout", action="append", choices=LAYOUTS, help="default: channels_first")
+    add("--precision", action="append", choices=NAMED, help="of float32 (default: none, its own)")
     add("--batch", type=_positive(int), help="images per problem, instead of the list's")
     add("--algorithm", action="append", help="ours to time (default: auto's choice and all exact candidates)")
     add("--peers", nargs="+", metavar="NAME", help=f"none, or of: {', '.join(repr(p.name) for p in PEERS)}")
@@ -108,11 +116,16 @@ def _keys(options: argparse.Namespace) -> Iterator[Key]:
     for suite in chosen:
         if options.batch:
             suite = suite.with_batch(options.batch)
-        for problem in suite.problems:
-            for dtype in options.dtype or suite.dtypes:
-                for layout in options.layout or LAYOUTS[:1]:
-                    for op in options.op or OPS:
-                        yield Key(suite.name, options.batch, str(problem), op, dtype, layout)
+        asked = itertools.product(
+            suite.problems,
+            options.dtype or suite.dtypes,
+            options.layout or LAYOUTS[:1],
+            options.precision or ("none",),
+            options.op or OPS,
+        )
+        for problem, dtype, layout, precision, op in asked:
+            if precision == "none" or dtype == "float32":
+                yield Key(suite.name, options.batch, str(problem), op, dtype, layout, NAMED[precision])
 
 
 def _clock(device: str | None) -> Clock:
@@ -244,7 +257,7 @@ def _progress(keys: list[Key]) -> Iterable[Key]:
 
 
 def _about(key: Key) -> str:
-    return f"{key.problem:40} {key.op} {key.dtype} {key.layout}"
+    return f"{key.problem:40} {key.op} {key.numbers} {key.layout}"
 
 
 def line(row: Row) -> str:

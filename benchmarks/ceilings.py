@@ -30,10 +30,15 @@ def measured(clock: Clock, dtypes: list[str], threads: int) -> Ceilings:
     return Ceilings(_copy(clock, threads), {dtype: rate for dtype, rate in rates.items() if rate})
 
 
-def floor(ceilings: Ceilings, problem: ConvProblem, op: str, dtype: str) -> float:
-    """The seconds that moving the operands, or multiplying at the GEMM's rate, takes at the least."""
+def floor(
+    ceilings: Ceilings, problem: ConvProblem, op: str, dtype: str, precision: str | None = None
+) -> float:
+    """The seconds that moving the operands, or multiplying at the GEMM's rate, takes at the least.
+
+    No GEMM is measured at a precision below the dtype's: what moves is the floor there.
+    """
     moving = problem.bytes(op, dtype) / ceilings.copy
-    rate = ceilings.gemm.get(dtype)
+    rate = None if precision else ceilings.gemm.get(dtype)
     return max(moving, problem.flops(op, dtype) / rate) if rate else moving
 
 

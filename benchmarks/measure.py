@@ -54,7 +54,7 @@ class Bench:
             _entry(peer.name, partial(peer.prepare, threads=self.threads), tasks) for peer in self.peers
         ]
         inputs: Any = [host[role] for role in INPUTS[key.op]]
-        truth = sample(key.op, problem, key.dtype, key.layout, *inputs)
+        truth = sample(key.op, problem, key.dtype, key.layout, *inputs, precision=key.precision)
         for entry in mine:
             self._check(entry, truth, truth.share if plans[entry.name].entry.exact else truth.share_overall)
         for entry in rivals:
@@ -68,14 +68,15 @@ class Bench:
     def command(self, key: Key) -> str:
         """The command that measures this row again."""
         words = ["python", "-m", "benchmarks", "--problem", key.problem, "--op", key.op, "--dtype", key.dtype]
-        words += ["--layout", key.layout, "--device", self.clock.device, "--threads", str(self.threads)]
+        words += ["--layout", key.layout, *(["--precision", key.precision] if key.precision else [])]
+        words += ["--device", self.clock.device, "--threads", str(self.threads)]
         words += [word for name in self.algorithms for word in ("--algorithm", name)]
         return shlex.join(words)
 
     def _task(self, key: Key, problem: ConvProblem, host: dict[str, np.ndarray]) -> Task:
         """The operands where the clock's device computes, in memory of their own."""
         arrays = {role: self.clock.namespace.asarray(array) for role, array in host.items()}
-        return Task(key.op, problem, key.dtype, key.layout, arrays)
+        return Task(key.op, problem, key.dtype, key.layout, arrays, key.precision)
 
     def _plans(self, task: Task) -> dict[str, Plan]:
         """The plans of our contenders, by the name that is asked for; auto's choice is the first."""
@@ -136,7 +137,7 @@ class Bench:
             ours=tuple(timings[entry.name] for entry in mine),
             peers=tuple(timings[entry.name] for entry in rivals),
             memory=workspace(self.clock, plan, call) if call else None,
-            floor_s=ceilings.floor(self.ceilings, task.problem, key.op, key.dtype),
+            floor_s=ceilings.floor(self.ceilings, task.problem, key.op, key.dtype, key.precision),
             graph_s=self._replayed(call) if call else None,
             steps=steps(call) if call and self.clock.device == "cpu" else None,
         )

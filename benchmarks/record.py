@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-FORMAT = 2
+FORMAT = 3
 RESULTS = Path(__file__).parent / "results"
 KEPT_FREE = 64 << 20
 """The workspace that an op may always take, in bytes; beyond it, no more than its output has."""
@@ -74,7 +74,10 @@ class Timing:
 
 @dataclass(frozen=True)
 class Key:
-    """What a row is about. `batch` is the number of images where it replaced that of the suite's list."""
+    """What a row is about. `batch` is the number of images where it replaced that of the suite's list.
+
+    `precision` is what was permitted, None for the dtype's own.
+    """
 
     suite: str
     batch: int | None
@@ -82,6 +85,16 @@ class Key:
     op: str
     dtype: str
     layout: str
+    precision: str | None
+
+    @property
+    def numbers(self) -> str:
+        return numbers(self.dtype, self.precision)
+
+
+def numbers(dtype: str, precision: str | None) -> str:
+    """A dtype, and the precision where less than its own was permitted."""
+    return f"{dtype} as {precision}" if precision else dtype
 
 
 @dataclass(frozen=True)

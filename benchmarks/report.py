@@ -12,6 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cuconv.problem import LAYOUTS
+
 from . import record, suites
 from .record import Key, Record, Row
 
@@ -28,6 +30,7 @@ class Target:
     """The geometric mean of best peer / ours that the project wants of suites, per op.
 
     None stands for any dtype, layout or number of images; `peer` names the only one it is measured against.
+    There is none for less than the dtype's own precision.
     """
 
     device: str
@@ -42,6 +45,7 @@ class Target:
         return (
             self.device == group.device
             and group.suite in self.suites
+            and group.precision is None
             and (self.dtypes is None or group.dtype in self.dtypes)
             and self.layout in (None, group.layout)
             and (self.batches is None or group.batch in self.batches)
@@ -67,17 +71,26 @@ TARGETS = (
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that are summed up in one line: a suite in one dtype and layout on one device."""
+    """Rows that are summed up in one line: a suite in one dtype, precision and layout on one device."""
 
     device: str
     suite: str
     batch: int | None
     dtype: str
     layout: str
+    precision: str | None
 
     @property
     def title(self) -> str:
         return self.suite + (f", n {self.batch}" if self.batch else "")
+
+    @property
+    def numbers(self) -> str:
+        return record.numbers(self.dtype, self.precision)
+
+    @property
+    def memory(self) -> str:
+        return self.layout.replace("_", "-")
 
     @property
     def target(self) -> Target | None:
@@ -133,7 +146,8 @@ def summary(records: dict[str, Record]) -> str:
     lines = []
     for group, rows in groups(found).items():
         means = (_mean(ratios) if (ratios := _of_op(group, rows, op)) else None for op in OPS)
-        lines.append([group.title, group.dtype, *(_number(mean, 1, ".2f") for mean in means)])
+        kind = group.numbers if group.layout == LAYOUTS[0] else f"{group.numbers}, {group.memory}"
+        lines.append([group.title, kind, *(_number(mean, 1, ".2f") for mean in means)])
     return (
         f"{where.processor}, {where.threads} of {where.cores} cores; the peers are {peers}.\n\n"
         f"{table(['suite', 'dtype', *OPS], lines)}"
@@ -145,9 +159,9 @@ def _summary_table(found: Record) -> str:
     header = ["suite", "dtype", "layout", "problems", *OPS]
     lines = []
     for group, rows in groups(found).items():
-        cells = [group.title, group.dtype, group.layout.replace("_", "-")]
-        cells.append(str(len({row.key.problem for row in rows})))
-        lines.append([*cells, *(_ratios(group, rows, op) for op in OPS)])
+        problems = str(len({row.key.problem for row in rows}))
+        ratios = (_ratios(group, rows, op) for op in OPS)
+        lines.append([group.title, group.numbers, group.memory, problems, *ratios])
     return table(header, lines)
 
 
@@ -208,7 +222,7 @@ def details(records: dict[str, Record]) -> str:
         )
         for group, rows in groups(found).items():
             parts += [
-                f"### {group.title}, {group.dtype}, {group.layout.replace('_', '-')}\n",
+                f"### {group.title}, {group.numbers}, {group.memory}\n",
                 _rows_table(rows),
             ]
     return "\n".join(parts)
@@ -238,7 +252,7 @@ def _together(found: Record) -> str:
     for row in counted:
         mine, best = row.chosen.error, row.best()
         if mine and best and best.error:
-            by_dtype.setdefault(row.key.dtype, []).append(mine / best.error)
+            by_dtype.setdefault(row.key.numbers, []).append(mine / best.error)
     if by_dtype:
         each = (f"{dtype} {_mean(of):.2f} ({max(of):.2f})" for dtype, of in sorted(by_dtype.items()))
         lines.append(f"Errors, ours divided by the best peer's, geometric mean (largest): {', '.join(each)}.")
@@ -247,8 +261,9 @@ def _together(found: Record) -> str:
         memory, key = max(known, key=lambda pair: pair[0].measured)
         beyond = sum(not memory.kept for memory, _ in known)
         lines.append(
-            f"Workspace: {memory.measured / 2**20:.1f} MiB at the most ({key.problem} {key.op} {key.dtype}); "
-            f"{beyond} of {len(known)} rows take more than 64 MiB or their output, whichever is larger."
+            f"Workspace: {memory.measured / 2**20:.1f} MiB at the most "
+            f"({key.problem} {key.op} {key.numbers}); {beyond} of {len(known)} rows take more than 64 MiB "
+            "or their output, whichever is larger."
         )
     ratios = [(row.ratio() or math.inf, row.key.suite) for row in counted]
     low = [suite for ratio, suite in ratios if ratio < LEAST]
@@ -300,15 +315,16 @@ def table(header: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
 
 
 def groups(found: Record) -> dict[Group, list[Row]]:
-    """The rows of suites, by suite, dtype and layout, in the order of the suites and their problems."""
+    """The rows of suites, by what they are about, in the order of the suites and their problems."""
     known = suites.names()
     made: dict[Group, list[Row]] = {}
     for row in found.rows.values():
         key: Key = row.key
         if key.suite in known:
-            group = Group(found.environment.device, key.suite, key.batch, key.dtype, key.layout)
+            about = (key.suite, key.batch, key.dtype, key.layout, key.precision)
+            group = Group(found.environment.device, *about)
             made.setdefault(group, []).append(row)
-    order = sorted(made, key=lambda g: (known.index(g.suite), g.batch or 0, g.dtype, g.layout))
+    order = sorted(made, key=lambda g: (known.index(g.suite), g.batch or 0, g.numbers, g.layout))
     return {group: made[group] for group in order}
 
 
@@ -346,6 +362,7 @@ def _asked(keys: list[Key]) -> str:
         "batch": [str(key.batch) for key in keys if key.batch],
         "dtype": [key.dtype for key in keys if key.dtype not in suites.read(key.suite).dtypes],
         "layout": [key.layout for key in keys],
+        "precision": [key.precision or "none" for key in keys if any(key.precision for key in keys)],
     }
     pairs = [(option, value) for option, values in asked.items() for value in dict.fromkeys(values)]
     return "".join(f" --{option} {value}" for option, value in pairs)

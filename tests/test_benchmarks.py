@@ -111,6 +111,23 @@ def test_the_oracle_finds_a_wrong_element():
     assert not found.share_overall(result) <= 1
 
 
+def test_what_tf32_may_lose():
+    """Operands cut to ten bits pass where it is permitted; cut to seven, as in bfloat16, nowhere."""
+
+    def cut(array, bits):
+        return (array.view(np.uint32) & np.uint32(-(1 << (23 - bits)) % (1 << 32))).view(np.float32)
+
+    problem = ConvProblem.parse("n2c16h12w12 k8r3s3 p1")
+    arrays = timed_calls.operands(problem, "float32", "channels_first")
+    x, w = np.abs(arrays["x"]), np.abs(arrays["w"])  # nothing cancels, so that the errors add up
+    options = problem.options()
+    for precision, passing in ((None, [23]), ("tf32", [23, 10])):
+        truth = oracle.sample("fprop", problem, "float32", "channels_first", x, w, precision=precision)
+        results = {bits: cuconv.conv(cut(x, bits), cut(w, bits), **options) for bits in (23, 10, 7)}
+        for share in (truth.share, truth.share_overall):
+            assert [bits for bits, result in results.items() if share(result) <= 1] == passing
+
+
 def test_every_peer_computes_the_same():
     available = [peer for peer in peers.PEERS if peer.available(clock.CpuClock())]
     used = set()
@@ -317,6 +334,50 @@ def test_a_run_is_kept_and_gone_on_with(quick, tmp_path, capsys, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
 
 
+def test_rows_of_less_precision(quick, tmp_path, capsys, monkeypatch):
+    """Beside those of float32's own, and of no other dtype; we and the peers are told."""
+    told, out = set(), tmp_path / "record.json"
+    ours, prepare = timed_calls.ours, peers.Naive.prepare
+
+    def note(who, task):
+        told.add((who, task.dtype, bench.plan_of(task, clock.CpuClock()).request.precision))
+
+    monkeypatch.setattr(measure, "ours", lambda task, algorithm: note("ours", task) or ours(task, algorithm))
+    monkeypatch.setattr(
+        peers.Naive, "prepare", lambda peer, task, threads: note("peer", task) or prepare(peer, task, threads)
+    )
+    both = ("--precision", "none", "--precision", "tf32", "--dtype", "float32", "--dtype", "float64")
+    assert main([*TINY, *both, "--op", "fprop", "--peers", "naive", "--out", str(out)]) == 0
+    rows = record.read(out).rows
+    expected = [("float32", None), ("float32", "tf32"), ("float64", None)]
+    assert [(key.dtype, key.precision) for key in rows] == expected
+    assert told == {(who, *each) for who in ("ours", "peer") for each in expected}
+    plain, less, _ = (row.command for row in rows.values())
+    assert "--precision" not in plain
+    assert "--layout channels_first --precision tf32 --device" in less
+    assert " float32 as tf32 channels_first " in capsys.readouterr().out
+
+
+def test_the_floor_of_less_precision_is_what_moves():
+    problem, known = ConvProblem.parse("n1c512h7w7 k512r3s3 p1"), record.Ceilings(1e12, {"float32": 1e10})
+    floors = [measure.ceilings.floor(known, problem, "fprop", "float32", each) for each in (None, "tf32")]
+    assert floors == [problem.flops("fprop", "float32") / 1e10, problem.bytes("fprop", "float32") / 1e12]
+
+
+@pytest.mark.peer
+def test_torch_uses_tf32_where_the_task_permits_it():
+    torch = pytest.importorskip("torch")
+    problem = ConvProblem.parse("n1c2h5w5 k2r3s3")
+    arrays = timed_calls.operands(problem, "float32", "channels_first")
+    for precision in (None, "tf32", None):
+        timed_calls.torch(
+            timed_calls.Task("fprop", problem, "float32", "channels_first", arrays, precision),
+            "channels_first",
+        )
+        for backend in (torch.backends.cudnn, torch.backends.cuda.matmul):
+            assert backend.allow_tf32 == (precision == "tf32")
+
+
 def test_another_environment_is_another_record(quick, tmp_path, capsys):
     out = tmp_path / "record.json"
     command = [*TINY, "--peers", "none", "--op", "fprop", "--out", str(out)]
@@ -426,6 +487,8 @@ def test_named_algorithms(quick, tmp_path, capsys):
         (["--problem", "n1c2h5w5 k2r3s3", "--suite", "vgg16", "--suite", "unet3d"], "a row of one --suite"),
         (["--algorithm", "magic"], "--algorithm must be one of auto, "),
         (["--threads", "0"], "invalid positive int value: '0'"),
+        (["--precision", "tf32", "--dtype", "float64"], "--precision tf32 is for float32, got no row of it"),
+        (["--precision", "tf16"], "invalid choice: 'tf16'"),
     ],
 )
 def test_refusals(arguments, message, capsys):
@@ -447,7 +510,7 @@ def made_record():
     code = record.Code("0123456789ab", False, "ff")
     for index, problem in enumerate(suites.read("resnet50").with_batch(8).problems[:2]):
         for op in report.OPS:
-            key = record.Key("resnet50", 8, str(problem), op, "float32", "channels_first")
+            key = record.Key("resnet50", 8, str(problem), op, "float32", "channels_first", None)
             timing = record.Timing("gemm", 1e-7, 0.002, 0.002, 5, None)
             peer = record.Timing("torch channels_first", 2e-7, 0.001 * 4**index, 0.001, 5, None)
             made.rows[key] = record.Row(
@@ -517,8 +580,8 @@ def test_a_record_comes_back(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.pop("format"), "format must be 2"),
-        (lambda content: content.update(format=99), "format must be 2"),
+        (lambda content: content.pop("format"), "format must be 3"),
+        (lambda content: content.update(format=99), "format must be 3"),
         (lambda content: content.update(more=1), r"record must have the fields .*got .*'more'"),
         (lambda content: content["environment"].pop("cores"), "record.environment must have the fields"),
         (lambda content: content["environment"].update(cores="2"), "environment.cores must be int, got '2'"),
@@ -573,6 +636,28 @@ def test_the_report(tmp_path, capsys):
         report.main(options)
     assert "README.md must have the lines" in capsys.readouterr().err
     shutil.rmtree(results)
+
+
+def test_the_report_says_which_layout_and_precision():
+    """Where they are not the usual ones; a target is for the dtype's own precision."""
+    made = made_record()
+    for key, row in list(made.rows.items()):
+        for layout, precision in (("channels_last", None), ("channels_first", "tf32")):
+            other = replace(key, layout=layout, precision=precision)
+            made.rows[other] = replace(row, key=other)
+    (table,) = (part for part in report.summary({"one": made}).split("\n\n") if part.startswith("|"))
+    assert [line.split(" | ")[1] for line in table.splitlines()[2:]] == [
+        "float32",
+        "float32, channels-last",
+        "float32 as tf32",
+    ]
+    details = report.details({"one": made})
+    assert "### resnet50, n 8, float32, channels-last\n" in details
+    assert "### resnet50, n 8, float32 as tf32, channels-first\n" in details
+    assert "| resnet50, n 8 | float32 as tf32 | channels-first | 2 | 1.00 (0.50) |" in details
+    assert "geometric mean (largest): float32 0.50 (0.50), float32 as tf32 0.50 (0.50)." in details
+    options = "--layout channels_first --layout channels_last --precision none --precision tf32`"
+    assert options in details
 
 
 def test_the_readme_says_what_the_records_say():

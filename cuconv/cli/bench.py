@@ -181,5 +181,7 @@ def _measured(
 def plan_of(task: Task, clock: Clock, algorithm: str = "auto") -> Plan:
     """The plan by which the task's op would be done."""
     conjugate = task.op != "fprop" and task.dtype.startswith("complex")
-    request = Request(task.op, task.problem, task.dtype, task.layout, conjugate=conjugate)
+    request = Request(
+        task.op, task.problem, task.dtype, task.layout, conjugate=conjugate, precision=task.precision
+    )
     return make_plan(request, algorithm, clock.device, current_arch(clock.device))

@@ -26,6 +26,12 @@ SAMPLES = 500
 PRODUCTS, LEAST = 1 << 27, 16
 _CHUNK = 1 << 21
 
+ROUNDED = {None: 0, "tf32": 2**14 + 8}
+"""What rounding both factors of a product may lose, by precision, in epsilons of float32.
+
+TF32 cuts each to 10 bits behind the first: (1 + 2^-10)^2 - 1 = 2^-9 + 2^-20.
+"""
+
 _WIDE = {"float64": np.longdouble, "complex128": np.clongdouble}
 _WIDE_KINDS = {"f": np.float64, "c": np.complex128, "i": np.int64}
 
@@ -43,6 +49,7 @@ class Sampled:
     index: tuple[np.ndarray, ...]
     exact: np.ndarray
     magnitude: np.ndarray
+    precision: str | None = None
 
     def error(self, result: np.ndarray) -> float:
         """The root mean square of result - exact, divided by that of exact."""
@@ -54,8 +61,7 @@ class Sampled:
 
         The bound is the number of products, times the accumulator's epsilon, times the sum of |products|.
         """
-        lost = units(result[self.index], self.exact, self.magnitude, self.dtype)
-        return lost / terms(self.problem, self.op, DTYPES[self.dtype].kind)
+        return units(result[self.index], self.exact, self.magnitude, self.dtype) / self._terms
 
     def share_overall(self, result: np.ndarray) -> float:
         """The same for methods that spread an error over the result, as the FFT does: of root mean squares.
@@ -65,12 +71,16 @@ class Sampled:
         """
         if DTYPES[self.dtype].kind == "i":
             return self.share(result)
-        steps = terms(self.problem, self.op, DTYPES[self.dtype].kind)
+        steps = self._terms
         steps += 8 * math.ceil(math.log2(max(math.prod(self.problem.padded), 2)))
         rounded = float(np.finfo(DTYPES[self.dtype].accumulator).eps) * steps * _rms(self.magnitude)
         if DTYPES[self.dtype].itemsize == 2:
             rounded += float(ml_dtypes.finfo(result.dtype).eps) * _rms(self.exact)
         return _rms(self._wide(result) - self.exact) / max(rounded, float(np.finfo(np.float64).tiny))
+
+    @property
+    def _terms(self) -> int:
+        return terms(self.problem, self.op, DTYPES[self.dtype].kind) + ROUNDED[self.precision]
 
     def _wide(self, result: np.ndarray) -> np.ndarray:
         return result[self.index].astype(self.exact.dtype)
@@ -85,6 +95,7 @@ def sample(
     b: np.ndarray,
     samples: int = SAMPLES,
     seed: int = 0,
+    precision: str | None = None,
 ) -> Sampled:
     """Evaluate fprop (a, b are x, w), dgrad (dy, w) or wgrad (x, dy) at about so many places.
 
@@ -106,7 +117,7 @@ def sample(
             exact[some] += products.sum(axis=(1, 2))
             magnitude[some] += np.abs(products).sum(axis=(1, 2))
     columns = tuple(index.T) if layout == "channels_first" else (index[:, 0], *index[:, 2:].T, index[:, 1])
-    return Sampled(problem, op, dtype, columns, exact, magnitude)
+    return Sampled(problem, op, dtype, columns, exact, magnitude, precision)
 
 
 def units(got: np.ndarray, expected: np.ndarray, magnitude: np.ndarray, dtype: str) -> float:

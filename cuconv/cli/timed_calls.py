@@ -23,13 +23,17 @@ from ..problem import ConvProblem
 
 @dataclass(frozen=True)
 class Task:
-    """One op on one problem with its operands: x, w and dy, in that dtype and layout, of one library."""
+    """One op on one problem with its operands: x, w and dy, in that dtype and layout, of one library.
+
+    `precision` permits less than the dtype's own, to PyTorch too.
+    """
 
     op: str
     problem: ConvProblem
     dtype: str
     layout: str
     arrays: Mapping[str, Array]
+    precision: str | None = None
 
     @property
     def inputs(self) -> list[Array]:
@@ -66,7 +70,7 @@ def _drawn(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.n
 def ours(task: Task, algorithm: str) -> Contender:
     """The public function of the op."""
     a, b = task.inputs
-    options = dict(task.problem.options(), layout=task.layout, algorithm=algorithm)
+    options = dict(task.problem.options(), layout=task.layout, precision=task.precision, algorithm=algorithm)
     if task.op == "fprop":
         return Contender(lambda: conv(a, b, **options))
     gradient = {"dgrad": conv_input_grad, "wgrad": conv_weight_grad}[task.op]
@@ -77,10 +81,12 @@ def ours(task: Task, algorithm: str) -> Contender:
 def torch(task: Task, memory: str) -> Contender | None:
     """PyTorch's function on tensors in the memory format channels_first or channels_last.
 
-    None where there is no such format, which sequences lack, no such padding, or no such function.
+    None where there is no such format, which sequences lack, no such padding, or no such function. From then
+    on PyTorch may use TF32 if the task permits it.
     """
     import torch as library
 
+    library.backends.cudnn.allow_tf32 = library.backends.cuda.matmul.allow_tf32 = task.precision == "tf32"
     problem = task.problem
     if (memory == "channels_last" and problem.rank == 1) or DTYPES[task.dtype].kind == "i":
         return None
@@ -169,7 +175,7 @@ def _from_tensor(library: Any, tensor: Any, task: Task) -> np.ndarray:
 
 
 def ready_torch(clock: Any, threads: int | None = None) -> None:
-    """Settings for PyTorch, for the process: so many threads; on a GPU its best, at float32's own accuracy.
+    """Settings for PyTorch, for the process: so many threads; on a GPU its best.
 
     It runs on the clock's stream there, since that is where the clock's events are.
     """
@@ -181,5 +187,3 @@ def ready_torch(clock: Any, threads: int | None = None) -> None:
         library.cuda.set_stream(library.cuda.ExternalStream(clock.stream.ptr))
         library.backends.cudnn.benchmark = True
         library.backends.cudnn.deterministic = False
-        library.backends.cudnn.allow_tf32 = False
-        library.backends.cuda.matmul.allow_tf32 = False

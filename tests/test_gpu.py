@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import cuconv
+from cuconv.cli.main import main
 from cuconv.cuda import jit
 from cuconv.cuda.algorithms import TABLE
 from cuconv.problem import ACTIVATIONS
@@ -54,6 +55,11 @@ def test_seeded_cases(part):
 @pytest.mark.parametrize("algorithm", KERNELS)
 def test_seeded_cases_by_name(algorithm):
     check_seeds(range(10_000, 10_400), algorithm, device.run, "cuda")
+
+
+def test_the_self_test_passes(capsys):
+    """Every entry by name, through plans."""
+    assert main(["check"]) == 0, capsys.readouterr().out
 
 
 LARGER = (

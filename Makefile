@@ -26,9 +26,9 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks $(OPTIONS)
 	$(BIN)/python -m benchmarks.report
 
-# On a machine with a GPU and the CUDA toolkit: its four checkers over the small GPU tests. Of CUDA's own calls
-# every one is to succeed that CuPy makes, for us or for itself: modules are loaded from memory, never looked for
-# in files that are not there yet. What the CUDA runtime tries by itself (implicit calls) may fail.
+# On a machine with a GPU and the CUDA toolkit: its four checkers over the small GPU tests. Explicit calls of CUDA,
+# which are CuPy's, must succeed too: modules are loaded from memory, and not looked for in files that may not be
+# there. Implicit ones are the CUDA runtime's own, which tries what an older driver may lack.
 SANITIZER ?= compute-sanitizer
 sanitize: $(VENV)/installed
 	for tool in memcheck racecheck initcheck synccheck; do \

@@ -7,20 +7,19 @@ from collections.abc import Iterator
 
 from ..dtypes import DTYPES
 from ..problem import ConvProblem, Request
+from .cost import Threads, seconds
 from .device import Device
 from .geometry import axes, digits
 from .kernel import Kernel, Launch
 from .schedule import (
     C_TYPES,
-    LAUNCH,
     LIMIT,
     THREADS,
     Draft,
     beyond_32_bits,
-    memory_seconds,
     parts,
     per,
-    rate,
+    reduce_seconds,
     split_sum,
     zero_padded,
 )
@@ -32,13 +31,10 @@ TAPS = 4
 def build(draft: Draft) -> list[Launch]:
     op, dtype, problem = draft.request.op, draft.request.dtype, draft.problem
     order, shape, pixels, items = _strips(draft.request, problem)
-    first, sliding, last = order
     if op == "wgrad":
         kernel = _kernel(op, dtype, (*shape[:3], TAPS))
-        tiles = per(problem.k, draft.lanes) * problem.filter[first]
-        tiles *= per(problem.filter[sliding], TAPS) * per(problem.filter[last], TAPS)
+        tiles, cut = _parts(problem, order, items, draft.lanes)
         fields = {"axis": axes(problem, order), "items": items, "digit": digits(pixels)}
-        cut = parts(items, tiles, draft.lanes / 8)
         return split_sum(draft, kernel, tiles, fields, cut, axes=order)
     channels = _channels(problem, op) // shape[-1]
     numbers = (channels, *pixels[:2]) if draft.lanes > 1 else pixels
@@ -65,9 +61,43 @@ def applies(request: Request, device: Device | None) -> str | None:
 
 def estimate(request: Request, device: Device | None) -> float:
     assert device is not None
-    arithmetic = request.problem.flops(request.op, request.dtype) / (0.4 * rate(request, device))
-    launches = 2 if request.op == "wgrad" else 1
-    return max(arithmetic, memory_seconds(request, device) / 0.8) + LAUNCH * launches
+    op, problem, dtype = request.op, zero_padded(request), DTYPES[request.dtype]
+    order, (out, step, taps, wide), _, items = _strips(request, problem)
+    each, lanes = (4 if dtype.kind == "c" else 1), (32 if request.layout == "channels_last" else 1)
+    cells = (out - 1) * step + taps
+    if op == "wgrad":
+        tiles, (splits, chunk) = _parts(problem, order, items, lanes)
+        strips, width = chunk * lanes / THREADS, problem.filter[order[2]]
+        across, inside = width / per(width, TAPS), _inside(problem)  # only what is there is loaded
+        rows = 1 if lanes > 1 else 4 + min(6, 42 / problem.output[order[2]])  # that a warp's cells are in
+        products = strips * out * taps * across
+        threads = Threads(
+            splits * tiles, THREADS, 5,
+            instructions=strips * inside * (170 + 155 * across) + (each - 1) * products,
+            products=each * products,
+            waits=strips,
+            lines=strips * inside * across * cells * rows,
+        )  # fmt: skip
+        return seconds(request, device, threads, request.bytes) + reduce_seconds(request, device, splits)
+    residues = problem.stride if op == "dgrad" else (1, 1, 1)
+    first, sliding, last = (problem.filter[axis] / residues[axis] for axis in order)
+    passes = first * last * math.ceil(sliding / taps)
+    products = passes * out * taps * wide
+    # A filter's taps lie between those of neighbouring channels in channels-last filters.
+    neighbours = min(32, _channels(problem, op) // wide) if lanes > 1 else 1
+    apart = wide * math.prod(problem.filter) * dtype.itemsize
+    threads = Threads(
+        _images(problem, op) * per(items, THREADS), THREADS, 7 if op == "fprop" and wide == 1 else 4,
+        instructions=_STRIP[op] + 50 * out * (wide - 1) + passes * 120 + (2.5 + each) * products,
+        products=each * products,
+        waits=passes,
+        lines=passes * (2.5 * cells + taps * wide * max(1, neighbours * min(1, apart / 128))),
+    )  # fmt: skip
+    return seconds(request, device, threads, request.bytes)
+
+
+_STRIP = {"fprop": 500, "dgrad": 900}
+"""Instructions to find a strip and to put its results in their places."""
 
 
 def kernels(dtype: str) -> Iterator[Kernel]:
@@ -132,6 +162,25 @@ def _strips(
     pixels = (extents[last], strips, extents[first])
     outer = problem.n if op == "wgrad" else _channels(problem, op) // vector
     return order, (out, step, TAPS, vector), pixels, outer * math.prod(pixels)
+
+
+def _parts(
+    problem: ConvProblem, order: tuple[int, int, int], items: int, lanes: int
+) -> tuple[int, tuple[int, int]]:
+    """How many blocks a part of a weight gradient takes, and how its sums are cut."""
+    first, sliding, last = (problem.filter[axis] for axis in order)
+    tiles = per(problem.k, lanes) * first * per(sliding, TAPS) * per(last, TAPS)
+    return tiles, parts(items, tiles, 4 / lanes)
+
+
+def _inside(problem: ConvProblem) -> float:
+    """About the share of all pairs of an output cell and a tap that meet in a cell of the input."""
+    share = 1.0
+    for axis, (before, after) in enumerate(problem.padding):
+        pairs = problem.output[axis] * problem.filter[axis]
+        outside = (before**2 + after**2) / (2 * problem.stride[axis] * problem.dilation[axis])
+        share *= max(0.1, 1 - outside / pairs)
+    return share
 
 
 def _channels(problem: ConvProblem, op: str) -> int:

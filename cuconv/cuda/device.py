@@ -14,7 +14,7 @@ class Device:
     """An architecture, and the figures of one well-known GPU of it, from its maker's data sheet.
 
     They serve to compare estimates of time, nothing else: results do not depend on them. bandwidth is in
-    bytes per second, rates are in FLOP per second of the ordinary cores.
+    bytes per second, rates are in FLOP per second of the ordinary cores, and the clock in Hz.
     """
 
     arch: str
@@ -22,18 +22,20 @@ class Device:
     bandwidth: float
     float32: float
     float64: float
+    multiprocessors: int
+    clock: float
 
 
 DEVICES = {
     device.arch: device
     for device in (
-        Device("sm_75", "T4", 0.32e12, 8.1e12, 0.25e12),
-        Device("sm_80", "A100", 1.56e12, 19.5e12, 9.7e12),
-        Device("sm_86", "A10", 0.60e12, 31.2e12, 0.49e12),
-        Device("sm_89", "L40S", 0.86e12, 91.6e12, 1.4e12),
-        Device("sm_90", "H200", 4.8e12, 67e12, 34e12),
-        Device("sm_100", "B200", 8.0e12, 75e12, 37e12),
-        Device("sm_120", "RTX 5090", 1.79e12, 105e12, 1.6e12),
+        Device("sm_75", "T4", 0.32e12, 8.1e12, 0.25e12, 40, 1.59e9),
+        Device("sm_80", "A100", 1.56e12, 19.5e12, 9.7e12, 108, 1.41e9),
+        Device("sm_86", "A10", 0.60e12, 31.2e12, 0.49e12, 72, 1.70e9),
+        Device("sm_89", "L40S", 0.86e12, 91.6e12, 1.4e12, 142, 2.52e9),
+        Device("sm_90", "H200", 4.8e12, 67e12, 34e12, 132, 1.83e9),
+        Device("sm_100", "B200", 8.0e12, 75e12, 37e12, 148, 1.97e9),
+        Device("sm_120", "RTX 5090", 1.79e12, 105e12, 1.6e12, 170, 2.41e9),
     )
 }
 DEFAULT = "sm_90"

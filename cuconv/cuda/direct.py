@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
+from ..dtypes import DTYPES
 from ..problem import Request
+from .cost import Threads, seconds
 from .device import Device
 from .kernel import Kernel, Launch
-from .schedule import LAUNCH, Draft, memory_seconds, per_element_kernel, rate
+from .schedule import THREADS, Draft, per, per_element_kernel, zero_padded
 
 
 def build(draft: Draft) -> list[Launch]:
@@ -27,10 +30,30 @@ def applies(request: Request, device: Device | None) -> None:
 def estimate(request: Request, device: Device | None) -> float:
     """Nothing is reused but through caches; a weight gradient has few threads, with long sums."""
     assert device is not None
-    problem = request.problem
-    arithmetic = problem.flops(request.op, request.dtype) / (0.05 * rate(request, device))
-    latency = problem.gemm("wgrad")[2] * 2e-8 if request.op == "wgrad" else 0.0
-    return max(arithmetic, latency, memory_seconds(request, device)) + LAUNCH
+    op, problem = request.op, zero_padded(request)
+    # Products of one element of the result.
+    sums = problem.gemm(op)[2] / (math.prod(problem.stride) if op == "dgrad" else 1)
+    of_tap, of_sum, missed, lines = _COSTS[op, request.layout]
+    results = math.prod(request.shape({"fprop": "y", "dgrad": "dx", "wgrad": "dw"}[op]))
+    threads = Threads(
+        per(results, THREADS), THREADS, 9,
+        instructions=400 + of_tap * math.prod(problem.filter) + of_sum * sums,
+        products=sums * (4 if DTYPES[request.dtype].kind == "c" else 1),
+        waits=missed * sums,
+        lines=lines * sums,
+    )  # fmt: skip
+    return seconds(request, device, threads, request.bytes)
+
+
+_COSTS = {
+    ("fprop", "channels_first"): (80, 18, 0.75, 3),
+    ("fprop", "channels_last"): (80, 20, 0.3, 35),
+    ("dgrad", "channels_first"): (110, 18, 0.65, 3),
+    ("dgrad", "channels_last"): (110, 20, 0.2, 2),
+    ("wgrad", "channels_first"): (0, 32, 0.35, 14),
+    ("wgrad", "channels_last"): (0, 37, 0.7, 3),
+}
+"""Instructions for each tap and for each product; for each product, waits for memory, and lines."""
 
 
 def kernels(dtype: str) -> Iterator[Kernel]:

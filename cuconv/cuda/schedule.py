@@ -14,6 +14,7 @@ from typing import Any
 from ..dtypes import DTYPES, holds
 from ..problem import ACTIVATIONS, PADDING_MODES, ConvProblem, Request
 from ..table import Schedule
+from .cost import Threads, seconds
 from .device import Device
 from .geometry import Fields, axes, digits, divisor, repeating_axes
 from .kernel import Kernel, Launch, Scratch
@@ -279,6 +280,16 @@ def split_sum(
     return [draft.launch(kernel, splits * tiles, fields | {"partial": 1}, out=summands, **changes), add]
 
 
+def reduce_seconds(request: Request, device: Device, splits: int) -> float:
+    """The estimate of that last launch."""
+    if splits == 1:
+        return 0.0
+    items = math.prod(request.shape("db" if request.op == "bgrad" else "dw"))
+    size = items * DTYPES[sum_dtype(request.op, request.dtype)].itemsize
+    threads = Threads(per(items, THREADS), THREADS, 16, instructions=200 + 5 * splits, waits=splits / 4)
+    return seconds(request, device, threads, splits * size)
+
+
 def sum_dtype(op: str, dtype: str) -> str:
     """The dtype of the parts of a sum: the bias gradient is summed in double precision."""
     accumulator = DTYPES[dtype].accumulator
@@ -315,18 +326,3 @@ def beyond_32_bits(request: Request) -> str | None:
     if max(problem.n, max(problem.c, problem.k) * math.prod(problem.filter)) >= LIMIT:
         return "the channels of a filter, times its taps, are 2^30 or more"
     return None
-
-
-LAUNCH = 4e-6
-"""Seconds that a launch takes at the least."""
-
-
-def rate(request: Request, device: Device) -> float:
-    """Peak FLOP per second of the request's arithmetic; integers count like floats of their size."""
-    wide = DTYPES[request.dtype].accumulator in ("float64", "complex128", "int64")
-    return device.float64 if wide else device.float32
-
-
-def memory_seconds(request: Request, device: Device) -> float:
-    """The least time for reading the operands and writing the result once."""
-    return request.bytes / device.bandwidth

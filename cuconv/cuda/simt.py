@@ -8,18 +8,17 @@ from dataclasses import astuple, dataclass
 
 from ..dtypes import DTYPES
 from ..problem import ConvProblem, Request
+from .cost import Threads, seconds
 from .device import Device
 from .kernel import Kernel, Launch
 from .schedule import (
     BLOCKS,
     C_TYPES,
-    LAUNCH,
     Draft,
     beyond_32_bits,
-    memory_seconds,
     parts,
     per,
-    rate,
+    reduce_seconds,
     split_sum,
     zero_padded,
 )
@@ -63,6 +62,9 @@ _SQUARE = {
     "int64": Tile(32, 32, 8, 4, 2, 1),
 }
 
+_LOAD, _STORE = 75, 45
+"""Instructions to bring an element to shared memory, and to put one of the result in its place."""
+
 TILES = {"fprop": (_LARGE, _NARROW), "dgrad": (_ROOMY, _NARROW), "wgrad": (_ROOMY, _SQUARE)}
 """Per op, the tiles to choose from. gemm_n is often short."""
 
@@ -89,15 +91,28 @@ def applies(request: Request, device: Device | None) -> str | None:
 
 
 def estimate(request: Request, device: Device | None) -> float:
-    """Tiles are done whole, however little of them is needed."""
+    """Tiles are multiplied whole, however little of them is needed, but only what is needed is loaded."""
     assert device is not None
     problem, op = zero_padded(request), request.op
     tile = _tile(problem, op, request.dtype)
-    depth = per(_products(problem, op)[3], tile.bk) * tile.bk
-    products = _blocks(problem, op, tile) * tile.bm * tile.bn * depth
-    each = 8 if DTYPES[request.dtype].kind == "c" else 2
-    arithmetic = each * products / (0.6 * rate(request, device))
-    return max(arithmetic, memory_seconds(request, device)) + LAUNCH * (2 if op == "wgrad" else 1)
+    _, m, n, depth = _products(problem, op)
+    splits, chunk = _parts(problem, tile) if op == "wgrad" else (1, depth)
+    slices = per(chunk, tile.bk)
+    blocks = splits * _blocks(problem, op, tile)
+    each = 4 if DTYPES[request.dtype].kind == "c" else 1
+    products = each * tile.tm * tile.tn * tile.bk
+    vectors = tile.bk * (tile.tm + tile.tn) * DTYPES[request.dtype].itemsize / 16
+    rows = [m / max(per(m, tile.bm), 1), n / max(per(n, tile.bn), 1)]
+    if op == "wgrad" and request.layout == "channels_last":  # where a warp's threads have a row each
+        rows = [per(math.ceil(each), 32) * 32 for each in rows]
+    loads = sum(rows) * tile.bk / tile.threads
+    threads = Threads(
+        blocks, tile.threads, tile.residents,
+        instructions=slices * (products + vectors + _LOAD * loads) + _STORE * tile.tm * tile.tn,
+        products=slices * products,
+        waits=slices + 8,
+    )  # fmt: skip
+    return seconds(request, device, threads, request.bytes) + reduce_seconds(request, device, splits)
 
 
 def kernels(dtype: str) -> Iterator[Kernel]:

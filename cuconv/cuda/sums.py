@@ -5,21 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from ..problem import Request
+from ..problem import ConvProblem, Request
+from .cost import Threads, seconds
 from .device import Device
 from .geometry import digits
 from .kernel import Kernel, Launch
-from .schedule import C_TYPES, LAUNCH, LIMIT, THREADS, Draft, memory_seconds, parts, per, split_sum
+from .schedule import C_TYPES, LIMIT, THREADS, Draft, parts, per, reduce_seconds, split_sum
 
 
 def build(draft: Draft) -> list[Launch]:
     problem = draft.problem
     z, p, q = problem.output
-    cells = problem.n * math.prod(problem.output)
     lanes = draft.lanes if problem.k < LIMIT else 32
-    tiles = per(problem.k, lanes)
-    cut = parts(cells, tiles, lanes / 8)
-    fields = {"items": cells, "digit": digits((q, p, z)), "lanes": lanes}
+    tiles, cut = _parts(problem, lanes)
+    fields = {"items": problem.n * z * p * q, "digit": digits((q, p, z)), "lanes": lanes}
     return split_sum(draft, _kernel(draft.request.dtype), tiles, fields, cut)
 
 
@@ -29,12 +28,22 @@ def applies(request: Request, device: Device | None) -> None:
 
 def estimate(request: Request, device: Device | None) -> float:
     assert device is not None
-    return memory_seconds(request, device) / 0.5 + 2 * LAUNCH
+    lanes = 32 if request.layout == "channels_last" else 1
+    tiles, (splits, chunk) = _parts(request.problem, lanes)
+    passes = chunk * lanes / THREADS
+    threads = Threads(tiles * splits, THREADS, 8, 200 + 50 * passes, waits=passes * (2 if lanes > 1 else 1))
+    return seconds(request, device, threads, request.bytes) + reduce_seconds(request, device, splits)
 
 
 def kernels(dtype: str) -> Iterator[Kernel]:
     """Every instance for a dtype."""
     yield _kernel(dtype)
+
+
+def _parts(problem: ConvProblem, lanes: int) -> tuple[int, tuple[int, int]]:
+    """How many blocks a part takes, and how the sums are cut."""
+    tiles = per(problem.k, lanes)
+    return tiles, parts(problem.n * math.prod(problem.output), tiles, 4 / lanes)
 
 
 def _kernel(dtype: str) -> Kernel:

@@ -43,6 +43,14 @@ INSTANCE = (
     *("-fsanitize=undefined", "-fno-sanitize=vptr", "-fno-sanitize-recover=all", "-nostdlib", "-lm", "-lgcc"),
     *(("-fsanitize=address",) if SANITIZE else ()),
 )
+# Every load and store, and every stretch of code without a branch, calls a hook of the runtime. A vector
+# stays one access, and loops that are to be unrolled are, so that every access of a pass has a place of its
+# own in the code, as it has on a GPU.
+COUNTING = (
+    *("-O1", "-g1", "-ffp-contract=off", "-Wno-unused-function", "-Wno-maybe-uninitialized", "-fno-tree-sra"),
+    *("--param", "max-completely-peeled-insns=20000", "--param", "max-completely-peel-times=64"),
+    *("-fsanitize=thread", "-fsanitize-coverage=trace-pc", "-nostdlib", "-lm", "-lgcc"),
+)
 # Filling memory must not become a call of memset, which AddressSanitizer would check.
 RUNTIME = ("-O3", "-fno-tree-loop-distribute-patterns", "-ldl", "-lpthread")
 
@@ -59,9 +67,13 @@ class EmulatorError(Exception):
     """A kernel that does not compile, faults, or does what it must not."""
 
 
-def instance(kernel: Kernel) -> Path:
-    """The shared object with the kernel's instance, compiled if there is none yet."""
-    return _instance(kernel.stub(""), kernel.name)
+def instance(kernel: Kernel, counting: bool = False) -> Path:
+    """The shared object with the kernel's instance, compiled if there is none yet.
+
+    `counting` is for traffic.h to count accesses, and for nothing else: nothing is checked.
+    """
+    text = preprocessed(kernel, counting)
+    return _compiled(kernel.name, text, ("-fpreprocessed", *(COUNTING if counting else INSTANCE)))
 
 
 def runtime() -> Path:
@@ -71,11 +83,18 @@ def runtime() -> Path:
 
 
 @functools.cache
-def _instance(stub: str, name: str) -> Path:
-    source = f"namespace {{\n{stub}}}\nEMULATOR_ENTRY({name})\n"
+def preprocessed(kernel: Kernel, counting: bool = False) -> str:
+    """All of an instance's source in one text, without comments, with shared memory as the host has it."""
+    name = kernel.name
+    source = f"namespace {{\n{kernel.stub('')}}}\nEMULATOR_ENTRY({name})\n"
     folders = (HERE / "include", HERE / "kernels", SOURCES)
     include = [word for folder in folders for word in ("-I", str(folder))]
-    text = _run(name, [*COMMON[:1], "-E", "-x", "c++", *include, "-include", "device.h", "-"], source)
+    counts = ["-DEMULATOR_COUNTS"] if counting else []
+    text = _run(
+        name, [*COMMON[:1], *counts, "-E", "-x", "c++", *include, "-include", "device.h", "-"], source
+    )
+    if counting:
+        text = re.sub(r"#pragma unroll\b *(\d*)", lambda found: f"#pragma GCC unroll {found[1] or 64}", text)
 
     def dynamic_shared(match: re.Match[str]) -> str:
         gnu_alignment, alignment, type_name, variable = match.groups()
@@ -90,8 +109,7 @@ def _instance(stub: str, name: str) -> Path:
             for variable, extents in re.findall(r"(\w+)\s*((?:\[[^]]*\]\s*)+)", declarators)
         )
 
-    text = SHARED.sub(shared, DYNAMIC_SHARED.sub(dynamic_shared, text))
-    return _compiled(name, text, ("-fpreprocessed", *INSTANCE))
+    return SHARED.sub(shared, DYNAMIC_SHARED.sub(dynamic_shared, text))
 
 
 def _compiled(name: str, source: str, flags: tuple[str, ...]) -> Path:

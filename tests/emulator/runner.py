@@ -18,6 +18,7 @@ import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
@@ -41,7 +42,19 @@ class _Job(ctypes.Structure):
         ("shared_bytes", ctypes.c_uint64),
         ("seed", ctypes.c_uint64),
         *((name, ctypes.c_uint) for name in ("threads", "grid", "first", "blocks", "order", "poison", "low")),
+        ("l1_bytes", ctypes.c_uint64),
+        ("operands", ctypes.c_uint64 * 2 * 4),
+        ("tallies", ctypes.c_void_p),
+        ("passes", ctypes.c_void_p),
+        ("code_bytes", ctypes.c_uint64),
+        ("under_way", ctypes.c_void_p),
     ]
+
+
+TALLY = np.dtype([(name, np.float64) for name in ("requests", "taken", "least", "lines", "from_l2")])
+"""What traffic.h counts, in an array by space (a, b, bias, out, shared), kind and width."""
+
+SPACES, KINDS, WIDTHS = ("a", "b", "bias", "out", "shared"), ("read", "write", "copy"), (1, 2, 4, 8, 16)
 
 
 class _Report(ctypes.Structure):
@@ -140,6 +153,76 @@ def run_window(
     report = _blocks(launch, pointers, strides, Pass(), blocks)
     if report is not None:
         raise EmulatorError(f"{launch.kernel.name}: {_explain(report, [])}")
+
+
+@dataclass
+class Counts:
+    """What some blocks of a launch did: their accesses, by space, kind and width; by (file, line) how often
+    their threads in all ran what begins there; and how many bytes a thread's asynchronous copies had to bring
+    at the most.
+    """
+
+    tallies: np.ndarray
+    lines: dict[tuple[str, int], int]
+    under_way: int
+
+
+def count_window(
+    launch: Launch,
+    arrays: Mapping[str | Scratch, np.ndarray],
+    strides: Mapping[str, Strides],
+    blocks: Iterable[int],
+    l1_bytes: int,
+) -> Counts:
+    """run_window of some blocks, one by one, that counts.
+
+    Each block has a first-level cache of so many bytes, empty at first.
+    """
+    operands = [arrays.get(operand) for operand in (launch.a, launch.b, "bias", launch.out)]
+    pointers = [None if array is None else array.ctypes.data for array in operands]
+    library = build.instance(launch.kernel, counting=True)
+    counting = _Counting(
+        l1_bytes,
+        [(0, 0) if array is None else byte_bounds(array) for array in operands],
+        np.zeros((len(SPACES), len(KINDS), len(WIDTHS)), TALLY),
+        np.zeros(library.stat().st_size, np.uint64),
+        ctypes.c_uint64(),
+    )
+    for block in blocks:
+        report = _blocks(launch, pointers, strides, Pass(), range(block, block + 1), counting)
+        if report is not None:
+            raise EmulatorError(f"{launch.kernel.name}: {_explain(report, [])}")
+    return Counts(counting.tallies, _by_line(library, counting.passes), counting.under_way.value)
+
+
+@dataclass
+class _Counting:
+    """What the runtime counts with, and into."""
+
+    l1_bytes: int
+    ranges: list[tuple[int, int]]
+    tallies: np.ndarray
+    passes: np.ndarray
+    under_way: ctypes.c_uint64
+
+
+def _by_line(library: Path, passes: np.ndarray) -> dict[tuple[str, int], int]:
+    """The passes of the busiest place of each line."""
+    places = np.flatnonzero(passes)
+    command = [
+        "addr2line",
+        "-e",
+        str(library),
+        *map(hex, places - 1),
+    ]  # the calls before these return addresses
+    found: dict[tuple[str, int], int] = {}
+    texts = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    for place, text in zip(places, texts, strict=True):
+        file, _, line = text.partition(" ")[0].rpartition(":")
+        if line.isdecimal():
+            name = (Path(file).name, int(line))
+            found[name] = max(found.get(name, 0), int(passes[place]))
+    return found
 
 
 class _Buffer:
@@ -261,10 +344,15 @@ def _run(
 
 
 def _blocks(
-    launch: Launch, pointers: list[int | None], strides: Mapping[str, Strides], how: Pass, window: range
+    launch: Launch,
+    pointers: list[int | None],
+    strides: Mapping[str, Strides],
+    how: Pass,
+    window: range,
+    counting: _Counting | None = None,
 ) -> _Report | None:
     """Run some blocks; the report of what went wrong, or None."""
-    entry, statics = _instance(launch.kernel)
+    entry, statics = _instance(launch.kernel, counting is not None)
     params = np.ascontiguousarray(launch.params(strides))
     job = _Job(
         entry=entry,
@@ -281,6 +369,12 @@ def _blocks(
         poison=how.poison,
         low=how.low,
     )
+    if counting is not None:
+        job.l1_bytes = counting.l1_bytes
+        job.operands = tuple((ctypes.c_uint64 * 2)(*bounds) for bounds in counting.ranges)
+        job.tallies = counting.tallies.ctypes.data
+        job.passes, job.code_bytes = counting.passes.ctypes.data, len(counting.passes)
+        job.under_way = ctypes.addressof(counting.under_way)
     report = _Report()
     return report if _runtime().emulator_run(ctypes.byref(job), ctypes.byref(report)) else None
 
@@ -334,10 +428,10 @@ def _runtime() -> ctypes.PyDLL:
 
 
 @functools.cache
-def _instance(kernel: Kernel) -> tuple[int, tuple[int | None, int | None]]:
+def _instance(kernel: Kernel, counting: bool) -> tuple[int, tuple[int | None, int | None]]:
     """The address of the instance's entry, and the bounds of its static shared memory."""
     _runtime()
-    library = ctypes.CDLL(str(build.instance(kernel)))
+    library = ctypes.CDLL(str(build.instance(kernel, counting)))
     statics = (ctypes.c_void_p * 2)()
     library.emulator_statics(statics)
     return ctypes.cast(library.emulator_entry, ctypes.c_void_p).value, tuple(statics)

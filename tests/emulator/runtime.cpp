@@ -9,6 +9,7 @@
 // Errors, faults included, jump back to emulator_run, which reports them and abandons the fibers. When
 // AddressSanitizer is loaded faults are left to it; its symbols are weak here, so one runtime serves both.
 #include "runtime.h"
+#include "traffic.h"
 
 #include <dlfcn.h>
 #include <pthread.h>
@@ -17,6 +18,7 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
@@ -41,6 +43,10 @@ struct Job {
   unsigned order;   // of the threads: 0 forward, 1 reverse, 2 shuffled
   unsigned poison;  // the byte that memory holds before it is written
   unsigned low;     // dynamic shared memory lies against its lower guard page, not the upper
+  uint64_t l1_bytes;
+  emulator::Range operands[4];
+  emulator::Tally (*tallies)[emulator::kinds][emulator::widths];  // null if nobody counts
+  uint64_t *passes, code_bytes, *under_way;
 };
 
 struct Report {
@@ -140,6 +146,8 @@ Warp warps[max_threads / 32];
 unsigned char* shared;                       // the region that dynamic shared memory is part of
 unsigned char* dynamic;
 size_t dynamic_slack;  // between its end and the guard page
+emulator::Traffic traffic;
+bool performing;  // what a warp does together; its accesses are those of the lanes, who have told of them
 
 // Whole pages of memory between pages that cannot be accessed.
 char* guarded_region(size_t size) {
@@ -152,6 +160,10 @@ char* guarded_region(size_t size) {
 }
 
 // Not memset: the sanitizer would check it, and red zones between variables are to be filled like the rest.
+emulator::Range range_of(const void* begin, const void* end) {
+  return {reinterpret_cast<uint64_t>(begin), reinterpret_cast<uint64_t>(end)};
+}
+
 void fill(unsigned char* start, const unsigned char* end) {
   const unsigned char poison = job->poison;
   for (; start < end; start++) *start = poison;
@@ -368,6 +380,7 @@ void run_block(unsigned block) {
   memset(barriers, 0, sizeof barriers);
   for (Warp& warp : warps) warp.open = 0;
   unfinished = job->threads;
+  if (traffic.tallies) traffic.begin_block(job->threads);
   for (unsigned i = 0; i < job->threads; i++) {
     Thread& thread = threads[job->order == 1 ? job->threads - 1 - i : i];
     thread.finished = false;
@@ -378,6 +391,7 @@ void run_block(unsigned block) {
   current = queue.pop_front();
   threadIdx.x = current->index;
   switch_from(outside, *current);
+  if (traffic.tallies) traffic.meet();
 }
 
 }  // namespace
@@ -415,6 +429,7 @@ void barrier(unsigned id, unsigned count, bool wait, Site site) {
   }
   if (barrier.arrived == barrier.count) {
     barrier.arrived = 0;
+    if (traffic.tallies && barrier.count == unfinished) traffic.meet();
     notify_all(barrier.complete);
   }
   if (wait) switch_away();
@@ -443,7 +458,9 @@ void gather(unsigned lanes, Site site, void* operand, void (*perform)(unsigned, 
   add_to(gathering.complete);
   if (gathering.arrived == lanes) {
     warp.open &= ~(1u << slot);
+    performing = true;
     perform(lanes, gathering.operands);
+    performing = false;
     notify_all(gathering.complete);
   }
   switch_away();
@@ -465,14 +482,25 @@ void* dynamic_shared(Bytes alignment) {
     dynamic = shared + start;
     dynamic_slack = job->low ? 0 : shared_bytes - job->shared_bytes - start;
     fill(dynamic, dynamic + job->shared_bytes + dynamic_slack);
+    traffic.ranges[emulator::DYNAMIC] = range_of(dynamic, dynamic + job->shared_bytes);
   }
   return dynamic;
+}
+
+void access(const void* address, unsigned bytes, Kind kind) {
+  if (traffic.tallies && current && !performing)
+    traffic.add(current->index, __builtin_return_address(0), address, bytes, kind);
 }
 
 void copy_later(void* to, const void* bytes, unsigned size) {
   Copy copy = {to, size, current->group, {}};
   memcpy(copy.bytes, bytes, size);
   current->copies.push_back(copy);
+  if (traffic.tallies) {
+    uint64_t bytes = 0;
+    for (const Copy& other : current->copies) bytes += other.size;
+    *traffic.under_way = std::max(*traffic.under_way, bytes);
+  }
   auto* byte = static_cast<unsigned char*>(to);
   fill(byte, byte + size);
 }
@@ -500,6 +528,35 @@ void add_product(int m, int n, int k, const double* a, const double* b, double* 
 }
 
 }  // namespace emulator
+
+// ---- what -fsanitize=thread calls ----
+
+#define ACCESS(name, bytes, kind)                                                                   \
+  extern "C" void __tsan_##name(const void* address) {                                              \
+    if (traffic.tallies && current && !performing)                                                  \
+      traffic.add(current->index, __builtin_return_address(0), address, bytes, emulator::kind);     \
+  }
+#define ACCESSES(bytes)                    \
+  ACCESS(read##bytes, bytes, READ)         \
+  ACCESS(write##bytes, bytes, WRITE)       \
+  ACCESS(unaligned_read##bytes, bytes, READ) \
+  ACCESS(unaligned_write##bytes, bytes, WRITE)
+ACCESSES(1)
+ACCESSES(2)
+ACCESSES(4)
+ACCESSES(8)
+ACCESSES(16)
+
+extern "C" void __sanitizer_cov_trace_pc() {
+  if (traffic.tallies && current && !performing) traffic.pass(__builtin_return_address(0));
+}
+
+// Of structs that are no vector; those in shared or global memory are read member by member.
+extern "C" void __tsan_read_range(const void*, size_t) {}
+extern "C" void __tsan_write_range(const void*, size_t) {}
+extern "C" void __tsan_func_entry(void*) {}
+extern "C" void __tsan_func_exit() {}
+extern "C" void __tsan_init() {}
 
 // ---- what -fsanitize=undefined calls; the data of every check begins with its place in the source ----
 
@@ -581,6 +638,17 @@ extern "C" int emulator_run(const Job* the_job, Report* the_report) {
   blockDim = {job->threads, 1, 1};
   gridDim = {job->grid, 1, 1};
   random_state = job->seed;
+  traffic.tallies = job->tallies;
+  traffic.l1_lines = job->l1_bytes / 128;
+  traffic.passes = job->passes;
+  traffic.code_bytes = job->code_bytes;
+  traffic.under_way = job->under_way;
+  Dl_info module;
+  if (traffic.tallies && dladdr(reinterpret_cast<void*>(job->entry), &module))
+    traffic.code = static_cast<const char*>(module.dli_fbase);
+  std::copy(job->operands, job->operands + 4, traffic.ranges);
+  traffic.ranges[emulator::SHARED] = range_of(job->statics, job->statics_end);
+  traffic.ranges[emulator::DYNAMIC] = {};
   outside.started = true;
   std::optional<Handlers> handlers;
   if (__sanitizer_start_switch_fiber)

@@ -40,6 +40,10 @@ void commit_copies();
 void wait_copies(unsigned groups_left);
 void wait_copies();
 
+// Tells those who count traffic of an access that no hook tells of: what a wrapper of PTX does for its lane.
+enum Kind { READ, WRITE, COPY };  // COPY: an asynchronous copy's read
+void access(const void* address, unsigned bytes, Kind kind);
+
 // c += a b, of row-major matrices: a is m by k, b is k by n.
 void add_product(int m, int n, int k, const double* a, const double* b, double* c);
 

@@ -16,6 +16,13 @@
 #define __noinline__ __attribute__((noinline))
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
+// A wrapper of PTX that tells of its accesses itself.
+#ifdef EMULATOR_COUNTS
+#define EMULATOR_UNCOUNTED __attribute__((no_sanitize_thread))
+#else
+#define EMULATOR_UNCOUNTED
+#endif
+
 // Constant as far as one thread can see, which lets the compiler keep it in a register.
 extern const uint3 threadIdx, blockIdx, blockDim, gridDim;
 constexpr int warpSize = 32;

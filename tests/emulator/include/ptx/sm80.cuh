@@ -7,12 +7,14 @@
 #include <ptx/base.cuh>
 
 template <int bytes>
-__device__ inline void cp_async(void* shared, const void* global, int source_bytes = bytes, CUDA_PLACE) {
+__device__ inline EMULATOR_UNCOUNTED void cp_async(void* shared, const void* global, int source_bytes = bytes, CUDA_PLACE) {
   static_assert(bytes == 4 || bytes == 8 || bytes == 16, "cp.async moves 4, 8 or 16 bytes");
   const emulator::Site site = {"cp.async", file, line};
   if (source_bytes < 0 || source_bytes > bytes) emulator::fail(site, "%d bytes of %d", source_bytes, bytes);
   if ((size_t(shared) | size_t(global)) % bytes)
     emulator::fail(site, "addresses %p and %p are not multiples of %d bytes", shared, global, bytes);
+  if (source_bytes) emulator::access(global, source_bytes, emulator::COPY);
+  emulator::access(shared, bytes, emulator::WRITE);
   unsigned char source[bytes] = {};
   for (int i = 0; i < source_bytes; i++) source[i] = static_cast<const unsigned char*>(global)[i];
   emulator::copy_later(shared, source, bytes);
@@ -37,6 +39,7 @@ __device__ inline void emulator_ldmatrix(unsigned (&d)[count], const void* row, 
   } load = {row, d, transposed};
   if (emulator::lane() < 8 * count && size_t(row) % 16)
     emulator::fail(site, "address %p is not a multiple of 16 bytes", row);
+  if (emulator::lane() < 8 * count) emulator::access(row, 16, emulator::READ);
   emulator::gather(~0u, site, &load, [](unsigned, void* const* operands) {
     for (int tile = 0; tile < count; tile++) {
       unsigned short rows[8][8];

@@ -1,0 +1,63 @@
+"""Estimated seconds of launches, by the units that a GPU works with, for `auto` and `explain`.
+
+A launch takes as long as the unit that is busy longest: what issues instructions, the multipliers, the
+first-level cache, or memory; or as the instructions of one thread take one after the other, where blocks are
+few. What the threads of a family's kernels do is in the file of the family, as counted in compiled code. A
+test holds these estimates to the cost model's predictions, which look at each launch (docs/predictions.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..dtypes import DTYPES
+from ..problem import Request
+from .device import Device
+
+LAUNCH = 2.4e-6
+"""Seconds from a launch to the next one."""
+
+ISSUED = 4
+"""Instructions of a warp that a multiprocessor issues per clock."""
+
+STALL, WAIT = 2.2, 300
+"""Clocks from a warp's instruction to its next one, multiplications apart, and while it waits for memory."""
+
+COPIED = 0.8
+"""The share of a data sheet's bandwidth that is there."""
+
+
+@dataclass(frozen=True)
+class Threads:
+    """What a launch's threads do, each: instructions, those of them that multiply, waits for memory; and
+    lines of the first-level cache that its warp's requests touch. Of the blocks so many are `resident` at
+    once on a multiprocessor.
+    """
+
+    blocks: float
+    size: int
+    resident: int
+    instructions: float
+    products: float = 0
+    waits: float = 1
+    lines: float = 0
+
+
+def seconds(request: Request, device: Device, threads: Threads, size: float) -> float:
+    """The time of a launch that moves `size` bytes."""
+    here = device.multiprocessors
+    warps = -(-threads.size // 32) * -(-threads.blocks // here)  # of the multiprocessor that has most
+    chain = STALL * (threads.instructions - threads.products) + threads.products + WAIT * threads.waits
+    clocks = max(
+        threads.instructions * warps / ISSUED,
+        threads.lines * warps,
+        chain * -(-threads.blocks // (here * threads.resident)),
+    )
+    multiplying = 64 * threads.products * warps * here / _rate(request, device)
+    return max(clocks / device.clock, multiplying, size / (COPIED * device.bandwidth)) + LAUNCH
+
+
+def _rate(request: Request, device: Device) -> float:
+    """Peak FLOP per second of the request's arithmetic; integers count like floats of their size."""
+    wide = DTYPES[request.dtype].accumulator in ("float64", "complex128", "int64")
+    return device.float64 if wide else device.float32

@@ -1,0 +1,254 @@
+"""What the compiler made of a kernel: its registers, and its loops, by NVRTC and NVIDIA's disassembler.
+
+How often a loop is passed the machine code does not say. The emulator's counts do: the passes of all loops
+with loads or stores are those, none negative, that explain best how many of each width a warp makes, since a
+compiler may unroll a loop or make two of it; a loop without any is passed as often as its line is run.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import re
+import shutil
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import nnls
+
+from cuconv.cuda import jit
+from cuconv.cuda.kernel import Kernel
+from tests import compiler
+from tests.emulator import build
+
+UNITS = {
+    "float": r"FFMA|FADD|FMUL",
+    "double": r"DFMA|DADD|DMUL",
+    "multiply": r"IMAD|U?IMAD",
+    "integer": r"IADD|VIADD|LOP3|ISETP|LEA|SHF|SEL|PRMT|IMNMX|VIMNMX|PLOP3|IABS|MOV|HADD2|HFMA2",
+}
+"""The unit of an instruction, by the start of its name; others only take an issue slot."""
+
+NAMES = {"HMMA": "HMMA", "DMMA": "DMMA", "BRA": "BRA", "BAR": "BAR"}
+"""Instructions that are counted apart."""
+
+PRODUCTS = {
+    "float32": r"FFMA|HMMA|HGMMA",
+    "complex64": r"FFMA|HMMA",
+    "float64": r"DFMA|DMMA",
+    "complex128": r"DFMA|DMMA",
+    "int32": r"IMAD(?!\.MOV|\.SHL|\.IADD|\.X)",
+    "int64": r"IMAD\.WIDE|IMAD(?!\.MOV|\.SHL|\.IADD|\.X)",
+}
+"""The multiplications that a convolution consists of, by the dtype of its sums."""
+
+Access = tuple[str, str, int]
+"""global or shared; read, write or copy; bytes."""
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction: its place, its full name, where it goes if it is a branch, its file and line."""
+
+    at: int
+    name: str
+    target: int | None
+    line: tuple[str, int]
+    idle: bool  # part of an activation, which no request that is measured has
+
+    def starts(self, pattern: str) -> bool:
+        return re.match(rf"(?:{pattern})(?![A-Z])", self.name) is not None
+
+    @functools.cached_property
+    def counts_as(self) -> tuple[str, ...]:
+        """The units that do it, and the names that are counted apart."""
+        return tuple(name for name, pattern in (UNITS | NAMES).items() if self.starts(pattern))
+
+    @functools.cached_property
+    def access(self) -> Access | None:
+        """What it asks of memory, constants and registers apart."""
+        if self.name.startswith("LDSM"):
+            return "shared", "read", 16
+        kinds = {"LDGSTS": ("global", "copy"), "LDG": ("global", "read"), "STG": ("global", "write")}
+        kinds |= {"LDS": ("shared", "read"), "STS": ("shared", "write")}
+        kinds |= {"LD": ("global", "read"), "ST": ("global", "write")}
+        kind = kinds.get(self.name.partition(".")[0])
+        if kind is None:
+            return None
+        width = re.search(r"\.(?:[US])?(8|16|32|64|128)(?=\.|$)", self.name)
+        return *kind, int(width[1]) // 8 if width else 4
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Instructions between a label and the branch back to it, without those of loops inside."""
+
+    parent: int | None
+    own: tuple[Instruction, ...]
+    all: tuple[Instruction, ...]
+
+    @property
+    def accesses(self) -> Counter[Access]:
+        return Counter(each.access for each in self.own if each.access)
+
+    @property
+    def line(self) -> tuple[str, int]:
+        """That of its branch back, the `for` or `while` as a rule."""
+        return self.all[-1].line
+
+    @property
+    def loaded(self) -> int:
+        """Bytes that a thread loads from global memory in a pass."""
+        return sum(
+            each.access[2] for each in self.all if each.access and each.access[:2] == ("global", "read")
+        )
+
+    @property
+    def guarded(self) -> int:
+        """Loads from global memory that a branch jumps over."""
+        skips = [(each.at, each.target) for each in self.all if each.target and each.target > each.at]
+        loads = [each.at for each in self.all if each.access and each.access[:2] == ("global", "read")]
+        return sum(any(begin < at < end for begin, end in skips) for at in loads)
+
+
+@dataclass(frozen=True)
+class Code:
+    """A compiled kernel. The first of its loops is all that is passed once."""
+
+    registers: int
+    shared: int
+    resident: int
+    loops: tuple[Loop, ...]
+
+    def main(self, products: str) -> Loop:
+        """The innermost loop with the most multiplications, or accesses where nothing is multiplied."""
+
+        def weight(loop: Loop) -> tuple[int, int, int]:
+            multiplies = sum(each.starts(products) for each in loop.all)
+            return multiplies, sum(each.access is not None for each in loop.all), -len(loop.all)
+
+        return max(self.loops[1:] or self.loops, key=weight)
+
+    def passes(self, accesses: Mapping[Access, float], lines: Mapping[tuple[str, int], float]) -> list[float]:
+        """How often a warp passes each loop, if it makes these accesses, and runs these lines so often."""
+        kinds = sorted({*accesses, *(kind for loop in self.loops for kind in loop.accesses)})
+        made = np.array([accesses.get(kind, 0.0) for kind in kinds])
+        weight = 1 / np.sqrt(np.maximum(made, 1))
+        once = np.array([self.loops[0].accesses[kind] for kind in kinds])
+        known = [i for i, loop in enumerate(self.loops) if i and loop.accesses]
+        passes = [1.0] + [0.0] * (len(self.loops) - 1)
+        if known:
+            matrix = np.array([[self.loops[i].accesses[kind] for i in known] for kind in kinds])
+            found, _ = nnls(matrix * weight[:, None], np.maximum(made - once, 0) * weight)
+            for i, count in zip(known, found, strict=True):
+                passes[i] = float(count)
+        for i, loop in enumerate(self.loops):
+            if i and i not in known:
+                copies = sum(other.line == loop.line for other in self.loops[1:])
+                passes[i] = lines.get(loop.line, 0.0) / copies
+        return passes
+
+
+@functools.cache
+def compiled(kernel: Kernel, capability: int, shared_bytes: int = 0) -> Code:
+    """A kernel for an architecture."""
+    target = jit.architecture(capability, compiler.known())
+    planted = build.HERE / "kernels"
+    options = (*jit.options(target), f"-I{planted}", "--ptxas-options=-v", "--generate-line-info")
+    log, _, cubin = compiler.build(kernel.stub(jit.stamp()), options)
+    registers = int(re.findall(r"Used (\d+) registers", log)[0])
+    shared = sum(map(int, re.findall(r"(\d+) bytes smem", log))) + shared_bytes
+    resident = compiler.occupancy(capability, kernel.threads, registers, shared)
+    return Code(registers, shared, resident, loops(instructions(disassembled(cubin))))
+
+
+def disassembler() -> str:
+    """NVIDIA's disassembler, or RuntimeError with the way to get it."""
+    if importlib.util.find_spec("nvidia") is not None:
+        import nvidia
+
+        for folder in nvidia.__path__:
+            for found in sorted(Path(folder).glob("*/bin/nvdisasm")):
+                return str(found)
+    found_on_path = shutil.which("nvdisasm")
+    if found_on_path is None:
+        raise RuntimeError("the cost model needs NVIDIA's disassembler: pip install nvidia-cuda-nvdisasm")
+    return found_on_path
+
+
+def disassembled(cubin: bytes) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        done = subprocess.run(
+            [disassembler(), "-c", "-gi", file.name], capture_output=True, text=True, check=True
+        )
+    return done.stdout
+
+
+@functools.cache
+def _activations() -> range:
+    """The lines of numerics.cuh that compute activations."""
+    lines = (jit.SOURCES / "numerics.cuh").read_text().splitlines()
+    first = next(i for i, line in enumerate(lines, 1) if line.startswith("enum Activation"))
+    last = next(
+        i for i, line in enumerate(lines, 1) if i > first and line.startswith("// Put a sum in its place")
+    )
+    return range(first, last)
+
+
+_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)")
+
+
+def instructions(text: str) -> list[Instruction]:
+    """The instructions of a disassembled kernel; branches go to places, of which labels are the names."""
+    lines: list[tuple[int, str, str, list[tuple[str, int]]]] = []
+    labels: dict[str, int | None] = {}
+    places: list[tuple[str, int]] = []  # of what follows, and where that was inlined
+    used = False
+    for line in text.splitlines():
+        if label := re.match(r"(\.L_x_\d+):", line):
+            labels[label[1]] = None
+        elif place := re.search(r'//## File ".*?([^/"]+)", line (\d+)', line):
+            places = [*([] if used else places), (place[1], int(place[2]))]
+            used = False
+        elif found := _LINE.search(line):
+            used = True
+            at = int(found[1], 16)
+            labels |= {name: at for name, place in labels.items() if place is None}
+            lines.append((at, found[2], found[3], places))
+    made = []
+    for at, name, operands, places in lines:
+        goal = re.search(r"`\((\.L_x_\d+)\)", operands) if name.startswith("BRA") else None
+        idle = any(file == "numerics.cuh" and line in _activations() for file, line in places)
+        made.append(Instruction(at, name, labels[goal[1]] if goal else None, (*places, ("", 0))[0], idle))
+    return made
+
+
+def loops(code: list[Instruction]) -> tuple[Loop, ...]:
+    """The loops, outer ones first, after all that is in none; each ends with a branch back to its begin."""
+    ends: dict[int, int] = {}
+    for each in code:
+        if each.target is not None and each.target < each.at:
+            ends[each.target] = max(each.at, ends.get(each.target, 0))
+    spans = [(-1, 1 << 62), *sorted(ends.items(), key=lambda span: (span[0], -span[1]))]
+
+    def around(i: int) -> int | None:
+        """The smallest span before this one that it is part of."""
+        holding = [j for j in range(i) if spans[j][0] <= spans[i][0] and spans[i][1] <= spans[j][1]]
+        return max(holding, default=None)
+
+    parents = [around(i) for i in range(len(spans))]
+    inside = [[each for each in code if begin <= each.at <= end] for begin, end in spans]
+    deepest = {each.at: i for i, members in enumerate(inside) for each in members}
+    return tuple(
+        Loop(
+            parent, tuple(each for each in members if deepest[each.at] == i and not each.idle), tuple(members)
+        )
+        for i, (parent, members) in enumerate(zip(parents, inside, strict=True))
+    )

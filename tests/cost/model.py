@@ -1,0 +1,220 @@
+"""From what a launch does to the seconds that it takes: each unit's time alone, and the largest of them.
+
+    issue          all warp instructions, over what a multiprocessor issues
+    multipliers    those of each arithmetic unit, over its lanes; tensor cores by their FLOP
+    shared memory  wavefronts of shared memory, and lines of the first-level cache, one a clock
+    L2             sectors that the first-level cache does not have
+    DRAM           each operand once; what is read again, where the blocks at work do not fit the second level
+    latency        a warp's own instructions, one waiting for another, and its waits for memory, once a pass
+
+The first three are those of the multiprocessor that has most blocks; the last is that of as many blocks in a
+row as one place for a block gets. Launches follow one another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cuconv.cuda.kernel import Launch, Strides
+from cuconv.dtypes import DTYPES
+from cuconv.plan import Plan
+from cuconv.problem import Request
+
+from . import code, traffic
+from .gpus import GPUS, Gpu
+
+
+@dataclass(frozen=True)
+class Main:
+    """The main loop: instructions of a pass, those that multiply, loads from global memory by bytes, those of
+    them that a branch jumps over, and branches.
+    """
+
+    instructions: int
+    multiplies: int
+    loads: dict[str, int]
+    guarded: int
+    branches: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one launch does, as counted: all that a prediction takes, but for the GPU's own figures.
+
+    `instructions` are a warp's, by unit, "all" among them; `waits` is how often it waits for global memory.
+    `memory` has [requests, taken, least, from L2] of each operand and of shared memory, of the whole launch;
+    `operands` their bytes. `in_flight` are the bytes that a multiprocessor's blocks ask for in a pass.
+    """
+
+    kernel: str
+    blocks: int
+    threads: int
+    registers: int
+    shared: int
+    resident: int
+    main: Main
+    instructions: dict[str, float]
+    waits: float
+    memory: dict[str, list[float]]
+    lines: float
+    operands: dict[str, int]
+    written: int
+    in_flight: float
+
+
+def work(plan: Plan, gpu: Gpu) -> list[Work]:
+    """What each launch of a plan does, without running more than a few blocks of it."""
+    operands = traffic.arrays(plan)
+    places = traffic.places(plan, operands)
+    products = code.PRODUCTS[DTYPES[plan.request.dtype].accumulator]
+    return [of_launch(launch, operands, places, products, gpu) for launch in plan.launches]
+
+
+def of_launch(
+    launch: Launch, operands: traffic.Arrays, places: Mapping[str, Strides], products: str, gpu: Gpu
+) -> Work:
+    """What a launch does; `products` are the instructions that count as multiplications."""
+    made = code.compiled(launch.kernel, gpu.capability, launch.shared_bytes)
+    l1 = (gpu.l1 - made.resident * made.shared) // max(made.resident, 1)
+    asked, lines, under_way = traffic.counted(launch, operands, places, l1)
+    warps = launch.blocks * math.ceil(launch.kernel.threads / 32)
+    accesses: dict[code.Access, float] = {}
+    memory: dict[str, list[float]] = {}
+    for (space, kind, width), count in asked.items():
+        key = ("shared" if space == "shared" else "global", kind, width)
+        accesses[key] = accesses.get(key, 0.0) + count.requests / warps
+        totals = memory.setdefault(space, [0.0] * 4)
+        for i, value in enumerate((count.requests, count.taken, count.least, count.from_l2)):
+            totals[i] += value
+    passes = made.passes(accesses, lines)
+    instructions = dict.fromkeys((*code.UNITS, *code.NAMES, "all"), 0.0)
+    waits = 0.0
+    for loop, count in zip(made.loops, passes, strict=True):
+        for each in loop.own:
+            instructions["all"] += count
+            for name in each.counts_as:
+                instructions[name] += count
+        waits += count * any(kind[:2] == ("global", "read") for kind in loop.accesses)
+    main = made.main(products)
+    read = {"a": launch.a, "b": launch.b, "bias": "bias"}
+    return Work(
+        kernel=launch.kernel.name,
+        blocks=launch.blocks,
+        threads=launch.kernel.threads,
+        registers=made.registers,
+        shared=made.shared,
+        resident=made.resident,
+        main=_main(main, products),
+        instructions=instructions,
+        waits=waits,
+        memory=memory,
+        lines=sum(count.lines for count in asked.values()),
+        operands={space: operands[operand].nbytes for space, operand in read.items() if operand in operands},
+        written=operands[launch.out].nbytes,
+        in_flight=made.resident * launch.kernel.threads * max(main.loaded, under_way),
+    )
+
+
+def _main(loop: code.Loop, products: str) -> Main:
+    loads: dict[str, int] = {}
+    for each in loop.all:
+        if each.access and each.access[0] == "global" and each.access[1] != "write":
+            loads[str(each.access[2])] = loads.get(str(each.access[2]), 0) + 1
+    return Main(
+        instructions=len(loop.all),
+        multiplies=sum(each.starts(products) for each in loop.all),
+        loads=loads,
+        guarded=loop.guarded,
+        branches=sum(each.target is not None for each in loop.all),
+    )
+
+
+def units(work: Work, gpu: Gpu) -> dict[str, float]:
+    """The seconds that each unit needs alone for a launch."""
+    warps = math.ceil(work.threads / 32)
+    at_work = min(gpu.multiprocessors, work.blocks)
+    most = math.ceil(work.blocks / gpu.multiprocessors)  # blocks of one multiprocessor
+    clocks = {unit: 32 * work.instructions[unit] * warps * most / lanes for unit, lanes in gpu.lanes.items()}
+    for name, rate in gpu.tensor.items():
+        flop = {"HMMA": 4096, "DMMA": 512}[name]  # of m16n8k16 and of m8n8k4
+        clocks[name] = flop * work.instructions[name] * warps * most / rate
+    shared = work.memory.get("shared", [0.0] * 4)
+    crowded = most * at_work / work.blocks  # how much more the busiest multiprocessor has than the others
+    read = {space: 32 * totals[3] for space, totals in work.memory.items() if space not in ("shared", "out")}
+    from_l2, written = sum(read.values()), 32 * work.memory.get("out", [0.0] * 4)[3]
+    from_dram = dram_bytes(work, gpu, read)
+    l2_share = min(from_dram / from_l2, 1.0) if from_l2 else 0.0
+    hit = sum(totals[1] for space, totals in work.memory.items() if space in read)
+    l1_share = 1 - from_l2 / 32 / hit if hit else 0.0
+    latency = gpu.latency
+    wait = l1_share * latency["l1"] + (1 - l1_share) * (
+        l2_share * latency["dram"] + (1 - l2_share) * latency["l2"]
+    )
+    made = work.instructions
+    soon = sum(
+        made[name] for name in ("float", "double", "HMMA", "DMMA")
+    )  # these seldom wait for one another
+    chain = (
+        soon
+        + latency["branch"] * made["BRA"]
+        + latency["barrier"] * made["BAR"]
+        + latency["alu"] / 2 * (made["all"] - soon - made["BRA"] - made["BAR"])
+        + wait * work.waits
+    )
+    rounds = math.ceil(work.blocks / (gpu.multiprocessors * max(work.resident, 1)))
+    return {
+        "issue": gpu.seconds(made["all"] * warps * most / gpu.issue),
+        "multipliers": gpu.seconds(max(clocks.values())),
+        "shared memory": gpu.seconds((shared[1] + work.lines) / at_work * crowded),
+        "L2": gpu.seconds((from_l2 + written) / at_work / gpu.l2_read),
+        "DRAM": (from_dram + work.written) / gpu.dram,
+        "latency": gpu.seconds(chain * rounds),
+    }
+
+
+def dram_bytes(work: Work, gpu: Gpu, read: Mapping[str, float]) -> float:
+    """Bytes to be read from DRAM: each operand once, and what is read again where it does not fit the L2."""
+    once = {space: min(work.operands.get(space, 0), size) for space, size in read.items()}
+    at_once = min(gpu.multiprocessors * max(work.resident, 1) / work.blocks, 1.0)
+    working = sum(min(once[space], size * at_once) for space, size in read.items())
+    missed = max(0.0, 1 - gpu.l2 / working) if working else 0.0
+    return sum(once[space] + (size - once[space]) * missed for space, size in read.items())
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Seconds of a plan, the unit that most of it waits for, and how many times its floor that is."""
+
+    seconds: float
+    limit: str
+    of_floor: float
+
+
+def predicted(works: list[Work], request: Request, arch: str) -> Prediction:
+    """The time of a plan's launches one after the other."""
+    gpu = GPUS[arch]
+    each = [units(work, gpu) for work in works]
+    longest = [max(unit, key=unit.__getitem__) for unit in each]
+    times = [unit[name] for unit, name in zip(each, longest, strict=True)]
+    seconds = sum(times) + gpu.launch * len(works)
+    main = times.index(max(times)) if times else 0
+    limit = "launch" if not times or gpu.launch > times[main] else longest[main]
+    return Prediction(seconds, limit, seconds / floor(request, arch))
+
+
+def floor(request: Request, arch: str) -> float:
+    """The least seconds by any unit that is as exact as the dtype asks: products, or bytes moved once."""
+    gpu, dtype = GPUS[arch], request.dtype
+    rate = gpu.tensor_peak.get(dtype)
+    if rate is None:
+        kind = DTYPES[dtype].accumulator
+        wide = kind in ("float64", "complex128", "int64")
+        rate = (
+            gpu.tensor_peak["float64"]
+            if kind == "complex128"
+            else 2 * gpu.lanes["double" if wide else "float"]
+        )
+    products = request.problem.flops(request.op, dtype) / (rate * gpu.multiprocessors * gpu.clock)
+    return max(products, request.bytes / gpu.dram)

@@ -8,7 +8,7 @@ comma := ,
 DRIVER := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p')
 CUDA := $(if $(DRIVER),$(if $(filter 12,$(DRIVER)),$(comma)cuda12,$(if $(shell [ $(DRIVER) -ge 13 ] && echo yes),$(comma)cuda13)))
 
-.PHONY: demo test lint bench sanitize clean
+.PHONY: demo test lint bench device sanitize clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m cuconv demo
@@ -26,15 +26,15 @@ bench: $(VENV)/bench
 	$(BIN)/python -m benchmarks $(OPTIONS)
 	$(BIN)/python -m benchmarks.report
 
-# On a machine with a GPU and the CUDA toolkit: its four checkers over the small GPU tests. Explicit calls of CUDA,
-# which are CuPy's, must succeed too: modules are loaded from memory, and not looked for in files that may not be
-# there. Implicit ones are the CUDA runtime's own, which tries what an older driver may lack.
+# On a machine with a GPU: all that one is wanted for, in nine minutes, and on from there when it is given again.
+# make device OPTIONS="--minutes 30 --from home"
+device: $(VENV)/bench
+	$(BIN)/python -m benchmarks.device $(OPTIONS)
+
+# There, with the CUDA toolkit: its four checkers over the small GPU tests.
 SANITIZER ?= compute-sanitizer
 sanitize: $(VENV)/installed
-	for tool in memcheck racecheck initcheck synccheck; do \
-		CUPY_CACHE_IN_MEMORY=1 $(SANITIZER) --tool $$tool --report-api-errors explicit --error-exitcode 1 --target-processes all \
-			$(BIN)/python -m pytest -n 0 -m sanitize || exit 1; \
-	done
+	$(BIN)/python -m benchmarks.sanitizer $(SANITIZER)
 
 clean:
 	rm -rf $(VENV) .emulator build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis cuconv-demo.png

@@ -24,6 +24,7 @@ from cuconv.cuda import jit
 from cuconv.dtypes import DTYPES
 from cuconv.plan import TABLES
 from cuconv.problem import LAYOUTS, PRECISIONS
+from cuconv.problem import OPS as EVERY_OP
 
 from . import ceilings, environment, record, suites
 from .measure import Bench
@@ -71,14 +72,19 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks", description="cuconv against its peers: checked, timed, kept in a record."
     )
     add = parser.add_argument
-    add("--suite", action="append", choices=suites.names(), help="a problem list (default: all of them)")
+    lists = f"a problem list (default: all but {suites.HOME})"
+    add("--suite", action="append", choices=suites.names(), help=lists)
     add("--problem", help="one problem instead: n8c64h56w56 k64r3s3 p1; with --suite, as a row of that suite")
-    add("--op", action="append", choices=OPS, help="default: all three")
+    add("--op", action="append", choices=EVERY_OP, help="default: all but bgrad")
     add("--dtype", action="append", choices=DTYPES, help="default: what the suite names, or float32")
     add("--layout", action="append", choices=LAYOUTS, help="default: channels_first")
     add("--precision", action="append", choices=NAMED, help="of float32 (default: none, its own)")
     add("--batch", type=_positive(int), help="images per problem, instead of the list's")
-    add("--algorithm", action="append", help="ours to time (default: auto's choice and all exact candidates)")
+    add(
+        "--algorithm",
+        action="append",
+        help="ours to time (default: auto's choice, and what is not far behind)",
+    )
     add("--peers", nargs="+", metavar="NAME", help=f"none, or of: {', '.join(repr(p.name) for p in PEERS)}")
     add("--threads", type=_positive(int), help="for all alike (default: the cores this process may use)")
     add("--seconds", type=_positive(float), default=1.0, help="of timing per row (default: 1)")
@@ -110,9 +116,10 @@ def _keys(options: argparse.Namespace) -> Iterator[Key]:
         if options.suite and len(options.suite) > 1:
             raise ValueError(f"--problem is a row of one --suite, got {', '.join(options.suite)}")
         name = options.suite[0] if options.suite else ""
-        chosen = [suites.Suite(name, (read_problem(options.problem),))]
+        like = suites.read(name) if name else suites.Suite(name, ())
+        chosen = [replace(like, problems=(read_problem(options.problem),))]
     else:
-        chosen = [suites.read(name) for name in dict.fromkeys(options.suite or suites.names())]
+        chosen = [suites.read(name) for name in dict.fromkeys(options.suite or suites.default())]
     for suite in chosen:
         if options.batch:
             suite = suite.with_batch(options.batch)
@@ -138,7 +145,7 @@ def _clock(device: str | None) -> Clock:
 
 
 def _known_algorithms(names: Iterable[str], clock: Clock) -> None:
-    known = {"auto"} | {entry.name for op in OPS for entry in TABLES[clock.device][op]}
+    known = {"auto"} | {entry.name for op in EVERY_OP for entry in TABLES[clock.device][op]}
     for name in names:
         if name not in known:
             raise ValueError(f"--algorithm must be one of {', '.join(sorted(known))}, got {name!r}")

@@ -17,6 +17,7 @@ import numpy as np
 import cuconv
 from cuconv import machine
 from cuconv.cli.clock import Clock
+from cuconv.cuda import jit
 
 from .record import Code, Environment
 
@@ -67,12 +68,12 @@ def _dotted(version: int) -> str:
 @functools.cache
 def code() -> Code:
     """The library's state. Resuming goes by the hash: a commit elsewhere changes no time."""
-    digest = hashlib.sha256()
-    for path in sorted(LIBRARY.rglob("*")):
-        if path.suffix in (".py", ".cuh"):
-            digest.update(path.relative_to(LIBRARY).as_posix().encode() + path.read_bytes())
+    digest = hashlib.sha256(jit.stamp().encode())  # the kernels may lie beside the package
+    for path in sorted(LIBRARY.rglob("*.py")):
+        digest.update(path.relative_to(LIBRARY).as_posix().encode() + path.read_bytes())
     commit = _git("rev-parse", "--short=12", "HEAD")
-    return Code(commit, bool(_git("status", "--porcelain", "--", ".")), digest.hexdigest()[:16])
+    dirty = bool(_git("status", "--porcelain", "--", ".", str(jit.SOURCES)))
+    return Code(commit, dirty, digest.hexdigest()[:16])
 
 
 def _git(*arguments: str) -> str:

@@ -8,8 +8,8 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -18,20 +18,27 @@ from cuconv.cli.bench import plan_of
 from cuconv.cli.clock import Call, Clock, Times, in_turn, interleaved
 from cuconv.cli.oracle import Sampled, sample
 from cuconv.cli.timed_calls import Contender, Task, operands, ours
-from cuconv.plan import INPUTS, Plan, exact_candidates
+from cuconv.plan import INPUTS, RESULT, Plan, device_of, exact_candidates
 from cuconv.problem import ConvProblem
 
-from . import ceilings, environment
+from . import ceilings, environment, predictions
 from .peers import Peer
 from .record import Ceilings, Key, Memory, Row, Timing
 from .steps import steps
+
+FAR = 20
+"""Candidates whose estimate is more than so many times the least are measured only if named."""
+
+_operands = lru_cache(maxsize=1)(operands)
+"""The ops of a problem follow one another, and drawing takes longer than their calls on a GPU."""
 
 
 @dataclass(frozen=True)
 class Bench:
     """What all rows of a run share.
 
-    `algorithms` names what to time of ours; without any it is auto's choice and every exact candidate.
+    `algorithms` names what to time of ours; without any it is auto's choice and every exact candidate
+    whose estimate is not FAR behind.
     """
 
     clock: Clock
@@ -44,7 +51,7 @@ class Bench:
     def row(self, key: Key) -> Row | None:
         """Measure a row; None where none of the named algorithms can do it."""
         problem = ConvProblem.parse(key.problem)
-        host = operands(problem, key.dtype, key.layout)
+        host = _operands(problem, key.dtype, key.layout)
         tasks = [self._task(key, problem, host) for _ in range(self.clock.copies)]
         plans = self._plans(tasks[0])
         if not plans:
@@ -82,8 +89,11 @@ class Bench:
         """The plans of our contenders, by the name that is asked for; auto's choice is the first."""
         if not self.algorithms:
             auto = plan_of(task, self.clock)
-            names = [entry.name for entry in exact_candidates(auto.request, auto.backend, auto.arch)]
-            others = {name: plan_of(task, self.clock, name) for name in names if name != auto.algorithm}
+            device = device_of(auto.backend, auto.arch)
+            candidates = exact_candidates(auto.request, auto.backend, auto.arch)
+            estimates = {entry.name: entry.estimate(auto.request, device) for entry in candidates}
+            near = [name for name, seconds in estimates.items() if seconds <= FAR * min(estimates.values())]
+            others = {name: plan_of(task, self.clock, name) for name in near if name != auto.algorithm}
             return {auto.algorithm: auto} | others
         plans = {}
         for name in self.algorithms:
@@ -134,7 +144,7 @@ class Bench:
             command=self.command(key),
             algorithm=chosen,
             why=plan.why,
-            ours=tuple(timings[entry.name] for entry in mine),
+            ours=tuple(_predicted(timings[entry.name], plans[entry.name]) for entry in mine),
             peers=tuple(timings[entry.name] for entry in rivals),
             memory=workspace(self.clock, plan, call) if call else None,
             floor_s=ceilings.floor(self.ceilings, task.problem, key.op, key.dtype, key.precision),
@@ -191,9 +201,17 @@ def _entry(name: str, prepare: Callable[[Task], Contender | None], tasks: list[T
     return entry
 
 
+def _predicted(timing: Timing, plan: Plan) -> Timing:
+    """The timing beside what the cost model, which is for GPUs, says of the plan."""
+    if plan.backend != "cuda" or plan.arch is None:
+        return timing
+    found = predictions.predicted(plan.request, plan.algorithm, plan.arch)
+    return replace(timing, predicted_s=found.seconds, limit=found.limit) if found else timing
+
+
 def workspace(clock: Clock, plan: Plan, call: Call) -> Memory:
     """The peak of memory in one call beyond its result, in bytes, beside what the plan states."""
-    output = math.prod(plan.request.shape({"fprop": "y", "dgrad": "dx", "wgrad": "dw"}[plan.request.op]))
+    output = math.prod(plan.request.shape(RESULT[plan.request.op]))
     output *= np.dtype(call().dtype).itemsize
     if clock.device == "cuda":
         pool = clock.namespace.cuda.MemoryPool()

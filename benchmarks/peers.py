@@ -77,7 +77,12 @@ class Scipy(Peer):
         import scipy.signal
 
         p = task.problem
-        if not _one_to_one(p) or {*p.stride, *p.dilation} != {1} or DTYPES[task.dtype].itemsize == 2:
+        if (
+            task.op == "bgrad"
+            or not _one_to_one(p)
+            or {*p.stride, *p.dilation} != {1}
+            or DTYPES[task.dtype].itemsize == 2
+        ):
             return None
         if _crops(p) or p.padding_mode != "zeros" or DTYPES[task.dtype].kind == "i":
             return None
@@ -110,6 +115,9 @@ class Naive(Peer):
 
     def prepare(self, task: Task, threads: int) -> Contender | None:
         p = task.problem
+        if task.op == "bgrad":
+            dy = _channels_first(task.arrays["dy"], task.layout)
+            return Contender(lambda: dy.sum(axis=(0, *range(2, dy.ndim))))
         if not self._can(task):
             return None
         x, w, dy = (_channels_first(task.arrays[role], task.layout) for role in ("x", "w", "dy"))

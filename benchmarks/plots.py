@@ -12,7 +12,7 @@ from cuconv import ConvProblem
 
 from .record import Record, Row
 
-_COLOURS = {"fprop": "tab:blue", "dgrad": "tab:orange", "wgrad": "tab:green"}
+_COLOURS = {"fprop": "tab:blue", "dgrad": "tab:orange", "wgrad": "tab:green", "bgrad": "tab:red"}
 
 
 def write(records: dict[str, Record], folder: Path) -> None:

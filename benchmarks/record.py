@@ -11,11 +11,14 @@ import os
 import tempfile
 import types
 import typing
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-FORMAT = 3
+FORMAT = 4
+READABLE = (3, FORMAT)
+"""Older records lack fields that have a default."""
+
 RESULTS = Path(__file__).parent / "results"
 KEPT_FREE = 64 << 20
 """The workspace that an op may always take, in bytes; beyond it, no more than its output has."""
@@ -62,7 +65,10 @@ class Overhead:
 
 @dataclass(frozen=True)
 class Timing:
-    """A contender: its error relative to float64, its seconds per call, or why it has none."""
+    """A contender: its error relative to float64, its seconds per call, or why it has none.
+
+    Of ours on a GPU, also the seconds that the cost model predicts, and the unit that it says limits them.
+    """
 
     contender: str
     error: float | None
@@ -70,6 +76,8 @@ class Timing:
     least_s: float | None
     calls: int
     failure: str | None
+    predicted_s: float | None = None
+    limit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -206,8 +214,8 @@ def read(path: Path) -> Record:
     """Read and validate a record; ValueError names the file, the field, what was expected and what came."""
     try:
         content = json.loads(path.read_text())
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ValueError(f"format must be {FORMAT}")
+        if not isinstance(content, dict) or content.get("format") not in READABLE:
+            raise ValueError(f"format must be {' or '.join(map(str, READABLE))}")
         rows = [_row(row, f"rows[{index}]") for index, row in enumerate(content.pop("rows", []))]
         del content["format"]
         record: Record = _made(Record, content | {"rows": {}}, "record")
@@ -243,10 +251,11 @@ def _made(kind: Any, content: Any, where: str) -> Any:
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if is_dataclass(kind):
         types_of = typing.get_type_hints(kind)
-        if not isinstance(content, dict) or content.keys() != types_of.keys():
+        needed = {each.name for each in fields(kind) if each.default is each.default_factory is MISSING}
+        if not isinstance(content, dict) or not needed <= content.keys() <= types_of.keys():
             got = sorted(content) if isinstance(content, dict) else repr(content)
             raise ValueError(f"{where} must have the fields {sorted(types_of)}, got {got}")
-        made = {name: _made(types_of[name], content[name], f"{where}.{name}") for name in types_of}
+        made = {name: _made(types_of[name], content[name], f"{where}.{name}") for name in content}
         return kind(**made)  # type: ignore[operator]
     if origin is types.UnionType:
         options = [option for option in inner if option is not types.NoneType]

@@ -154,7 +154,7 @@ def summary(records: dict[str, Record]) -> str:
     )
 
 
-def _summary_table(found: Record) -> str:
+def summary_table(found: Record) -> str:
     """A record's suites: the geometric mean, the lowest in brackets, and the target."""
     header = ["suite", "dtype", "layout", "problems", *OPS]
     lines = []
@@ -212,9 +212,9 @@ def details(records: dict[str, Record]) -> str:
         kernels = f", {where.blas_kernels} kernels" if where.device == "cpu" else ""
         parts.append(f"## {where.processor}, {where.device}{kernels}\n\n{environment(found)}\n")
         parts += [
-            _summary_table(found),
+            summary_table(found),
             f"Measured by {commands(found)}.\n",
-            _machine(found),
+            machine(found),
             _together(found),
         ]
         parts.append(
@@ -228,7 +228,7 @@ def details(records: dict[str, Record]) -> str:
     return "\n".join(parts)
 
 
-def _machine(found: Record) -> str:
+def machine(found: Record) -> str:
     """The ceilings and the overheads in a line each."""
     lines = []
     if found.ceilings:

@@ -23,6 +23,7 @@ STEPS = {
     "products": {
         "products.py": ("long_product", "matmul"),
         "blockwise.py": ("summed",),
+        "bias.py": ("bgrad",),
         "gemm.py": ("make_and_store", "sum_up"),
         "mec.py": ("make",),
         "im2col.py": ("make", "sum_up"),

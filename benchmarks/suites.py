@@ -12,6 +12,8 @@ from cuconv import ConvProblem
 from cuconv.dtypes import described
 
 FOLDER = Path(__file__).parent / "problems"
+HOME = "home"
+"""A few problems of the other suites, for a first look at a device: run where it is named."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class Suite:
 def names() -> list[str]:
     """The suites there are."""
     return sorted(path.stem for path in FOLDER.glob("*.txt"))
+
+
+def default() -> list[str]:
+    """Those that are run where none is named."""
+    return [name for name in names() if name != HOME]
 
 
 def read(name: str) -> Suite:

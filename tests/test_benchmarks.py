@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 
 import cuconv
-from benchmarks import measure, peers, record, report, steps, suites
+from benchmarks import environment, measure, peers, predictions, record, report, steps, suites
 from benchmarks.__main__ import main
 from cuconv import ConvProblem
 from cuconv.cli import bench, check, clock, oracle, timed_calls
 from cuconv.cli.main import main as command_line
 from cuconv.cpu import TABLE
-from cuconv.plan import INPUTS
+from cuconv.cuda import jit
+from cuconv.plan import INPUTS, TABLES, device_of, make_plan
+from cuconv.problem import LAYOUTS, Request
 
 from .cases import Case, applies, threads
 from .reference import Reference, wrapped
@@ -29,6 +31,7 @@ LINES = (
     "n2c4h6w7 k4r3s2 g2 sh2 dw2 p-1",
     "n1c1d2h3w1 k2t1r2s3 sd2 pw2:1 reflect",
 )
+LARGE = ConvProblem.parse("n8c64h56w56 k64r3s3 p1")
 TINY = ("--problem", "n1c2h5w5 k2r3s3 p1", "--seconds", "0.001", "--threads", "1", "--device", "cpu")
 
 
@@ -45,6 +48,28 @@ def test_suites_have_their_own_dtypes():
     assert suites.read("scientific").dtypes == ("float64", "complex64")
     assert suites.read("resnet50").dtypes == ("float32",)
     assert len(suites.read("small_batch").with_batch(4).problems) == 7
+
+
+def test_home_is_measured_where_it_is_named():
+    """Its problems are other suites', or like them, and every family of kernels has one that is its own."""
+    assert suites.default() == [name for name in suites.names() if name != suites.HOME]
+    home = suites.read(suites.HOME)
+    assert home.dtypes == ("float16", "float32")
+    device = device_of("cuda", "sm_90")
+    for dtype in home.dtypes:
+        for op in report.OPS:
+            requests = [Request(op, problem, dtype) for problem in home.problems]
+            for entry in TABLES["cuda"][op]:
+                applicable = [request for request in requests if entry.applies(request, device) is None]
+                assert len(applicable) > 1, entry.name
+                assert any(near(entry, request, device) for request in applicable), entry.name
+
+
+def near(entry, request, device):
+    """Whether a row of the request has a time of that entry."""
+    others = [other for other in TABLES["cuda"][request.op] if other.applies(request, device) is None]
+    least = min(other.estimate(request, device) for other in others)
+    return entry.estimate(request, device) <= measure.FAR * least
 
 
 def test_a_bad_problem_is_named(monkeypatch, tmp_path):
@@ -80,6 +105,19 @@ def test_the_sampled_oracle_is_the_oracle(line):
             last = [np.moveaxis(array, 1, -1) for array in (*operands, expected)]
             found = oracle.sample(op, p, dtype, "channels_last", *last[:2])
             np.testing.assert_array_equal(found.exact, last[2][found.index])
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_the_oracle_of_bias_gradients(line):
+    p = ConvProblem.parse(line)
+    _, _, dy = integers(p)
+    for dtype, given in (("int64", dy.astype(np.int64)), ("complex128", dy + 1j * dy[::-1])):
+        expected = wrapped(np.array([given[:, k].sum() for k in range(p.k)]), dtype)
+        for layout, there in (("channels_first", given), ("channels_last", np.moveaxis(given, 1, -1))):
+            found = oracle.sample("bgrad", p, dtype, layout, there)
+            np.testing.assert_array_equal(found.exact, expected[found.index])
+            assert found.share(expected) == 0
+            assert not found.share(expected + 1) <= 1
 
 
 def test_a_sample_has_the_corners(monkeypatch):
@@ -136,7 +174,7 @@ def test_every_peer_computes_the_same():
         for dtype in ("float32", "complex64"):
             for layout in ("channels_first", "channels_last"):
                 arrays = timed_calls.operands(p, dtype, layout)
-                for op in ("fprop", "dgrad", "wgrad"):
+                for op in INPUTS:
                     task = timed_calls.Task(op, p, dtype, layout, arrays)
                     truth = oracle.sample(op, p, dtype, layout, *task.inputs)
                     for peer in available:
@@ -334,6 +372,20 @@ def test_a_run_is_kept_and_gone_on_with(quick, tmp_path, capsys, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["record.json"]
 
 
+def test_other_kernels_are_another_source(monkeypatch):
+    """Rows of the record are measured again when a kernel has changed, which is no file of the package."""
+    source = environment.code().source
+    monkeypatch.setattr(jit, "stamp", lambda: "other")
+    assert environment.code.__wrapped__().source != source
+
+
+def test_a_row_of_a_suite_has_its_dtypes(quick, tmp_path):
+    out = tmp_path / "record.json"
+    command = (*TINY, "--suite", "scientific", "--op", "fprop", "--peers", "none", "--out", str(out))
+    assert main(command) == 0
+    assert [key.dtype for key in record.read(out).rows] == ["float64", "complex64"]
+
+
 def test_rows_of_less_precision(quick, tmp_path, capsys, monkeypatch):
     """Beside those of float32's own, and of no other dtype; we and the peers are told."""
     told, out = set(), tmp_path / "record.json"
@@ -389,6 +441,17 @@ def test_another_environment_is_another_record(quick, tmp_path, capsys):
     assert "made in another environment (threads differ)" in capsys.readouterr().err
     assert main([*command, "--again"]) == 0
     assert record.read(out).environment == made.environment
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bias_gradients_are_measured_where_they_are_asked_for(quick, tmp_path, layout):
+    out = tmp_path / "record.json"
+    assert main([*TINY, "--op", "bgrad", "--layout", layout, "--peers", "naive", "--out", str(out)]) == 0
+    (row,) = record.read(out).rows.values()
+    assert row.algorithm == "sum"
+    assert row.best().contender == "naive"
+    assert row.memory.output == 4 * ConvProblem.parse(row.key.problem).k
+    assert row.chosen.error < 1e-6
 
 
 def test_an_interruption_keeps_what_is_there(quick, tmp_path, capsys, monkeypatch):
@@ -465,6 +528,23 @@ def test_a_peer_that_raises_is_noted(quick, tmp_path, monkeypatch):
     (row,) = record.read(out).rows.values()
     assert [peer.failure for peer in row.peers] == ["raised MemoryError"]
     assert "/some" not in out.read_text()
+
+
+def test_candidates_that_are_far_behind_have_to_be_named(quick, tmp_path, monkeypatch):
+    def timed(*more):
+        assert main([*command, *more]) == 0
+        (row,) = record.read(out).rows.values()
+        return [timing.contender for timing in row.ours]
+
+    out = tmp_path / "record.json"
+    command = [*TINY, "--op", "fprop", "--peers", "none", "--again", "--out", str(out)]
+    chosen, other, *more = timed()
+    slow = [
+        replace(entry, estimate=lambda *_: 1.0) if entry.name == other else entry for entry in TABLE["fprop"]
+    ]
+    monkeypatch.setitem(TABLES["cpu"], "fprop", tuple(slow))
+    assert timed() == [chosen, *more]
+    assert timed("--algorithm", other) == [other]
 
 
 def test_named_algorithms(quick, tmp_path, capsys):
@@ -577,11 +657,43 @@ def test_a_record_comes_back(tmp_path):
     assert list(record.all_records(tmp_path)) == ["one", "empty"]
 
 
+def test_predictions_are_kept_beside_times(tmp_path, monkeypatch):
+    made = made_record()
+    key, row = next(iter(made.rows.items()))
+    timing = replace(row.ours[0], predicted_s=1e-3, limit="copy")
+    made.rows[key] = replace(row, ours=(timing,))
+    path = tmp_path / "one.json"
+    made.write(path)
+    assert record.read(path).rows[key].ours == (timing,)
+    # A record from before there were any.
+    content = json.loads(path.read_text()) | {"format": 3}
+    for each in content["rows"]:
+        for old in (*each["ours"], *each["peers"]):
+            del old["predicted_s"], old["limit"]
+    path.write_text(json.dumps(content))
+    assert record.read(path).rows[key].ours == (row.ours[0],)
+
+
+def test_the_model_predicts_what_is_for_a_gpu(monkeypatch):
+    given = []
+
+    def predicted(*arguments):
+        given.append(arguments)
+        return predictions.Prediction(2e-3, "copy", 1.0)
+
+    monkeypatch.setattr(predictions, "predicted", predicted)
+    timing, request = record.Timing("simt", None, 1.0, 1.0, 1, None), Request("fprop", LARGE, "float32")
+    plan = make_plan(request, "simt", "cuda", "sm_80")
+    assert measure._predicted(timing, plan) == replace(timing, predicted_s=2e-3, limit="copy")
+    assert measure._predicted(timing, make_plan(request, "gemm", "cpu")) == timing
+    assert given == [(request, "simt", "sm_80")]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.pop("format"), "format must be 3"),
-        (lambda content: content.update(format=99), "format must be 3"),
+        (lambda content: content.pop("format"), "format must be 3 or 4"),
+        (lambda content: content.update(format=99), "format must be 3 or 4"),
         (lambda content: content.update(more=1), r"record must have the fields .*got .*'more'"),
         (lambda content: content["environment"].pop("cores"), "record.environment must have the fields"),
         (lambda content: content["environment"].update(cores="2"), "environment.cores must be int, got '2'"),

@@ -180,7 +180,7 @@ def _measured(
 
 def plan_of(task: Task, clock: Clock, algorithm: str = "auto") -> Plan:
     """The plan by which the task's op would be done."""
-    conjugate = task.op != "fprop" and task.dtype.startswith("complex")
+    conjugate = task.op in ("dgrad", "wgrad") and task.dtype.startswith("complex")
     request = Request(
         task.op, task.problem, task.dtype, task.layout, conjugate=conjugate, precision=task.precision
     )

@@ -23,7 +23,7 @@ from ..problem import ConvProblem
 SAMPLES = 500
 """How many elements of a result are evaluated, as long as their sums have not more than PRODUCTS in all."""
 
-PRODUCTS, LEAST = 1 << 27, 16
+PRODUCTS, LEAST = 1 << 24, 16
 _CHUNK = 1 << 21
 
 ROUNDED = {None: 0, "tf32": 2**14 + 8}
@@ -92,20 +92,22 @@ def sample(
     dtype: str,
     layout: str,
     a: np.ndarray,
-    b: np.ndarray,
+    b: np.ndarray | None = None,
     samples: int = SAMPLES,
     seed: int = 0,
     precision: str | None = None,
 ) -> Sampled:
-    """Evaluate fprop (a, b are x, w), dgrad (dy, w) or wgrad (x, dy) at about so many places.
+    """Evaluate fprop (a, b are x, w), dgrad (dy, w) or wgrad (x, dy) at about so many places, or bgrad (dy).
 
     The arrays have the shapes of the problem in that layout. For complex dtypes the gradients conjugate.
     """
+    wide = _WIDE.get(dtype, _WIDE_KINDS[DTYPES[dtype].kind])
+    if b is None:
+        return _bias_gradient(problem, dtype, layout, a.astype(wide))
     a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)
     sums = _SUMS[op](problem, _steps(a, layout), _steps(b, layout))
     count = max(LEAST, min(samples, PRODUCTS // max(sums.products, 1)))
     index = _places(sums.shape, count, np.random.default_rng(seed))
-    wide = _WIDE.get(dtype, _WIDE_KINDS[DTYPES[dtype].kind])
     exact: np.ndarray = np.zeros(len(index), wide)
     magnitude = np.abs(exact)
     chunk = max(1, _CHUNK // max(sums.products, 1))
@@ -118,6 +120,14 @@ def sample(
             magnitude[some] += np.abs(products).sum(axis=(1, 2))
     columns = tuple(index.T) if layout == "channels_first" else (index[:, 0], *index[:, 2:].T, index[:, 1])
     return Sampled(problem, op, dtype, columns, exact, magnitude, precision)
+
+
+def _bias_gradient(problem: ConvProblem, dtype: str, layout: str, dy: np.ndarray) -> Sampled:
+    """All of bgrad: dy summed over images and places."""
+    channels = 1 if layout == "channels_first" else dy.ndim - 1
+    others = tuple(axis for axis in range(dy.ndim) if axis != channels)
+    exact, magnitude = dy.sum(axis=others), np.abs(dy).sum(axis=others)
+    return Sampled(problem, "bgrad", dtype, (np.arange(problem.k),), exact, magnitude)
 
 
 def units(got: np.ndarray, expected: np.ndarray, magnitude: np.ndarray, dtype: str) -> float:

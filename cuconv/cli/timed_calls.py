@@ -6,6 +6,7 @@ cannot (complex dtypes, padding modes), through autograd itself, on a graph made
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,11 +15,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from .. import conv, conv_input_grad, conv_weight_grad
+from .. import conv, conv_bias_grad, conv_input_grad, conv_weight_grad
 from ..arrays import Array
 from ..dtypes import DTYPES
 from ..plan import INPUTS
 from ..problem import ConvProblem
+
+DIFFERENT = (1 << 22) - 3
+"""How many numbers are drawn before they repeat: drawing takes far longer than a GPU does."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +61,20 @@ def operands(problem: ConvProblem, dtype: str, layout: str) -> dict[str, np.ndar
 
 
 def _drawn(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    described = DTYPES[dtype]
+    described, size = DTYPES[dtype], min(math.prod(shape), DIFFERENT)
     if described.kind == "i":
-        return rng.integers(-99, 100, shape).astype(dtype)
+        return np.resize(rng.integers(-99, 100, size).astype(dtype), shape)
     precise = dtype in ("float64", "complex128")
-    values: Any = rng.standard_normal(shape, np.float64 if precise else np.float32)
+    values: Any = rng.standard_normal(size, np.float64 if precise else np.float32)
     if described.kind == "c":
-        values = values + np.array(1j, dtype) * rng.standard_normal(shape, values.dtype)
-    return values.astype(np.dtype(getattr(ml_dtypes, dtype, dtype)), copy=False)
+        values = values + np.array(1j, dtype) * rng.standard_normal(size, values.dtype)
+    return np.resize(values.astype(np.dtype(getattr(ml_dtypes, dtype, dtype)), copy=False), shape)
 
 
 def ours(task: Task, algorithm: str) -> Contender:
-    """The public function of the op."""
+    """The public function of the op. Of bgrad there is one algorithm, so nothing is asked for by name."""
+    if task.op == "bgrad":
+        return Contender(lambda: conv_bias_grad(task.arrays["dy"], layout=task.layout))
     a, b = task.inputs
     options = dict(task.problem.options(), layout=task.layout, precision=task.precision, algorithm=algorithm)
     if task.op == "fprop":
@@ -98,6 +104,9 @@ def torch(task: Task, memory: str) -> Contender | None:
         role: _tensor(library, array, task).contiguous(memory_format=form)
         for role, array in task.arrays.items()
     }
+    if task.op == "bgrad":
+        dy = tensors["dy"]
+        return Contender(lambda: dy.sum((0, *range(2, dy.ndim))), lambda sums: _on_host(library, sums, task))
     call = _torch_call(library, task, *(tensors[role] for role in ("x", "w", "dy")))
     return Contender(call, lambda result: _from_tensor(library, result, task))
 
@@ -166,12 +175,17 @@ def _tensor_of(library: Any, array: Array) -> Any:
 
 
 def _from_tensor(library: Any, tensor: Any, task: Task) -> np.ndarray:
+    array = _on_host(library, tensor, task)
+    return np.moveaxis(array, 1, -1) if task.layout == "channels_last" else array
+
+
+def _on_host(library: Any, tensor: Any, task: Task) -> np.ndarray:
     tensor = tensor.detach().cpu().resolve_conj()
     if task.dtype == "bfloat16":
-        array = tensor.view(library.int16).numpy().view(ml_dtypes.bfloat16)
+        array: np.ndarray = tensor.view(library.int16).numpy().view(ml_dtypes.bfloat16)
     else:
         array = tensor.numpy()
-    return np.moveaxis(array, 1, -1) if task.layout == "channels_last" else array
+    return array
 
 
 def ready_torch(clock: Any, threads: int | None = None) -> None:

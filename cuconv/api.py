@@ -1,6 +1,7 @@
-"""The public functions: describe the problem, look up its plan, run it. Nothing else.
+"""The public functions: describe the problem and look up its plan. Nothing else.
 
-Every function takes and returns arrays of one library (NumPy, CuPy, or any with DLPack) and raises before
+What a `repeatable` function says is to be run is then run, and kept for calls like it (see `prepared`). So
+every function takes and returns arrays of one library (NumPy, CuPy, or any with DLPack) and raises before
 any work is done: ValueError for shapes and values, TypeError for dtypes and kinds of array.
 """
 
@@ -8,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 from . import arrays
@@ -17,10 +17,11 @@ from .cuda.device import asked_for
 from .dtypes import is_complex
 from .options import checked_keywords, entries, flag, integers, is_one, one_of, shown
 from .plan import Call, Plan, current_arch, expect_shape, make_plan
+from .prepared import repeatable
 from .problem import ACTIVATIONS, LAYOUTS, OPS, ConvProblem, Request
 
 
-@checked_keywords
+@repeatable
 def conv(
     x: Array,
     w: Array,
@@ -97,11 +98,10 @@ def conv(
         stride, padding, dilation, groups, padding_mode, layout,
         flip, bias is not None, activation, accumulate, precision, operands.inputs,
     )  # fmt: skip
-    call = Call(request, operands, ("x", "w"))
-    return call.run(call.plan(algorithm))
+    return Call(request, operands, ("x", "w")).planned(algorithm)
 
 
-@checked_keywords
+@repeatable
 def conv_input_grad(
     dy: Array,
     w: Array,
@@ -143,11 +143,10 @@ def conv_input_grad(
         stride, padding, dilation, groups, padding_mode, layout,
         flip, False, None, accumulate, precision,
     )  # fmt: skip
-    call = Call(request, operands, ("dy", "w"))
-    return call.run(call.plan(algorithm))
+    return Call(request, operands, ("dy", "w")).planned(algorithm)
 
 
-@checked_keywords
+@repeatable
 def conv_weight_grad(
     x: Array,
     dy: Array,
@@ -188,11 +187,10 @@ def conv_weight_grad(
         stride, padding, dilation, groups, padding_mode, layout,
         flip, False, None, accumulate, precision,
     )  # fmt: skip
-    call = Call(request, operands, ("x", "dy"))
-    return call.run(call.plan(algorithm))
+    return Call(request, operands, ("x", "dy")).planned(algorithm)
 
 
-@checked_keywords
+@repeatable
 def conv_bias_grad(
     dy: Array,
     *,
@@ -211,8 +209,7 @@ def conv_bias_grad(
     """
     operands = arrays.adopt(dy=dy, out=out)
     one_of("layout", layout, LAYOUTS)
-    call = _bias_call(operands, layout, flag("batched", batched), accumulate, "out")
-    return call.run(call.plan("auto"))
+    return _bias_call(operands, layout, flag("batched", batched), accumulate, "out").planned("auto")
 
 
 def _bias_call(operands: Operands, layout: str, batched: bool, accumulate: bool, out: str) -> Call:
@@ -233,13 +230,14 @@ def _bias_call(operands: Operands, layout: str, batched: bool, accumulate: bool,
         stride=(1,) * rank, dilation=(1,) * rank, padding=((0, 0),) * rank,
     )  # fmt: skip
     request = Request("bgrad", problem, operands.dtype, layout, batched or empty, accumulate=accumulate)
-    if empty:
-        # A sum over no pixels is one over no images, and that a problem can describe.
-        operands.views["dy"] = operands.empty(request.shape("dy"))
-    return Call(request, operands, ("dy",), out)
+    if not empty:
+        return Call(request, operands, ("dy",), out)
+    # A sum over no pixels is one over no images, and that a problem can describe.
+    operands.views["no images"] = operands.empty(request.shape("dy"))
+    return Call(request, operands, ("no images",), out)
 
 
-@checked_keywords
+@repeatable
 def conv_backward(
     dy: Array,
     x: Array,
@@ -280,7 +278,7 @@ def conv_backward(
         Call(replace(request, op="wgrad"), operands, ("x", "dy"), "out[1]") if wanted[1] else None,
         Call(bgrad, operands, ("dy",), "out[2]") if wanted[2] else None,
     )
-    return _run_all(calls, algorithm)
+    return _all_planned(calls, algorithm)
 
 
 def _three(needs: Sequence[bool], out: Sequence[Array | None] | None) -> tuple[list[bool], dict[str, Any]]:
@@ -292,17 +290,15 @@ def _three(needs: Sequence[bool], out: Sequence[Array | None] | None) -> tuple[l
     return [flag("needs", need) for need in needs], {f"out[{i}]": array for i, array in enumerate(outs)}
 
 
-def _run_all(calls: Sequence[Call | None], algorithm: str) -> tuple[Array | None, Array | None, Array | None]:
-    """The results of calls all of which are checked and planned before the first one is computed."""
-    planned = [
-        (call, call.plan("auto" if call.request.op == "bgrad" else algorithm)) if call else None
-        for call in calls
-    ]
-    dx, dw, db = (pair and pair[0].run(pair[1]) for pair in planned)
+def _all_planned(calls: Sequence[Call | None], algorithm: str) -> tuple[Any, Any, Any]:
+    """Calls with their plans, to be run once all of them are checked and planned."""
+    dx, dw, db = (
+        call and call.planned("auto" if call.request.op == "bgrad" else algorithm) for call in calls
+    )
     return dx, dw, db
 
 
-@checked_keywords
+@repeatable
 def conv_transpose(
     x: Array,
     w: Array,
@@ -349,11 +345,10 @@ def conv_transpose(
         operands, stride, padding, output_padding, groups, dilation, padding_mode, layout,
         flip=flip, bias=bias is not None, activation=activation, accumulate=accumulate, precision=precision,
     )  # fmt: skip
-    call = Call(request, operands, ("x", "w"))
-    return call.run(call.plan(algorithm))
+    return Call(request, operands, ("x", "w")).planned(algorithm)
 
 
-@checked_keywords
+@repeatable
 def conv_transpose_backward(
     dy: Array,
     x: Array,
@@ -403,7 +398,7 @@ def conv_transpose_backward(
         Call(exchanged, operands, ("dy", "x"), "out[1]") if wanted[1] else None,
         _bias_call(operands, layout, forward.batched, accumulate, "out[2]") if wanted[2] else None,
     )
-    return _run_all(calls, algorithm)
+    return _all_planned(calls, algorithm)
 
 
 def _transposed(operands: Operands, *geometry: Any, **fused: Any) -> Request:
@@ -464,7 +459,7 @@ def plan(
     one_of("activation", activation, ACTIVATIONS)
     if op != "fprop" and (bias or activation):
         raise ValueError(f"bias and activation are fused into fprop, not into {op}")
-    request = _new_request(
+    request = _request(
         op, name, integers("x_shape", x_shape, 0), integers("w_shape", w_shape, 0), ("x_shape", "w_shape"),
         stride, padding, dilation, groups, padding_mode, layout,
         flip, bias, activation, accumulate, precision, inputs,
@@ -472,14 +467,7 @@ def plan(
     return make_plan(request, algorithm, backend, current_arch(backend) if device is None else device)
 
 
-def _request(*arguments: Any) -> Request:
-    """The request for the arguments of `_new_request`, looked up after the first time."""
-    if all(map(_is_plain, arguments)):
-        return _kept_request(*arguments)
-    return _new_request(*arguments)
-
-
-def _new_request(
+def _request(
     op: str,
     dtype: str,
     x_shape: tuple[int, ...],
@@ -505,18 +493,6 @@ def _new_request(
         op, problem, dtype, layout, _batched(x_shape, problem), flip, bias, activation, accumulate,
         conjugate=op in ("dgrad", "wgrad") and is_complex(dtype), precision=precision, inputs=inputs,
     )  # fmt: skip
-
-
-_kept_request = lru_cache(maxsize=4096, typed=True)(_new_request)
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether equal values of the same type mean the same, so that a cache may keep them apart."""
-    kind = type(value)
-    return kind in _PLAIN or (kind is tuple and all(map(_is_plain, value)))
-
-
-_PLAIN = frozenset((int, str, bool, type(None)))
 
 
 def _batched(x_shape: Sequence[int], problem: ConvProblem) -> bool:

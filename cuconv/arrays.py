@@ -59,6 +59,9 @@ class Owner:
 
 _NUMPY, _CUPY = Owner("numpy", "cpu"), Owner("cupy", "cuda")
 
+OWNERS: dict[type, Owner] = {np.ndarray: _NUMPY}
+"""Of arrays that are computed with as they are, by their type; CuPy's is added when one comes."""
+
 
 @dataclass
 class Operands:
@@ -85,11 +88,7 @@ class Operands:
 
     def give_back(self, name: str, result: Array) -> Array:
         """A result in the caller's own library, not copied: the array given as `name`, or a new one."""
-        if name in self.given:
-            if self.owner.on_gpu and self.owner.library != "cupy":
-                _hand_over(result, self.owner)  # which makes its stream wait for ours
-            return self.given[name]
-        return _hand_over(result, self.owner)
+        return given_back(result, self.owner, self.given.get(name))
 
     def check_out(self, name: str, shape: tuple[int, ...]) -> None:
         """Raise unless `name` can take a result: of its shape, writable, and overlapping nothing."""
@@ -125,12 +124,7 @@ def adopt(out_dtype: Any = None, widens: bool = False, **arguments: Array | None
                 f"{name} must be the same kind of array as {first} ({owner}), got a {other}; "
                 "nothing is copied between libraries or devices in silence"
             )
-    views: dict[str, Any] = given
-    if owner.library == "numpy":
-        # Subclasses have ways of their own.
-        views = {name: np.asarray(array) for name, array in given.items()}
-    elif owner.library != "cupy":
-        views = {name: _view(name, array, owner) for name, array in given.items()}
+    views = {name: view_of(name, array, owner) for name, array in given.items()}
     if out_dtype is not None:
         name, inputs = _integers(out_dtype, {name: view.dtype for name, view in views.items()})
         return Operands(owner, name, given, views, inputs)
@@ -266,14 +260,14 @@ def dtype_names(dtype: Any, out_dtype: Any) -> tuple[str, tuple[str, str] | None
 
 def owner_of(name: str, array: Array) -> Owner:
     """The library and device of one array, or TypeError naming the argument."""
-    if type(array) is np.ndarray:
-        return _NUMPY
+    if type(array) in OWNERS:
+        return OWNERS[type(array)]
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array, whose mask would be lost: fill it first")
     if isinstance(array, np.ndarray):
         return _NUMPY
     if type(array).__module__.partition(".")[0] == "cupy" and hasattr(array, "dtype"):
-        return _CUPY
+        return OWNERS.setdefault(type(array), _CUPY)
     speaks_dlpack = hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__")
     if speaks_dlpack and not isinstance(array, type):
         try:
@@ -310,8 +304,12 @@ _PENDING = {"is_neg": ("negates", "resolve_neg"), "is_conj": ("conjugates", "res
 # NumPy's DLPack does not know bfloat16, so that it travels as int16, in and out.
 
 
-def _view(name: str, array: Array, owner: Owner) -> Array:
+def view_of(name: str, array: Array, owner: Owner) -> Array:
     """An array of the backend's library on the memory of one of the owner's."""
+    if owner.library == "cupy":
+        return array
+    if owner.library == "numpy":
+        return np.asarray(array)  # subclasses have ways of their own
     for question, (pending, resolve) in _PENDING.items():
         if getattr(array, question, bool)() is True:
             raise TypeError(
@@ -332,10 +330,19 @@ def _view(name: str, array: Array, owner: Owner) -> Array:
     return view
 
 
-def _hand_over(result: Array, owner: Owner) -> Array:
-    """An array of the owner's library on the memory of one of the backend's: the inverse of `_view`."""
+def given_back(result: Array, owner: Owner, place: Array | None = None) -> Array:
+    """A result in the owner's library, not copied: the array that was given for it, or a new one."""
     if owner.library in ("numpy", "cupy"):
-        return result
+        return result if place is None else place
+    if place is None:
+        return _handed_over(result, owner)
+    if owner.on_gpu:
+        _handed_over(result, owner)  # which makes the library's stream wait for ours
+    return place
+
+
+def _handed_over(result: Array, owner: Owner) -> Array:
+    """An array of the owner's library on the memory of one of the backend's: the inverse of `view_of`."""
     from_dlpack = _from_dlpack(owner.library)
     if owner.backend == "cpu" and result.dtype == ml_dtypes.bfloat16:
         return from_dlpack(result.view(np.int16)).view(sys.modules[owner.library].bfloat16)
@@ -359,6 +366,20 @@ def _overlaps_itself(array: Array) -> bool:
             return array.size > 0
         span += step * (extent - 1)
     return False
+
+
+def may_overlap_at(a: Array, b: Array) -> tuple[int, int]:
+    """Between which distances of b's address from a's the memory that they span overlaps."""
+    (low, high), (low_of_b, high_of_b) = _span(a), _span(b)
+    return low - high_of_b, high - low_of_b
+
+
+def _span(array: Array) -> tuple[int, int]:
+    """Where an array's elements begin and end, in bytes from its address; nowhere if there are none."""
+    if 0 in array.shape:
+        return 0, 0
+    reach = [step * (extent - 1) for step, extent in zip(array.strides, array.shape, strict=True)]
+    return sum(min(each, 0) for each in reach), sum(max(each, 0) for each in reach) + array.dtype.itemsize
 
 
 class _Addresses:

@@ -6,11 +6,12 @@ import os
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any
 
-from . import arrays, cpu, processor, tuning
+from . import arrays, cpu, prepared, processor, tuning
 from .arrays import Array, Operands
 from .cuda import algorithms as cuda_algorithms
 from .cuda import device as devices
@@ -46,6 +47,9 @@ class Plan(Schedule):
     why: str
 
     def __call__(self, *inputs: Array, bias: Array | None = None, out: Array | None = None) -> Array:
+        return prepared.run(self._called, inputs, dict(bias=bias, out=out))
+
+    def _called(self, *inputs: Array, bias: Array | None, out: Array | None) -> Planned:
         names = INPUTS[self.request.op]
         if len(inputs) != len(names):
             raise TypeError(f"a plan of {self.request.op} takes {', '.join(names)}, got {len(inputs)} arrays")
@@ -58,7 +62,7 @@ class Plan(Schedule):
             raise TypeError("the plan was made for {}, got {}".format(*map(_of_dtype, (made_for, given))))
         if (bias is not None) != self.request.bias:
             raise ValueError(f"bias was {'' if self.request.bias else 'not '}announced to plan()")
-        return Call(self.request, operands, names).run(self)
+        return Planned(Call(self.request, operands, names), self)
 
     @property
     def entry(self) -> Algorithm:
@@ -111,20 +115,12 @@ class Call:
         elif request.accumulate:
             raise ValueError(f"accumulate=True adds to {self.out}, but {self.out} is None")
 
-    def plan(self, algorithm: str) -> Plan:
-        """The plan for this call, `algorithm` being `auto`, `tune` or a name."""
+    def planned(self, algorithm: str) -> Planned:
+        """This call with its plan, `algorithm` being `auto`, `tune` or a name."""
         if isinstance(algorithm, str) and algorithm == "tune":
-            return self._tuned()
+            return Planned(self, self._tuned())
         owner = self.operands.owner
-        return make_plan(self.request, algorithm, owner.backend, owner.arch)
-
-    def run(self, plan: Plan) -> Array:
-        """Run a plan; the result goes to the operand `out` where there is one, otherwise to a new array."""
-        result = self.operands[self.out]
-        if result is None:
-            result = self.operands.empty(self.request.shapes[RESULT[self.request.op]])
-        self._launch(plan, result)
-        return self.operands.give_back(self.out, result)
+        return Planned(self, make_plan(self.request, algorithm, owner.backend, owner.arch))
 
     def _tuned(self) -> Plan:
         """The plan that is fastest on these operands: timed once and remembered (see `tuning`)."""
@@ -152,7 +148,7 @@ class Call:
         winner = tuning.remembered(request, backend, names)
         if winner is not None:
             return replace(plans[winner], why="fastest when timed by an earlier process")
-        scratch = self.operands.empty(request.shapes[RESULT[request.op]])
+        scratch = self.new_result()
         scratch[...] = 0
         times = {name: min(self._seconds(plan, scratch) for _ in range(2)) for name, plan in plans.items()}
         winner = min(times, key=times.__getitem__)
@@ -162,16 +158,45 @@ class Call:
     def _seconds(self, plan: Plan, out: Array) -> float:
         self.operands.owner.wait()
         start = time.perf_counter()
-        self._launch(plan, out)
+        Planned(self, plan).run(out)
         self.operands.owner.wait()
         return time.perf_counter() - start
 
-    def _launch(self, plan: Plan, out: Array) -> None:
-        """Hand the backend its arrays, by role."""
-        op = self.request.op
-        by_role = {r: self.operands[name] for r, name in zip(INPUTS[op], self.inputs, strict=True)}
-        by_role[RESULT[op]] = out
-        RUNNERS[plan.backend](self.request, plan, by_role, self.operands["bias"])
+    def new_result(self) -> Array:
+        """Memory for the result, uninitialised."""
+        return self.operands.empty(self.request.shapes[RESULT[self.request.op]])
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A call and its plan, to be run."""
+
+    call: Call
+    plan: Plan
+
+    def ready(self, result: Array) -> Callable[[tuple[Array, ...]], None]:
+        """What the backend runs, to be called with arrays like the operands and a result like this."""
+        return READY[self.plan.backend](self.call.request, self.plan, self._by_role(result))
+
+    def run(self, into: Array | None = None) -> Array:
+        """The result as the backend's array: the operand `out` where there is one, otherwise a new one."""
+        result = self.call.operands[self.call.out] if into is None else into
+        if result is None:
+            result = self.call.new_result()
+        arrays = self._by_role(result)
+        READY[self.plan.backend](self.call.request, self.plan, arrays)(tuple(arrays.values()))
+        return result
+
+    def _by_role(self, result: Array) -> dict[str, Array]:
+        """The arrays that the backend takes: the inputs, the result, and the bias if there is one."""
+        op, operands = self.call.request.op, self.call.operands
+        inputs = {role: operands[name] for role, name in zip(INPUTS[op], self.call.inputs, strict=True)}
+        bias = {} if operands["bias"] is None else {"bias": operands["bias"]}
+        return {**inputs, RESULT[op]: result, **bias}
+
+    def give_back(self, result: Array) -> Array:
+        """The result in the caller's own library."""
+        return self.call.operands.give_back(self.call.out, result)
 
 
 def expect_shape(request: Request, role: str, name: str, operands: Operands) -> None:
@@ -181,13 +206,14 @@ def expect_shape(request: Request, role: str, name: str, operands: Operands) -> 
         raise ValueError(f"{name} must have shape {expected} in {request.problem}, got {shape}")
 
 
-def _run_on_gpu(*arguments: Any) -> None:
+def _ready_on_gpu(*arguments: Any) -> Callable[[tuple[Array, ...]], None]:
     from .cuda import launch
 
-    launch.run(*arguments)
+    return launch.ready(*arguments)
 
 
-RUNNERS = {"cpu": cpu.run, "cuda": _run_on_gpu}
+READY = {"cpu": cpu.ready, "cuda": _ready_on_gpu}
+"""By backend what makes a function of arrays, by role, from a request and its schedule."""
 
 _winners: OrderedDict[tuple[Request, str, str | None], Plan] = OrderedDict()
 """The winning plan for each request, backend and architecture that was tuned, in the order of tuning."""
@@ -299,6 +325,13 @@ def device_of(backend: str, arch: str | None) -> Device | Processor:
     if backend == "cpu":
         return processor.processor(arch or processor.current_arch())
     return devices.device(devices.DEFAULT if arch is None else arch)
+
+
+def forget() -> None:
+    """Forget what was planned, tuned and prepared: by what is here now, the next call finds it out again."""
+    _make_plan.cache_clear()
+    _winners.clear()
+    prepared.forget()
 
 
 def current_arch(backend: str) -> str | None:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from . import api, arrays
-from .options import checked_keywords
+from .prepared import repeatable
 from .problem import advice
 
 
 def _of_rank(rank: int, general: Callable[..., Any], name: str) -> Callable[..., Any]:
-    of_any_rank = inspect.unwrap(general)  # whose keywords are checked here
+    of_any_rank = inspect.unwrap(general)  # says what is to be run
 
     def ranked(x: Any, w: Any, *args: Any, **kwargs: Any) -> Any:
         arrays.owner_of("w", w)
@@ -33,7 +33,7 @@ def _of_rank(rank: int, general: Callable[..., Any], name: str) -> Callable[...,
     ranked.__doc__ = (
         f"`{general.__name__}` with filters of {rank} spatial dimensions.\n\n    {general.__doc__}"
     )
-    return checked_keywords(ranked)
+    return repeatable(ranked)
 
 
 conv1d = _of_rank(1, api.conv, "conv1d")

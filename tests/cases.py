@@ -16,7 +16,7 @@ import cuconv
 from cuconv import dtypes, processor
 from cuconv.cpu import blocking, blockwise, col2im
 from cuconv.cuda import schedule, simt
-from cuconv.plan import TABLES, _make_plan, device_of
+from cuconv.plan import TABLES, device_of, forget
 from cuconv.problem import ACTIVATIONS, PADDING_MODES
 
 from .reference import Reference, activated, wrapped
@@ -240,9 +240,9 @@ def workspace(size):
         mock.patch.object(schedule, "PART", 1 if size == 1 else 8),
         mock.patch.object(simt, "TILES", largest if size == 1 else simt.TILES),
     ):
-        _make_plan.cache_clear()
+        forget()
         yield
-    _make_plan.cache_clear()
+    forget()
 
 
 @contextlib.contextmanager
@@ -256,9 +256,9 @@ def threads(count):
         patches.enter_context(mock.patch.object(processor, "threads", return_value=count))
         for room in (blockwise, col2im):
             patches.enter_context(mock.patch.object(room, "workers", lambda request, cpu: cpu.threads))
-        _make_plan.cache_clear()
+        forget()
         yield
-    _make_plan.cache_clear()
+    forget()
 
 
 def check(case, algorithm="auto", run=None, ops=(*OPS, "bgrad")):

@@ -17,7 +17,7 @@ import numpy as np
 import cuconv
 from benchmarks import suites
 from cuconv.cpu import TABLE
-from cuconv.plan import INPUTS, _make_plan, current_arch, device_of, exact_candidates, make_plan
+from cuconv.plan import INPUTS, current_arch, device_of, exact_candidates, forget, make_plan
 from cuconv.problem import Request
 
 from .cases import DTYPES, OPS, values
@@ -73,7 +73,7 @@ class Candidates:
         self.request, rng = request, np.random.default_rng(0)
         roles = INPUTS[request.op]
         self.inputs = [values(rng, request.shape(role), request.dtype, exact=True) for role in roles]
-        _make_plan.cache_clear()
+        forget()
         start = time.perf_counter()
         self.auto = make_plan(request, "auto", "cpu").algorithm
         self.planning = time.perf_counter() - start

@@ -14,8 +14,9 @@ import pytest
 
 import cuconv
 import cuconv.nn
+from cuconv import prepared
 from cuconv.cuda.device import DEVICES, KNOWN
-from cuconv.plan import RUNNERS, device_of
+from cuconv.plan import READY, device_of
 from cuconv.problem import LAYOUTS, MODES_ELSEWHERE, PADDING_MODES
 
 from .emulator import emulated
@@ -858,8 +859,8 @@ CALLS = {
 
 def complaint(function, arguments):
     """The error of a call whose work is left out, or None."""
-    nothing = dict.fromkeys(RUNNERS, lambda *given: None)
-    with mock.patch.dict(RUNNERS, nothing):
+    nothing = dict.fromkeys(READY, lambda *given: lambda arrays: None)
+    with mock.patch.dict(READY, nothing), mock.patch.object(prepared, "_look", return_value=False):
         try:
             function(**arguments)
         except Exception as error:

@@ -20,7 +20,7 @@ from cuconv.cuda import schedule
 from cuconv.cuda.algorithms import TABLE
 from cuconv.cuda.device import DEFAULT, DEVICES
 from cuconv.cuda.strides import strides_by_role
-from cuconv.plan import INPUTS, RESULT, _make_plan, make_plan
+from cuconv.plan import INPUTS, RESULT, forget, make_plan
 from cuconv.problem import LAYOUTS, Request
 
 from .cases import HUGE
@@ -101,9 +101,9 @@ def test_the_last_part_of_a_long_sum(algorithm):
     """2^32 products per element, cut so that a part is short."""
     line = "n4194304c1h32w32 k1r3s3 p1" if algorithm == "simt" else "n2097152c2h32w32 k2r3s3 g2 p1"
     with mock.patch.object(schedule, "BLOCKS", 1 << 23):
-        _make_plan.cache_clear()
+        forget()
         plan = planned("wgrad", line, algorithm)
-    _make_plan.cache_clear()
+    forget()
     launch = plan.launches[0]
     arrays = arrays_of(plan)
     n = plan.request.problem.n
@@ -137,9 +137,9 @@ def test_the_last_cells_of_a_padded_copy():
 
 def test_the_last_part_of_a_long_bias_gradient():
     with mock.patch.object(schedule, "BLOCKS", 1 << 23):
-        _make_plan.cache_clear()
+        forget()
         plan = planned("bgrad", "n1048576c1w4096 k1s1", "auto")
-    _make_plan.cache_clear()
+    forget()
     launch = plan.launches[0]
     dy = reserved(plan.request.shape("dy"), "float16")
     dy[-1] = integers(dy[-1].shape)
@@ -197,9 +197,9 @@ def test_strides_beyond_32_bits(op, algorithm, role, axis):
 def test_parts_beyond_32_bits(op, algorithm, line):
     """2^31 sums or more in front of the last part: its last block."""
     with mock.patch.multiple(schedule, BLOCKS=1 << 31, PART=1):
-        _make_plan.cache_clear()
+        forget()
         plan = planned(op, line, algorithm, "channels_last")
-    _make_plan.cache_clear()
+    forget()
     launch = plan.launches[0]
     arrays = arrays_of(plan)
     for array in (arrays[role] for role in INPUTS[op]):

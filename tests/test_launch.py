@@ -7,81 +7,28 @@ import numpy as np
 import pytest
 
 import cuconv
-from cuconv.cuda import jit, launch, schedule
-from cuconv.cuda.kernel import PARAMS
+from benchmarks import stand_in
+from benchmarks.stand_in import Array
+from cuconv.cuda import launch, schedule
 from cuconv.cuda.strides import strides_by_role
-from cuconv.plan import _make_plan, make_plan
-
-
-class Memory:
-    def __init__(self, ptr, device_id=0):
-        self.ptr, self.device_id = ptr, device_id
-
-
-class Array:
-    """As much of cupy.ndarray as a call uses: shape, strides and an address."""
-
-    addresses = iter(range(1 << 30, 1 << 50, 1 << 30))
-
-    def __init__(self, shape, dtype=np.float32, strides=None, device_id=0):
-        like = np.lib.stride_tricks.as_strided(np.empty(1, dtype), shape, strides)
-        self.shape, self.dtype, self.ndim, self.itemsize = like.shape, like.dtype, like.ndim, like.itemsize
-        self.strides = strides or np.empty(shape, dtype).strides
-        self.data = Memory(next(self.addresses), device_id)
-
-    def __setitem__(self, index, value):
-        pass
-
-
-Array.__module__ = "cupy"
+from cuconv.plan import make_plan
 
 
 @pytest.fixture
-def cupy(monkeypatch):
-    """A stand-in with one device of architecture 90, which notes what is launched."""
-    module = types.SimpleNamespace(launched=[], allocated=[], device=0, capturing=False)
-    module.empty = lambda shape, dtype: Array(shape, dtype, device_id=module.device)
-
-    def alloc(size):
-        module.allocated.append(size)
-        return Memory(12345 * 256)
-
-    def function(kernel, device, shared_bytes=0):
-        def run(grid, block, arguments, shared_mem=0):
-            module.launched.append((kernel, device, grid, block, arguments, shared_mem))
-
-        return run
-
-    stream = types.SimpleNamespace(synchronize=lambda: None, is_capturing=lambda: module.capturing)
-    module.cuda = types.SimpleNamespace(
-        alloc=alloc,
-        runtime=types.SimpleNamespace(
-            getDevice=lambda: module.device,
-            getDeviceProperties=lambda device: dict(name=b"GPU X"),
-            driverGetVersion=lambda: 13000,
-            runtimeGetVersion=lambda: 12090,
-        ),
-        get_current_stream=lambda: stream,
-    )
-    monkeypatch.setattr(jit, "require_cupy", lambda: module)
-    monkeypatch.setattr(jit, "current_arch", lambda: "sm_90")
-    monkeypatch.setattr(jit, "function", function)
-    monkeypatch.setattr(launch, "_prepared", {})
-    _make_plan.cache_clear()
-    yield module
-    _make_plan.cache_clear()
+def cupy():
+    with stand_in.installed() as module:
+        yield module
 
 
 def test_what_a_kernel_is_given(cupy):
     x, w, bias = Array((2, 4, 9, 8)), Array((6, 4, 3, 3)), Array((6,))
     y = cuconv.conv(x, w, bias, padding=1, algorithm="direct")
     assert y.shape == (2, 6, 9, 8)
-    ((kernel, device, grid, block, arguments, shared),) = cupy.launched
-    assert (kernel.name, device, shared) == ("conv_fprop_direct_float", 0, 0)
-    assert (grid, block) == ((7,), (128,))
-    assert all(given is array for given, array in zip(arguments[:4], (x, w, bias, y), strict=True))
-    (params,) = arguments[4]
-    assert params.dtype == PARAMS
+    (launched,) = cupy.launched
+    assert (launched.kernel.name, launched.device) == ("conv_fprop_direct_float", 0)
+    assert (launched.grid, launched.block, launched.shared_bytes) == ((7,), (128,), 0)
+    assert launched.pointers == [array.data.ptr for array in (x, w, bias, y)]
+    params = launched.params
     assert params["a"].tolist() == [288, 72, 0, 8, 1]
     assert params["items"] == 2 * 6 * 9 * 8
     assert cupy.allocated == []
@@ -92,7 +39,7 @@ def test_strides_are_looked_at_in_every_call(cupy):
     w = Array((6, 4, 3))
     for strides in (None, (40, 4, 20), (-160, 40, 4)):
         cuconv.conv(Array((2, 4, 10), strides=strides), w, flip=True)
-    first, second, third = (call[4][4][0] for call in cupy.launched)
+    first, second, third = (launched.params for launched in cupy.launched)
     assert first["a"].tolist() == [40, 10, 0, 0, 1]
     assert second["a"].tolist() == [10, 1, 0, 0, 5]
     assert third["a"].tolist() == [-40, 10, 0, 0, 1]
@@ -105,38 +52,34 @@ def test_workspace_comes_from_the_pool_and_null_pointers_where_nothing_is(cupy):
     cuconv.conv(x, w, padding=2, padding_mode="reflect")
     pad, main = cupy.launched
     assert cupy.allocated == [2 * 4 * 13 * 4]
-    assert pad[4][0] is x
-    assert [int(pointer) for pointer in pad[4][1:4]] == [0, 0, 12345 * 256]
-    assert int(main[4][0]) == 12345 * 256
-    assert main[4][1] is w
-    assert int(main[4][2]) == 0
+    assert pad.pointers == [x.data.ptr, 0, 0, 12345 * 256]
+    assert main.pointers[:3] == [12345 * 256, w.data.ptr, 0]
 
 
 def test_a_workspace_of_nothing_but_empty_arrays(cupy):
     """A sum over no channels, of an x that has to be padded first."""
     cuconv.conv(Array((2, 0, 9)), Array((6, 0, 3)), padding=2, padding_mode="reflect")
     assert cupy.allocated == []
-    assert int(cupy.launched[-1][4][0]) == 0
+    assert cupy.launched[-1].pointers[0] == 0
 
 
 def test_narrower_integers_are_widened_first(cupy):
     """Turned filters from where they start; an operand that is wide enough is read as it is."""
     x, w = Array((2, 4, 9), np.uint8), Array((6, 4, 3), np.int8)
     cuconv.conv(x, w, flip=True, out_dtype="int32", algorithm="direct")
-    cuconv.conv(x, Array((6, 4, 3), np.int32), out_dtype="int32", algorithm="direct")
+    wide = Array((6, 4, 3), np.int32)
+    cuconv.conv(x, wide, out_dtype="int32", algorithm="direct")
     of_x, of_w, main, again, alone = cupy.launched
-    assert [call[0].template for call in (of_x, of_w, again)] == 3 * ["conv_widen"]
+    assert [launched.kernel.template for launched in (of_x, of_w, again)] == 3 * ["conv_widen"]
     start, wide_x = 12345 * 256, -(-4 * 2 * 4 * 9 // 256) * 256
-    assert [int(of_x[4][0]), int(of_w[4][0])] == [0, 0]
-    assert (of_x[4][1], of_w[4][1]) == (x, w)
-    assert [int(of_x[4][3]), int(of_w[4][3])] == [start, start + wide_x]
-    assert [int(pointer) for pointer in main[4][:2]] == [start, start + wide_x]
-    (params,) = of_w[4][4]
+    assert of_x.pointers == [0, x.data.ptr, 0, start]
+    assert of_w.pointers == [0, w.data.ptr, 0, start + wide_x]
+    assert main.pointers[:2] == [start, start + wide_x]
+    params = of_w.params
     assert (params["b_start"], params["b"].tolist()) == (2, [12, 3, 0, 0, -1])
-    (params,) = main[4][4]
+    params = main.params
     assert (params["b_start"], params["b"].tolist()) == (0, [12, 3, 3, 3, 1])
-    assert int(alone[4][0]) == start
-    assert alone[4][1].dtype == np.int32
+    assert alone.pointers[:2] == [start, wide.data.ptr]
 
 
 def test_several_arrays_share_the_workspace(cupy, monkeypatch):
@@ -145,11 +88,11 @@ def test_several_arrays_share_the_workspace(cupy, monkeypatch):
     x, dy = Array((2, 4, 30)), Array((2, 6, 32))
     cuconv.conv_weight_grad(x, dy, (6, 4, 3), padding=2, padding_mode="circular", algorithm="simt")
     pad, main, reduce = cupy.launched
-    scratch = [int(pad[4][3]), int(main[4][0]), int(main[4][3]), int(reduce[4][0])]
+    scratch = [pad.pointers[3], main.pointers[0], main.pointers[3], reduce.pointers[0]]
     start, padded = 12345 * 256, 2 * 4 * 34 * 4
     parts = start + -(-padded // 256) * 256
     assert scratch == [start, start, parts, parts]
-    splits = int(reduce[4][4][0]["splits"])
+    splits = int(reduce.params["splits"])
     assert splits > 1
     assert cupy.allocated == [parts - start + splits * 6 * 4 * 3 * 4]
 
@@ -158,7 +101,7 @@ def test_every_device_has_its_own_kernels(cupy):
     for device in (0, 1, 0):
         cupy.device = device
         cuconv.conv(Array((2, 4, 9), device_id=device), Array((6, 4, 3), device_id=device))
-    assert [call[1] for call in cupy.launched] == [0, 1, 0]
+    assert [launched.device for launched in cupy.launched] == [0, 1, 0]
 
 
 def test_the_workspace_of_a_captured_call_is_kept(cupy, monkeypatch):
@@ -222,7 +165,7 @@ def test_nothing_is_launched_for_empty_results(cupy):
 def test_tune_times_every_candidate(cupy):
     for _ in range(2):
         cuconv.conv(Array((2, 4, 9)), Array((8, 1, 3)), groups=4, algorithm="tune")
-    names = [call[0].template for call in cupy.launched]
+    names = [launched.kernel.template for launched in cupy.launched]
     candidates = ["conv_fprop_depthwise", "conv_fprop_simt", "conv_fprop_direct"]
     assert names[:6] == [name for name in candidates for _ in range(2)]
     assert len(names) == 8
@@ -265,21 +208,3 @@ def test_places_are_those_of_the_canonical_views():
     view = cuconv.arrays.canonical(request, "w", w)
     assert start * 8 == view.__array_interface__["data"][0] - w.__array_interface__["data"][0] != 0
     assert tuple(step * 8 for step in strides) == view.strides
-
-
-def test_a_repeated_call_does_little(cupy):
-    """Python functions entered per call, which unlike time do not depend on the machine."""
-    x, w, bias = Array((8, 64, 56, 56)), Array((64, 64, 3, 3)), Array((64,))
-    out = cuconv.conv(x, w, bias, stride=(1, 1), padding=(1, 1))
-    entered = []
-
-    def count(frame, event, argument):
-        if event == "call":
-            entered.append(frame.f_code.co_qualname if sys.version_info >= (3, 11) else frame.f_code.co_name)
-
-    sys.setprofile(count)
-    try:
-        cuconv.conv(x, w, bias, stride=(1, 1), padding=(1, 1), out=out)
-    finally:
-        sys.setprofile(None)
-    assert len(entered) < 100, entered

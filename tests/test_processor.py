@@ -24,7 +24,7 @@ import cuconv
 from cuconv import cpu, problem, processor
 from cuconv.cpu import TABLE
 from cuconv.cpu.result import Result
-from cuconv.plan import Call, _winners
+from cuconv.plan import Call, forget
 from cuconv.processor import Processor, spread
 
 from .cases import DTYPES, OPS, PUBLIC, Case, applies, threads, values, workspace
@@ -823,7 +823,7 @@ def changes_blas(inside, leave):
 def test_a_forked_child_can_convolve_and_tune(two, monkeypatch, tmp_path, other):
     """Whatever another thread does at that moment."""
     monkeypatch.setenv("CUCONV_CACHE_DIR", str(tmp_path))
-    _winners.clear()
+    forget()
     library = processor._blas.libraries[0]
     seconds, replace, set = Call._seconds, problem.replace, library.set
 
@@ -838,7 +838,7 @@ def test_a_forked_child_can_convolve_and_tune(two, monkeypatch, tmp_path, other)
         with in_another_thread(other):
             in_a_child(child)
     assert blas_threads() == 2
-    _winners.clear()
+    forget()
 
 
 IMPORTS = """

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 import cuconv
-from cuconv import kept, machine, tuning
+from cuconv import kept, machine, prepared, tuning
 from cuconv.cli import info
-from cuconv.plan import Call, _winners, avoided, current_arch, exact_candidates
+from cuconv.plan import Call, _winners, avoided, current_arch, exact_candidates, forget
 from cuconv.problem import ConvProblem, Request
 
 from .test_kept import soon
@@ -31,9 +31,9 @@ CANDIDATES = [entry.name for entry in exact_candidates(REQUEST, "cpu")]
 def folder(tmp_path, monkeypatch):
     """Where winners are kept, a folder that is yet to be made; nothing is remembered."""
     monkeypatch.setenv("CUCONV_CACHE_DIR", str(tmp_path / "new/folder"))
-    _winners.clear()
+    forget()
     yield tuning.folder()
-    _winners.clear()
+    forget()
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def timed(monkeypatch):
 
 def tune(request=REQUEST):
     """Tune a request as another process would, which has the file only."""
-    _winners.clear()
+    forget()
     return tune_again(request)
 
 
@@ -461,6 +461,7 @@ def test_winners_in_memory_are_bounded(folder, timed, monkeypatch):
         tune_again(request)
     assert [request.dtype for request, *_ in _winners] == ["float64", "int32"]
     count = len(timed)
+    prepared.forget()
     assert tune_again(first).why == "fastest when timed by an earlier process"
     assert len(timed) == count
     assert [request.dtype for request, *_ in _winners] == ["int32", "float32"]

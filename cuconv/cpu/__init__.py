@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -23,13 +23,10 @@ TABLE: Table = {
 """Per op, the algorithms in order; the last one takes every valid problem."""
 
 
-def run(
-    request: Request,
-    schedule: Schedule,
-    operands: Mapping[str, np.ndarray],
-    bias: np.ndarray | None,
-) -> None:
-    """Run a schedule on arrays by role, writing into that of the result.
+def ready(
+    request: Request, schedule: Schedule, arrays: Mapping[str, np.ndarray]
+) -> Callable[[tuple[np.ndarray, ...]], None]:
+    """What runs a schedule on arrays in the order of these roles, writing into the result's.
 
     Overflow gives infinity and infinity times zero NaN, without a warning, as on a GPU: with warnings turned
     into exceptions a result would be left half-written.
@@ -37,12 +34,22 @@ def run(
     BLAS has one thread in every call, also of a single block: how it adds depends on its threads, which
     others' calls set as well, and the bits shall depend on the plan only.
     """
-    keep_freed_memory()
-    *inputs, out = (canonical(request, role, array) for role, array in operands.items())
+    roles = tuple(arrays)
 
-    def launches() -> None:
-        with processor.for_blocks():
-            for launch in schedule.launches:
-                launch.kernel(request, launch, *inputs, Result(out, request, bias))
+    def run(arrays: tuple[np.ndarray, ...]) -> None:
+        keep_freed_memory()
+        bias = arrays[-1] if roles[-1] == "bias" else None
+        *inputs, out = (
+            canonical(request, role, array)
+            for role, array in zip(roles, arrays, strict=True)
+            if role != "bias"
+        )
 
-    processor.with_blas_alone(launches)
+        def launches() -> None:
+            with processor.for_blocks():
+                for launch in schedule.launches:
+                    launch.kernel(request, launch, *inputs, Result(out, request, bias))
+
+        processor.with_blas_alone(launches)
+
+    return run

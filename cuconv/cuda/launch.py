@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -13,69 +14,92 @@ from ..table import Schedule
 from . import jit
 from .strides import strides_by_role
 
-_NULL = np.uintp(0)
 _MOST = 4096
-_prepared: dict[tuple[Any, ...], tuple[Schedule, list[tuple[Any, ...]]]] = {}
-"""Ready launches by schedule, device and the arrays' strides. Kept with its schedule, whose id is the key."""
+_ready: dict[tuple[Any, ...], tuple[Schedule, Ready]] = {}
+"""Launches by schedule, device and the arrays' strides. Kept with its schedule, whose id is the key."""
 
 _captured: list[Any] = []
 """The workspaces of calls that were captured in a CUDA graph, which may be replayed at any time."""
 
 
-def run(request: Request, schedule: Schedule, operands: Mapping[str, Array], bias: Array | None) -> None:
-    """Run a schedule on arrays by role, writing into that of the result. Nothing is copied or waited for."""
-    cupy = jit.require_cupy()
-    device = cupy.cuda.runtime.getDevice()
-    arrays = dict(operands) if bias is None else dict(operands, bias=bias)
+def ready(request: Request, schedule: Schedule, arrays: Mapping[str, Array]) -> Ready:
+    """The launches of a schedule for the current device and arrays by role, or others with their strides."""
+    device = jit.require_cupy().cuda.runtime.getDevice()
     key = (id(schedule), device, *[array.strides for array in arrays.values()])
-    found = _prepared.get(key)
+    found = _ready.get(key)
     if found is None:
-        if len(_prepared) >= _MOST:
-            _prepared.clear()
-        found = _prepared[key] = (schedule, _prepare(request, schedule, arrays, device))
-    _check(arrays, device)
-    start = 0  # where all arrays of the workspace are empty
-    if schedule.workspace_bytes:
-        workspace = cupy.cuda.alloc(schedule.workspace_bytes)
-        start = workspace.ptr
-        if cupy.cuda.get_current_stream().is_capturing():
-            _captured.append(workspace)
-    for function, grid, block, operands_of_launch, params, shared_bytes in found[1]:
-        pointers = [
-            _NULL if operand is None
-            else arrays[operand] if isinstance(operand, str)
-            else np.uintp(start + operand.offset)
-            for operand in operands_of_launch
-        ]  # fmt: skip
-        function(grid, block, (*pointers, params), shared_mem=shared_bytes)
+        if len(_ready) >= _MOST:
+            _ready.clear()
+        found = _ready[key] = (schedule, Ready(request, schedule, arrays, device))
+    return found[1]
 
 
-def _prepare(
-    request: Request, schedule: Schedule, arrays: Mapping[str, Array], device: int
-) -> list[tuple[Any, ...]]:
-    """Per launch: its function, grid and block, its operands, its parameters, its shared memory."""
-    strides = strides_by_role(request, arrays)
-    bias = "bias" if "bias" in arrays else None
-    return [
-        (
-            jit.function(launch.kernel, device, launch.shared_bytes),
-            (launch.blocks,),
-            (launch.kernel.threads,),
-            (launch.a, launch.b, bias, launch.out),
-            launch.params(strides),
-            launch.shared_bytes,
-        )
-        for launch in schedule.launches
-    ]
+class Ready:
+    """Launches with their functions and parameters. Nothing is copied or waited for.
 
+    It is called with arrays in the order of the roles that it was made for, and writes into the result's.
+    """
 
-def _check(arrays: Mapping[str, Array], device: int) -> None:
-    """Raise unless all arrays are where the kernels can read them, whole element by whole element."""
-    for role, array in arrays.items():
-        if array.data.device_id != device:
-            raise ValueError(
-                f"{role} is on GPU {array.data.device_id}, but the current one is {device}: "
-                f"call within cupy.cuda.Device({array.data.device_id})"
+    def __init__(
+        self, request: Request, schedule: Schedule, arrays: Mapping[str, Array], device: int
+    ) -> None:
+        self.cupy, self.device = jit.require_cupy(), device
+        self.roles, self.workspace_bytes = (*arrays,), schedule.workspace_bytes
+        strides = strides_by_role(request, arrays)
+        bias = "bias" if "bias" in arrays else None
+        # What launches take their pointers from: the arrays, a null pointer, the arrays of the workspace.
+        places: list[Any] = [*arrays, None]
+        self.launches = []
+        for launch in schedule.launches:
+            operands = (launch.a, launch.b, bias, launch.out)
+            places += [operand for operand in operands if operand not in places]
+            self.launches.append(
+                (
+                    jit.function(launch.kernel, device, launch.shared_bytes),
+                    (launch.blocks,),
+                    (launch.kernel.threads,),
+                    itemgetter(*map(places.index, operands)),
+                    _by_value(self.cupy, launch.params(strides)),
+                    launch.shared_bytes,
+                )
             )
-        if array.data.ptr % array.itemsize:
-            raise ValueError(f"{role} must be aligned to its elements of {array.itemsize} bytes")
+        self.offsets = [scratch.offset for scratch in places[len(arrays) + 1 :]]
+
+    def __call__(self, arrays: tuple[Array, ...]) -> None:
+        for array in arrays:
+            memory = array.data
+            if memory.device_id != self.device or memory.ptr % array.itemsize:
+                self._refuse(arrays)
+        pointers = (*arrays, 0)
+        if self.offsets:
+            start = 0  # where all arrays of the workspace are empty
+            if self.workspace_bytes:
+                workspace = self.cupy.cuda.alloc(self.workspace_bytes)  # held until all is launched
+                start = workspace.ptr
+                if self.cupy.cuda.get_current_stream().is_capturing():
+                    _captured.append(workspace)
+            pointers = (*pointers, *[start + offset for offset in self.offsets])
+        for function, grid, block, taken, params, shared_bytes in self.launches:
+            function(grid, block, (*taken(pointers), params), shared_bytes)
+
+    def _refuse(self, arrays: tuple[Array, ...]) -> None:
+        """Raise for an array that is not where kernels can read it, whole element by whole element."""
+        for role, array in zip(self.roles, arrays, strict=True):
+            if array.data.device_id != self.device:
+                raise ValueError(
+                    f"{role} is on GPU {array.data.device_id}, but the current one is {self.device}: "
+                    f"call within cupy.cuda.Device({array.data.device_id})"
+                )
+            if array.data.ptr % array.itemsize:
+                raise ValueError(f"{role} must be aligned to its elements of {array.itemsize} bytes")
+
+
+def _by_value(cupy: Any, params: np.ndarray) -> Any:
+    """A struct as CuPy passes it by value with the least to do: it reads an array's `__array_interface__`.
+
+    For a struct NumPy describes every field there, which takes longer than all else in a call. As bytes it is
+    quick, and once and for all where CuPy has what it makes of an array at each launch.
+    """
+    plain = params.view(f"V{params.nbytes}")
+    wrapper = getattr(cupy.cuda.function, "CNumpyArray", None)
+    return wrapper(plain) if wrapper else plain

@@ -8,9 +8,9 @@ from unittest import mock
 
 import numpy as np
 
-from cuconv import arrays
+from cuconv import arrays, prepared
 from cuconv.cuda.strides import strides_by_role
-from cuconv.plan import RUNNERS
+from cuconv.plan import READY
 from tests.cases import PUBLIC
 from tests.emulator.runner import run_plan
 
@@ -38,15 +38,14 @@ def emulated(seed: int | None = None):
         owner = real_owner_of(name, array)
         return _EmulatedOwner(owner.library, "cuda")
 
-    def launch(request, schedule, operands, bias):
-        named = operands if bias is None else {**operands, "bias": bias}
-        run_plan(
-            schedule.launches, named, strides_by_role(request, named), schedule.workspace_bytes, seed=seed
-        )
+    def ready(request, schedule, arrays):
+        where = strides_by_role(request, arrays)
+        return lambda _: run_plan(schedule.launches, arrays, where, schedule.workspace_bytes, seed=seed)
 
     real_owner_of = arrays.owner_of
     with (
         mock.patch.object(arrays, "owner_of", owner_of),
-        mock.patch.dict(RUNNERS, cuda=launch),
+        mock.patch.object(prepared, "_look", return_value=False),  # nothing of it is kept
+        mock.patch.dict(READY, cuda=ready),
     ):
         yield

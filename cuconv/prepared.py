@@ -1,0 +1,212 @@
+"""Calls that are made again: what follows from shapes and options is found out once, then looked up.
+
+A public function checks its arguments and says what is to be run, and by which plan: the long way, which
+alone makes errors. What was run is kept by all that it follows from: the function, the GPU or the CPU's
+threads, shape, strides and dtype of each array, value and type of each option. The same call again is one
+look-up, memory for the results, and the launches; where it would write what it must not (memory that other
+arguments may share, a read-only array) it goes the long way again, to its error.
+
+Plans that `algorithm="tune"` found are kept like others. Environment variables count when a call is first
+made.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import numpy as np
+
+from . import processor
+from .arrays import OWNERS, Array, Owner, given_back, may_overlap_at, owner_of, view_of
+from .cuda import jit
+from .options import checked_keywords
+
+if TYPE_CHECKING:
+    from .plan import Planned
+
+_MOST = 4096
+_MOST_PARTS = 200  # of a key: far more than any call has, unless a list contains itself
+_kept: dict[tuple[Any, ...], _Prepared] = {}
+
+_OFTEN = frozenset((int, str, bool, type(None)))
+_SELDOM = (np.integer, np.bool_, np.dtype, type)
+"""Options of these types, the ones or the others, mean the same wherever type and value are the same."""
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def repeatable(function: _Function) -> _Function:
+    """Make a function that says what is to be run, a `Planned` or a tuple of some and None, run it."""
+    describe = checked_keywords(function)
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return run(describe, args, kwargs)
+
+    return cast(_Function, call)
+
+
+def run(describe: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """The results of what `describe` says of these arguments, or has said of others like them."""
+    key: list[Any] = [describe, *kwargs]
+    given: list[Array] = []
+    views: list[Array] = []
+    usual = _look((*args, *kwargs.values()), key, given, views) and bool(given)
+    known = None
+    if usual:
+        key.append(_place(views[0]))
+        known = _kept.get(tuple(key))
+        if known is not None and known.may_write(views):
+            return known.run(given, views)
+    described = describe(*args, **kwargs)
+    planned = described if isinstance(described, tuple) else (described,)
+    results = [each and each.run() for each in planned]
+    if usual and known is None:
+        known = _prepared(planned, results, given, views)
+        if known is not None:
+            if len(_kept) >= _MOST:
+                _kept.clear()
+            _kept[tuple(key)] = known
+    back = tuple(each and each.give_back(result) for each, result in zip(planned, results, strict=True))
+    return back if described is planned else back[0]
+
+
+def forget() -> None:
+    """Let every call go the long way again."""
+    _kept.clear()
+
+
+def _look(values: Iterable[Any], key: list[Any], given: list[Array], views: list[Array]) -> bool:
+    """Add values to a call's key, the arrays among them to those given, and views of these as computed with.
+
+    False where one is neither an array nor of a type that options usually have.
+    """
+    for value in values:
+        kind, view = type(value), value
+        key.append(kind)
+        if kind in _OFTEN:
+            key.append(value)
+            continue
+        if kind not in OWNERS:
+            if isinstance(value, (tuple, list)):
+                kinds = tuple(map(type, value))
+                if _OFTEN.issuperset(kinds):
+                    key += kinds, tuple(value)
+                    continue
+                key.append(len(value))
+                if len(key) > _MOST_PARTS or not _look(value, key, given, views):
+                    return False
+                continue
+            if isinstance(value, _SELDOM):
+                key.append(value)
+                continue
+        try:
+            if kind not in OWNERS:
+                view = view_of("", value, owner_of("", value))
+            key += view.shape, view.strides, view.dtype
+        except (AttributeError, TypeError):
+            return False
+        given.append(value)
+        views.append(view)
+    return True
+
+
+def _place(view: Array) -> int | str:
+    """What a plan and its launches are made for: the current GPU, or the CPU's threads."""
+    if isinstance(view, np.ndarray):
+        return processor.current_arch()
+    device: int = jit.require_cupy().cuda.runtime.getDevice()
+    return device
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What makes one result, and which of a call's arrays it takes, the result being the last of them.
+
+    `out` is the place of the array that is given for the result, otherwise one is made.
+    """
+
+    launches: Callable[[tuple[Array, ...]], None]
+    taken: Callable[[tuple[Array, ...]], tuple[Array, ...]]
+    out: int | None
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A call that is ready to be made again, with arrays of the same shapes, strides and dtypes.
+
+    `apart` has, for each array that is written and each other one, their places among the call's arrays, and
+    the distances of the other's address between which they may overlap.
+    """
+
+    owner: Owner
+    namespace: Any
+    steps: tuple[_Step | None, ...]
+    apart: tuple[tuple[int, int, int, int], ...]
+
+    def may_write(self, views: Sequence[Array]) -> bool:
+        """Whether results can be written without a closer look."""
+        for out, other, least, most in self.apart:
+            if self.namespace is np:
+                if not views[out].flags.writeable or np.may_share_memory(views[out], views[other]):
+                    return False
+            elif least < views[other].data.ptr - views[out].data.ptr < most:
+                return False
+        return True
+
+    def run(self, given: Sequence[Array], views: Sequence[Array]) -> Any:
+        """The call's results, or its only one, in the arrays given for them or in new ones."""
+        results: list[Array | None] = []
+        for step in self.steps:
+            if step is None:
+                results.append(None)
+                continue
+            if step.out is None:
+                result, place = self.namespace.ndarray(step.shape, step.dtype), None
+            else:
+                result, place = views[step.out], given[step.out]
+            step.launches(step.taken((*views, result)))
+            results.append(given_back(result, self.owner, place))
+        return tuple(results) if len(results) > 1 else results[0]
+
+
+def _prepared(
+    planned: Sequence[Planned | None],
+    results: Sequence[Array | None],
+    given: Sequence[Array],
+    views: Sequence[Array],
+) -> _Prepared | None:
+    """What was run with these arrays; None for nothing, and where they are not clearly one operand each."""
+    operands = next((each.call.operands for each in planned if each), None)
+    numbers = {id(array): number for number, array in enumerate(given)}
+    if operands is None or not len(numbers) == len(given) == len(operands.given) == len(operands.views):
+        return None
+    places = {name: numbers.get(id(array), -1) for name, array in operands.given.items()}
+    if -1 in places.values():
+        return None
+    steps = tuple(
+        None if each is None else _step(each, result, places)
+        for each, result in zip(planned, results, strict=True)
+    )
+    apart = [
+        (step.out, other, *may_overlap_at(views[step.out], views[other]))
+        for step in steps
+        if step and step.out is not None
+        for other in range(len(views))
+        if other != step.out
+    ]
+    return _Prepared(operands.owner, operands.owner.namespace, steps, tuple(apart))
+
+
+def _step(planned: Planned, result: Array, places: Mapping[str, int]) -> _Step:
+    bias = ["bias"] if "bias" in places else []
+    taken = [places[name] for name in (*planned.call.inputs, *bias)]
+    taken.insert(len(planned.call.inputs), -1)
+    out = places.get(planned.call.out)
+    return _Step(planned.ready(result), itemgetter(*taken), out, result.shape, result.dtype)

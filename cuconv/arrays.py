@@ -268,16 +268,16 @@ def owner_of(name: str, array: Array) -> Owner:
         return _NUMPY
     if type(array).__module__.partition(".")[0] == "cupy" and hasattr(array, "dtype"):
         return OWNERS.setdefault(type(array), _CUPY)
-    speaks_dlpack = hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__")
+    known = type(array) in _LIBRARIES
+    speaks_dlpack = known or (hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"))
     if speaks_dlpack and not isinstance(array, type):
         try:
             device = int(array.__dlpack_device__()[0])
         except Exception as error:  # whatever the library raises
             raise TypeError(f"{name} cannot be read through DLPack: {error}") from error
-        # A subclass belongs to the library of the class that it extends.
-        for library in (base.__module__.partition(".")[0] for base in type(array).__mro__):
-            if device in _DLPACK_CPU + _DLPACK_CUDA and _from_dlpack(library) is not None:
-                return Owner(library, "cuda" if device in _DLPACK_CUDA else "cpu")
+        library = _LIBRARIES[type(array)] if known else _library(type(array))
+        if library is not None and device in _DLPACK_CPU + _DLPACK_CUDA:
+            return Owner(library, "cuda" if device in _DLPACK_CUDA else "cpu")
     hint = ""
     if isinstance(array, (list, tuple)):
         hint = "; numpy.asarray makes one of it"
@@ -287,6 +287,18 @@ def owner_of(name: str, array: Array) -> Owner:
         f"{name} must be a NumPy array, a CuPy array or an array on CPU or GPU of a library with DLPack, "
         f"got {type(array).__module__}.{type(array).__qualname__}{hint}"
     )
+
+
+_LIBRARIES: dict[type, str] = {}
+"""Of arrays that have come through DLPack, by their type."""
+
+
+def _library(kind: type) -> str | None:
+    """The library of a type of arrays; a subclass belongs to that of the class it extends."""
+    for library in (base.__module__.partition(".")[0] for base in kind.__mro__):
+        if _from_dlpack(library) is not None:
+            return _LIBRARIES.setdefault(kind, library)
+    return None
 
 
 def _from_dlpack(library: str) -> Any:

@@ -29,11 +29,10 @@ if TYPE_CHECKING:
     from .plan import Planned
 
 _MOST = 4096
-_MOST_PARTS = 200  # of a key: far more than any call has, unless a list contains itself
 _kept: dict[tuple[Any, ...], _Prepared] = {}
 
-_OFTEN = frozenset((int, str, bool, type(None)))
-_SELDOM = (np.integer, np.bool_, np.dtype, type)
+_OFTEN = frozenset((int, str, bool, type(None), type))
+_SELDOM = (np.integer, np.bool_, np.dtype)
 """Options of these types, the ones or the others, mean the same wherever type and value are the same."""
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -52,25 +51,26 @@ def repeatable(function: _Function) -> _Function:
 
 def run(describe: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """The results of what `describe` says of these arguments, or has said of others like them."""
-    key: list[Any] = [describe, *kwargs]
+    parts: list[Any] = [describe, *kwargs]
     given: list[Array] = []
     views: list[Array] = []
-    usual = _look((*args, *kwargs.values()), key, given, views) and bool(given)
-    known = None
-    if usual:
-        key.append(_place(views[0]))
-        known = _kept.get(tuple(key))
-        if known is not None and known.may_write(views):
-            return known.run(given, views)
+    try:
+        _look((*args, *kwargs.values()), parts, given, views)
+        key = (_place(views[0]), *parts)
+        known = _kept.get(key)
+    except Exception:  # whatever odd values raise on being looked at: what to say of them, `describe` knows
+        key, known = (), None
+    if known is not None and known.may_write(views):
+        return known.run(given, views)
     described = describe(*args, **kwargs)
     planned = described if isinstance(described, tuple) else (described,)
     results = [each and each.run() for each in planned]
-    if usual and known is None:
+    if key and known is None:
         known = _prepared(planned, results, given, views)
         if known is not None:
             if len(_kept) >= _MOST:
                 _kept.clear()
-            _kept[tuple(key)] = known
+            _kept[key] = known
     back = tuple(each and each.give_back(result) for each, result in zip(planned, results, strict=True))
     return back if described is planned else back[0]
 
@@ -80,39 +80,33 @@ def forget() -> None:
     _kept.clear()
 
 
-def _look(values: Iterable[Any], key: list[Any], given: list[Array], views: list[Array]) -> bool:
-    """Add values to a call's key, the arrays among them to those given, and views of these as computed with.
+def _look(values: Iterable[Any], parts: list[Any], given: list[Array], views: list[Array]) -> None:
+    """Add values to the parts of a key, the arrays among them to those given, and what is computed with.
 
-    False where one is neither an array nor of a type that options usually have.
+    Raises an exception of some kind where one is neither an array nor of a type that options usually have.
     """
     for value in values:
         kind, view = type(value), value
-        key.append(kind)
+        parts.append(kind)
         if kind in _OFTEN:
-            key.append(value)
+            parts.append(value)
             continue
         if kind not in OWNERS:
             if isinstance(value, (tuple, list)):
                 kinds = tuple(map(type, value))
                 if _OFTEN.issuperset(kinds):
-                    key += kinds, tuple(value)
-                    continue
-                key.append(len(value))
-                if len(key) > _MOST_PARTS or not _look(value, key, given, views):
-                    return False
+                    parts += kinds, tuple(value)
+                else:
+                    parts.append(len(value))
+                    _look(value, parts, given, views)
                 continue
             if isinstance(value, _SELDOM):
-                key.append(value)
+                parts.append(value)
                 continue
-        try:
-            if kind not in OWNERS:
-                view = view_of("", value, owner_of("", value))
-            key += view.shape, view.strides, view.dtype
-        except (AttributeError, TypeError):
-            return False
+            view = view_of("", value, owner_of("", value))
+        parts += view.shape, view.strides, view.dtype
         given.append(value)
         views.append(view)
-    return True
 
 
 def _place(view: Array) -> int | str:
@@ -184,10 +178,10 @@ def _prepared(
 ) -> _Prepared | None:
     """What was run with these arrays; None for nothing, and where they are not clearly one operand each."""
     operands = next((each.call.operands for each in planned if each), None)
-    numbers = {id(array): number for number, array in enumerate(given)}
-    if operands is None or not len(numbers) == len(given) == len(operands.given) == len(operands.views):
+    place_of = {id(array): place for place, array in enumerate(given)}
+    if operands is None or not len(place_of) == len(given) == len(operands.given) == len(operands.views):
         return None
-    places = {name: numbers.get(id(array), -1) for name, array in operands.given.items()}
+    places = {name: place_of.get(id(array), -1) for name, array in operands.given.items()}
     if -1 in places.values():
         return None
     steps = tuple(
@@ -205,8 +199,9 @@ def _prepared(
 
 
 def _step(planned: Planned, result: Array, places: Mapping[str, int]) -> _Step:
-    bias = ["bias"] if "bias" in places else []
-    taken = [places[name] for name in (*planned.call.inputs, *bias)]
-    taken.insert(len(planned.call.inputs), -1)
+    """What made a result, given the operands' places among the call's arrays."""
+    taken = [*(places[name] for name in planned.call.inputs), -1]
+    if "bias" in places:
+        taken.append(places["bias"])
     out = places.get(planned.call.out)
     return _Step(planned.ready(result), itemgetter(*taken), out, result.shape, result.dtype)

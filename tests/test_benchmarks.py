@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import cuconv
-from benchmarks import environment, measure, peers, predictions, record, report, steps, suites
+from benchmarks import environment, host, measure, peers, predictions, record, report, steps, suites
 from benchmarks.__main__ import main
 from cuconv import ConvProblem
 from cuconv.cli import bench, check, clock, oracle, timed_calls
@@ -808,3 +808,21 @@ def test_bench(stream, monkeypatch, capsys):
 def test_bench_problems_parse():
     for line in bench.PROBLEMS:
         assert str(ConvProblem.parse(line)) == line
+
+
+def test_what_a_call_takes_of_the_host(tmp_path, capsys, monkeypatch):
+    """Every call has its steps, which are all there is; PyTorch's call is known by its total only."""
+    monkeypatch.setattr(jit, "usable_cupy", lambda: None)
+    assert host.main(["--rounds", "2", "--json", str(tmp_path / "host.json")]) == 0
+    first, header, *lines = capsys.readouterr().out.splitlines()
+    assert first.endswith("over a stand-in for CuPy: all but CuPy's and the driver's own work")
+    assert tuple(header.split()) == host.STEPS
+    found = json.loads((tmp_path / "host.json").read_text())["microseconds"]
+    assert [line[:28].strip() for line in lines] == list(found)
+    assert len(found) >= 10
+    for name, each in found.items():
+        if not name.startswith("PyTorch"):
+            parts = each["launches"] + each["results"] + each["cuconv"]
+            assert each["total"] == pytest.approx(parts), name
+            assert 0 < each["total"] < 10_000
+            assert each["replayed"] is None

@@ -860,7 +860,7 @@ CALLS = {
 def complaint(function, arguments):
     """The error of a call whose work is left out, or None."""
     nothing = dict.fromkeys(READY, lambda *given: lambda arrays: None)
-    with mock.patch.dict(READY, nothing), mock.patch.object(prepared, "_look", return_value=False):
+    with mock.patch.dict(READY, nothing), mock.patch.dict(prepared._kept, clear=True):
         try:
             function(**arguments)
         except Exception as error:

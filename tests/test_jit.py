@@ -16,6 +16,7 @@ import types
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cuconv.cuda import algorithms, jit
@@ -564,4 +565,6 @@ def test_cupys_own_modules_and_functions():
     assert driver.funcSetAttribute.__doc__ == "funcSetAttribute(intptr_t f, int attribute, int value)"
     assert real.cuda.Module.load.__doc__ == "Module.load(self, bytes cubin)"
     assert real.cuda.Module.get_function.__doc__ == "Module.get_function(self, name)"
+    struct = np.zeros(1, "V1000")  # whose address CuPy looks up once
+    assert real.cuda.function.CNumpyArray(struct).ptr == struct.__array_interface__["data"][0]
     assert inspect.isgetsetdescriptor(real.cuda.Function.ptr)

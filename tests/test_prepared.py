@@ -369,6 +369,15 @@ def test_one_array_given_twice(cupy):
     assert first[0] == first[1] == second[0] != second[1]
 
 
+def test_places_in_something_else_than_a_tuple(cupy):
+    """An array of arrays, which might be filled with others the next time."""
+    x, w, _, dy, out = given()
+    places = np.empty(3, object)
+    for place in (out, Array(Y)):
+        places[0] = place
+        assert cuconv.conv_backward(dy, x, w, padding=1, out=places)[0] is place
+
+
 def test_no_pixels(cupy):
     """A sum over nothing, which is computed as something else than was given."""
     for _ in range(2):

@@ -43,8 +43,8 @@ class Ready:
     def __init__(
         self, request: Request, schedule: Schedule, arrays: Mapping[str, Array], device: int
     ) -> None:
-        self.cupy, self.device = jit.require_cupy(), device
-        self.roles, self.workspace_bytes = (*arrays,), schedule.workspace_bytes
+        self.cupy, self.device, self.roles = jit.require_cupy(), device, tuple(arrays)
+        self.workspace_bytes = schedule.workspace_bytes
         strides = strides_by_role(request, arrays)
         bias = "bias" if "bias" in arrays else None
         # What launches take their pointers from: the arrays, a null pointer, the arrays of the workspace.

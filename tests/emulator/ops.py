@@ -45,7 +45,7 @@ def emulated(seed: int | None = None):
     real_owner_of = arrays.owner_of
     with (
         mock.patch.object(arrays, "owner_of", owner_of),
-        mock.patch.object(prepared, "_look", return_value=False),  # nothing of it is kept
+        mock.patch.object(prepared, "_look", side_effect=LookupError),  # nothing of it is kept
         mock.patch.dict(READY, cuda=ready),
     ):
         yield

@@ -90,16 +90,16 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_repeated_call_does_little(cupy, name):
-    """Python functions of the library that are entered, which unlike time do not depend on the machine."""
+    """Python functions entered, here and in NumPy, which unlike time do not depend on the machine."""
     most, function = CALLS[name]
     operands = given()
     call = (lambda: function(*operands)) if name != "Plan" else (lambda: planned(operands[0], operands[1]))
     planned = cuconv.plan("fprop", X, W, padding=1, backend="cuda")
     call()
-    entered, package = [], str(Path(cuconv.__file__).parent)
+    entered, ours = [], (str(Path(cuconv.__file__).parent), str(Path(np.__file__).parent))
 
     def count(frame, event, argument):
-        if event == "call" and frame.f_code.co_filename.startswith(package):
+        if event == "call" and frame.f_code.co_filename.startswith(ours):
             entered.append(frame.f_code.co_name)
 
     sys.setprofile(count)
@@ -233,6 +233,34 @@ def test_what_is_equal_is_not_yet_the_same(cupy, values, wrap):
         assert [answer(values[i]) for i in (first, second, first)] == [
             alone[i] for i in (first, second, first)
         ]
+
+
+def test_flags_are_no_numbers(cupy):
+    x, w, _, dy, out = given()
+    call = lambda one: cuconv.conv(x, w, padding=1, flip=one, out=out, accumulate=one)  # noqa: E731
+    backward = lambda one: cuconv.conv_backward(dy, x, w, padding=1, needs=(one, one, one))  # noqa: E731
+    for function, name in ((call, "flip"), (backward, "needs")):
+        assert is_kept(lambda function=function: function(True))
+        with pytest.raises(TypeError, match=f"{name} must be True or False, got 1$"):
+            function(1)
+
+
+def test_calls_that_differ_in_one_thing(cupy):
+    x, w, *_ = given()
+    shapes = [
+        cuconv.conv(x, w, **options).shape
+        for options in (dict(stride=2), dict(dilation=2), dict(padding=2), dict(stride=(2, 1)))
+    ]
+    assert shapes == [(2, 6, 4, 3), (2, 6, 5, 4), (2, 6, 11, 10), (2, 6, 4, 6)]
+    row, taps = Array((2, 6, 9)), Array((6, 6, 3))
+    assert cuconv.conv(row, taps, None, 1, ((1, 1),), (1,)).shape == (2, 6, 9)
+    with pytest.raises(ValueError, match="padding must be an int, 1 ints"):
+        cuconv.conv(row, taps, None, 1, ((1, 1), (1,)))
+    assert cuconv.conv1d(row, taps).shape == (2, 6, 7)
+    assert cuconv.conv_transpose(row, taps).shape == (2, 6, 11)
+    for dtype, of_kernel in ((np.float32, "float"), (np.int32, "int32")):
+        assert cuconv.conv(Array(X, dtype), Array(W, dtype)).dtype == dtype
+        assert cupy.launched[-1].kernel.arguments[0] == of_kernel
 
 
 def test_options_of_all_kinds(cupy):

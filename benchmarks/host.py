@@ -51,10 +51,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stack.enter_context(stand_in.installed()).launched = deque(maxlen=0)
         print(f"microseconds of the host per call, {where}")
         print(f"{'':28}" + "".join(f"{step:>10}" for step in STEPS))
-        found = {}
-        for name, call in (calls(array) | torch_calls(clock)).items():
-            found[name] = measured(clock, call, options.rounds)
-            print(f"{name:28}" + "".join(f"{_text(found[name].get(step)):>10}" for step in STEPS), flush=True)
+        found, ours = {}, calls(array)
+        for name, call in (ours | torch_calls(clock)).items():
+            steps = found[name] = measured(clock, call, options.rounds)
+            seconds = clock.replayed(call) if name in ours else None
+            steps["replayed"] = None if seconds is None else 1e6 * seconds
+            print(f"{name:28}" + "".join(f"{_text(steps.get(step)):>10}" for step in STEPS), flush=True)
     if options.json:
         options.json.write_text(json.dumps({"where": where, "microseconds": found}, indent=1) + "\n")
     return 0
@@ -73,7 +75,6 @@ def calls(array: Callable[..., Any]) -> dict[str, Call]:
         "conv": lambda: cuconv.conv(x, w, padding=1),
         "conv, out": lambda: cuconv.conv(x, w, padding=1, out=y),
         "conv, out, bias, tuples": lambda: cuconv.conv(x, w, bias, **tuples, out=y),
-        "conv, tuned": lambda: cuconv.conv(x, w, padding=1, algorithm="tune"),
         "a plan": lambda: plan(x, w),
         "conv_input_grad": lambda: cuconv.conv_input_grad(dy, w, X, padding=1),
         "conv_weight_grad": lambda: cuconv.conv_weight_grad(x, dy, W, padding=1),
@@ -113,8 +114,7 @@ def measured(clock: Clock, call: Call, rounds: int) -> dict[str, float | None]:
         new = [(step.shape, step.dtype) for step in steps if step.out is None]
         results = sum(least(clock, partial(known.namespace.ndarray, *each), rounds) for each in new)
         found |= {"launches": found["total"] - without, "results": results, "cuconv": without - results}
-    seconds = clock.replayed(call)
-    return found | {"replayed": None if seconds is None else 1e6 * seconds}
+    return found
 
 
 def least(clock: Clock, call: Call, rounds: int) -> float:

@@ -65,7 +65,9 @@ def parts(folder: Path, python: Sequence[str], quick: bool = False) -> list[Part
         rows("home-float32", 60, "home", "--dtype", "float32"),
         rows("home-bgrad", 30, "home", "--op", "bgrad"),
         rows("home-float64", 45, "home", "--dtype", "float64"),
-        module("host", 45, "benchmarks.host", "--json", str(folder / "host.json")),
+        module(
+            "host", 45, "benchmarks.host", "--json", str(folder / "host.json"), *if_quick("--rounds", "1")
+        ),
         rows("home-layouts", 60, "home", "--layout", "channels_last", "--layout", "channels_first"),
         rows("resnet50-float16", 90, "resnet50", *halves),
         rows("vgg16-float16", 90, "vgg16", *halves),

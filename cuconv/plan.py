@@ -329,6 +329,7 @@ def device_of(backend: str, arch: str | None) -> Device | Processor:
 
 def forget() -> None:
     """Forget what was planned, tuned and prepared: by what is here now, the next call finds it out again."""
+    avoided.cache_clear()
     _make_plan.cache_clear()
     _winners.clear()
     prepared.forget()

@@ -9,7 +9,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import hypothesis
 import pytest
 
-from cuconv.plan import _make_plan, _winners, avoided
+from cuconv.plan import forget
 
 # A failing example prints the line that repeats it; CI draws the same examples every time.
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
@@ -28,11 +28,6 @@ def _winners_of_the_tests(tmp_path_factory):
 @pytest.fixture
 def fresh_plans():
     """No plan is known, nor what CUCONV_AVOID says, and nothing of it is when the test is over."""
-
-    def forget():
-        _make_plan.cache_clear()
-        avoided.cache_clear()
-        _winners.clear()
 
     forget()
     yield

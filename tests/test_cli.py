@@ -23,7 +23,7 @@ from cuconv.cli.main import NOTATION, main
 from cuconv.cli.timed_calls import Contender
 from cuconv.cuda import jit
 from cuconv.dtypes import DTYPES
-from cuconv.plan import RESULT, RUNNERS, TABLES, avoided
+from cuconv.plan import READY, RESULT, TABLES, avoided
 from cuconv.problem import PADDING_MODES
 
 from . import conftest, fuzz
@@ -143,17 +143,21 @@ def test_check_passes_here(capsys):
 
 
 @pytest.fixture
-def altered(monkeypatch):
+def altered(monkeypatch, fresh_plans):
     """A function that has some results of the NumPy path changed after they were computed."""
 
     def alter(change, whose):
-        def run(request, plan, operands, bias):
-            cpu.run(request, plan, operands, bias)
-            if whose(request, plan):
-                result = operands[RESULT[request.op]]
-                result[...] = change(result).astype(result.dtype)
+        def ready(request, plan, arrays):
+            launches, place = cpu.ready(request, plan, arrays), [*arrays].index(RESULT[request.op])
 
-        monkeypatch.setitem(RUNNERS, "cpu", run)
+            def run(given):
+                launches(given)
+                if whose(request, plan):
+                    given[place][...] = change(given[place]).astype(given[place].dtype)
+
+            return run
+
+        monkeypatch.setitem(READY, "cpu", ready)
 
     return alter
 

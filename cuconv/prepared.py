@@ -16,7 +16,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -25,8 +25,16 @@ from .arrays import OWNERS, Array, Owner, given_back, may_overlap_at, owner_of, 
 from .cuda import jit
 from .options import checked_keywords
 
-if TYPE_CHECKING:
-    from .plan import Planned
+
+class Planned(Protocol):
+    """What is to be run: a call and its plan."""
+
+    @property
+    def call(self) -> Any: ...
+    def ready(self, result: Array) -> Callable[[tuple[Array, ...]], None]: ...
+    def run(self) -> Array: ...
+    def give_back(self, result: Array) -> Array: ...
+
 
 _MOST = 4096
 _kept: dict[tuple[Any, ...], _Prepared] = {}

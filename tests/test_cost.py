@@ -139,6 +139,24 @@ def test_accesses_by_their_names():
     assert access("IADD3") is None
 
 
+@pytest.mark.parametrize(
+    ("name", "kind", "flop"),
+    [
+        ("HMMA.16816.F32.BF16", "half", 4096),
+        ("HMMA.1688.F32", "half", 2048),
+        ("HMMA.1688.F32.TF32", "tf32", 2048),
+        ("DMMA.8x8x4", "double", 512),
+        ("DMMA.16x8x16", "double", 4096),
+        ("HGMMA.64x256x16.F32.BF16", "half by warpgroups", 64 * 256 * 16 * 2 // 4),
+        ("HFMA2.MMA", "", 0),
+        ("FFMA", "", 0),
+    ],
+)
+def test_products_of_tensor_cores(name, kind, flop):
+    """Names as NVRTC 12.9 has them for sm_90a."""
+    assert code.Instruction(0, name, None, ("", 0), False).product == (kind, flop)
+
+
 def test_activations_are_not_counted():
     """Their code is in every kernel, and a request without one does not run it."""
     kernel = next(kernel for kernel in _kernels() if "fprop_depthwise_float_128_8" in kernel.name)
@@ -169,8 +187,8 @@ def plain_work(**changes):
     instructions = dict.fromkeys((*code.UNITS, *code.NAMES, "all"), 0.0)
     main = model.Main(10, 0, {}, 0, 0)
     work = dict(
-        kernel="k", blocks=132, threads=128, registers=32, shared=0, resident=1, main=main, waits=0.0,
-        memory={}, lines=0.0, operands={}, written=0, in_flight=0.0,
+        kernel="k", blocks=132, threads=128, registers=32, shared=0, resident=1, main=main, tensor={},
+        waits=0.0, memory={}, lines=0.0, operands={}, written=0, in_flight=0.0,
     )  # fmt: skip
     given = instructions | changes.pop("instructions", {})
     return model.Work(**work | changes | {"instructions": given})
@@ -182,7 +200,8 @@ def plain_work(**changes):
         ("issue", {"instructions": {"all": 1e6}}, 1e6 * 4 / 4 / H200.clock),
         ("multipliers", {"instructions": {"float": 1e6}}, 1e6 * 4 * 32 / 128 / H200.clock),
         ("multipliers", {"instructions": {"double": 1e6}}, 1e6 * 4 * 32 / 64 / H200.clock),
-        ("multipliers", {"instructions": {"HMMA": 1e6}}, 1e6 * 4 * 4096 / 2458 / H200.clock),
+        ("multipliers", {"tensor": {"half": 4096e6}}, 4096e6 * 4 / 2458 / H200.clock),
+        ("multipliers", {"tensor": {"double": 512e6}}, 512e6 * 4 / 256 / H200.clock),
         ("shared memory", {"memory": {"shared": [1e6, 132e6, 1e6, 0]}}, 1e6 / H200.clock),
         (
             "L2",

@@ -29,17 +29,17 @@ from tests.emulator import build
 UNITS = {
     "float": r"FFMA|FADD|FMUL",
     "double": r"DFMA|DADD|DMUL",
-    "multiply": r"IMAD|U?IMAD",
+    "multiply": r"IMAD",
     "integer": r"IADD|VIADD|LOP3|ISETP|LEA|SHF|SEL|PRMT|IMNMX|VIMNMX|PLOP3|IABS|MOV|HADD2|HFMA2",
 }
 """The unit of an instruction, by the start of its name; others only take an issue slot."""
 
-NAMES = {"HMMA": "HMMA", "DMMA": "DMMA", "BRA": "BRA", "BAR": "BAR"}
-"""Instructions that are counted apart."""
+NAMES = {"tensor": r"[HD]G?MMA", "branch": r"BRA", "barrier": r"BAR"}
+"""Instructions that are counted apart, likewise."""
 
 PRODUCTS = {
-    "float32": r"FFMA|HMMA|HGMMA",
-    "complex64": r"FFMA|HMMA",
+    "float32": r"FFMA|HG?MMA",
+    "complex64": r"FFMA|HG?MMA",
     "float64": r"DFMA|DMMA",
     "complex128": r"DFMA|DMMA",
     "int32": r"IMAD(?!\.MOV|\.SHL|\.IADD|\.X)",
@@ -68,6 +68,18 @@ class Instruction:
     def counts_as(self) -> tuple[str, ...]:
         """The units that do it, and the names that are counted apart."""
         return tuple(name for name, pattern in (UNITS | NAMES).items() if self.starts(pattern))
+
+    @functools.cached_property
+    def product(self) -> tuple[str, int]:
+        """What a product of tensor cores multiplies, and a warp's FLOP: HMMA.1688.F32.TF32, DMMA.8x8x4."""
+        shape = re.search(r"\.(?:(\d+)x(\d+)x(\d+)|(16|8)(8)(4|8|16|32))(?=\.|$)", self.name)
+        if shape is None or not self.starts(NAMES["tensor"]):
+            return "", 0
+        m, n, k = (int(extent) for extent in shape.groups() if extent)
+        kind = "double" if self.name.startswith("D") else "tf32" if ".TF32" in self.name else "half"
+        if self.name[1] == "G":  # by four warps together
+            return f"{kind} by warpgroups", 2 * m * n * k // 4
+        return kind, 2 * m * n * k
 
     @functools.cached_property
     def access(self) -> Access | None:

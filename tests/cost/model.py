@@ -43,7 +43,8 @@ class Main:
 class Work:
     """What one launch does, as counted: all that a prediction takes, but for the GPU's own figures.
 
-    `instructions` are a warp's, by unit, "all" among them; `waits` is how often it waits for global memory.
+    `instructions` are a warp's, by unit, "all" among them, and `tensor` the FLOP of its products on tensor
+    cores, by what they multiply; `waits` is how often it waits for global memory.
     `memory` has [requests, taken, least, from L2] of each operand and of shared memory, of the whole launch;
     `operands` their bytes. `in_flight` are the bytes that a multiprocessor's blocks ask for in a pass.
     """
@@ -56,6 +57,7 @@ class Work:
     resident: int
     main: Main
     instructions: dict[str, float]
+    tensor: dict[str, float]
     waits: float
     memory: dict[str, list[float]]
     lines: float
@@ -90,12 +92,16 @@ def of_launch(
             totals[i] += value
     passes = made.passes(accesses, lines)
     instructions = dict.fromkeys((*code.UNITS, *code.NAMES, "all"), 0.0)
+    tensor: dict[str, float] = {}
     waits = 0.0
     for loop, count in zip(made.loops, passes, strict=True):
         for each in loop.own:
             instructions["all"] += count
             for name in each.counts_as:
                 instructions[name] += count
+            kind, flop = each.product
+            if flop:
+                tensor[kind] = tensor.get(kind, 0.0) + count * flop
         waits += count * any(kind[:2] == ("global", "read") for kind in loop.accesses)
     main = made.main(products)
     read = {"a": launch.a, "b": launch.b, "bias": "bias"}
@@ -108,6 +114,7 @@ def of_launch(
         resident=made.resident,
         main=_main(main, products),
         instructions=instructions,
+        tensor=tensor,
         waits=waits,
         memory=memory,
         lines=sum(count.lines for count in asked.values()),
@@ -137,9 +144,7 @@ def units(work: Work, gpu: Gpu) -> dict[str, float]:
     at_work = min(gpu.multiprocessors, work.blocks)
     most = math.ceil(work.blocks / gpu.multiprocessors)  # blocks of one multiprocessor
     clocks = {unit: 32 * work.instructions[unit] * warps * most / lanes for unit, lanes in gpu.lanes.items()}
-    for name, rate in gpu.tensor.items():
-        flop = {"HMMA": 4096, "DMMA": 512}[name]  # of m16n8k16 and of m8n8k4
-        clocks[name] = flop * work.instructions[name] * warps * most / rate
+    clocks |= {kind: flop * warps * most / gpu.tensor[kind] for kind, flop in work.tensor.items()}
     shared = work.memory.get("shared", [0.0] * 4)
     crowded = most * at_work / work.blocks  # how much more the busiest multiprocessor has than the others
     read = {space: 32 * totals[3] for space, totals in work.memory.items() if space not in ("shared", "out")}
@@ -153,14 +158,12 @@ def units(work: Work, gpu: Gpu) -> dict[str, float]:
         l2_share * latency["dram"] + (1 - l2_share) * latency["l2"]
     )
     made = work.instructions
-    soon = sum(
-        made[name] for name in ("float", "double", "HMMA", "DMMA")
-    )  # these seldom wait for one another
+    soon = made["float"] + made["double"] + made["tensor"]  # these seldom wait for one another
     chain = (
         soon
-        + latency["branch"] * made["BRA"]
-        + latency["barrier"] * made["BAR"]
-        + latency["alu"] / 2 * (made["all"] - soon - made["BRA"] - made["BAR"])
+        + latency["branch"] * made["branch"]
+        + latency["barrier"] * made["barrier"]
+        + latency["alu"] / 2 * (made["all"] - soon - made["branch"] - made["barrier"])
         + wait * work.waits
     )
     rounds = math.ceil(work.blocks / (gpu.multiprocessors * max(work.resident, 1)))

@@ -22,6 +22,10 @@ CHUNK = 12
 """Instances per test: many enough to name a file, few enough for two workers to finish together."""
 
 
+AT_ONCE = (min(LIMITS), 90)
+"""The capabilities that every run of the tests compiles for; the others take minutes more."""
+
+
 def chunks():
     """A compute capability and instances of one file, for each test."""
     groups = {}
@@ -31,7 +35,8 @@ def chunks():
     for (file, capability), kernels in groups.items():
         for start in range(0, len(kernels), CHUNK):
             name = f"{file}-{capability}-{start}"
-            yield pytest.param(capability, kernels[start : start + CHUNK], id=name)
+            marks = () if capability in AT_ONCE else pytest.mark.architectures
+            yield pytest.param(capability, kernels[start : start + CHUNK], id=name, marks=marks)
 
 
 @pytest.mark.parametrize(("capability", "kernels"), list(chunks()))

@@ -12,6 +12,7 @@ from cuconv.plan import TABLES
 from tests.cost import __main__ as command
 from tests.cost import code, model, report, table, traffic
 from tests.cost.gpus import GPUS
+from tests.emulator import build
 
 H200 = GPUS["sm_90"]
 CONTIGUOUS = {"x": (0, (1,)), "y": (0, (1,))}
@@ -116,7 +117,7 @@ def test_loops_in_loops():
     lines = traffic.counted(launch, arrays, CONTIGUOUS, 1 << 15).lines
     made = code.compiled(launch.kernel, 90)
     passes = made.passes({("global", "read", 4): 210, ("global", "write", 4): 1}, lines)
-    outer = next(i for i, loop in enumerate(made.loops) if i and loop.parent == 0 and not loop.accesses)
+    outer = next(i for i, loop in enumerate(made.loops) if i and not loop.accesses)
     assert passes[outer] == pytest.approx(7, abs=1)
 
 
@@ -287,6 +288,26 @@ def test_one_problem_in_full(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["seconds"] > 0
     assert found["limit"] in found["launches"][0]["units"]
+
+
+def test_without_a_compiler(monkeypatch, capsys):
+    """That of C++, for the emulator."""
+    monkeypatch.setattr(build, "COMPILER", ["no-such-compiler"])
+    build.preprocessed.cache_clear()
+    with pytest.raises(SystemExit):
+        command.main(["n1c1w9 k1s3"])
+    build.preprocessed.cache_clear()
+    assert "there is no C++ compiler 'no-such-compiler'" in capsys.readouterr().err
+
+
+def test_a_suite_leaves_the_file_alone(monkeypatch, capsys):
+    """A line per call, counted anew where the file has nothing of the kind."""
+    monkeypatch.setattr(table, "SUITES", {"small_batch": (("float32", "channels_first"),)})
+    monkeypatch.setattr(table, "write", lambda rows: pytest.fail("nothing is to be written"))
+    assert command.main(["--suite", "small_batch"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len({table.name(case.plan()) for case in table.cases(["small_batch"])})
+    assert all(" us " in line and line.endswith("x floor") for line in lines)
 
 
 @pytest.mark.parametrize("words", [[], ["n1c1w9 k1s3", "--suite", "conv1d"], ["--suite", "none"], ["n1c1"]])

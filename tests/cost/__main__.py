@@ -23,7 +23,8 @@ from benchmarks import predictions
 from cuconv.cli.main import read_problem
 from cuconv.dtypes import DTYPES
 from cuconv.plan import Plan
-from cuconv.problem import LAYOUTS
+from cuconv.problem import LAYOUTS, OPS
+from tests.emulator import EmulatorError
 
 from . import code, model, report, table
 from .gpus import GPUS
@@ -35,7 +36,7 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("problem", nargs="?", help="one problem: n8c64h56w56 k64r3s3 p1")
-    add("--op", choices=("fprop", "dgrad", "wgrad"), default="fprop")
+    add("--op", choices=OPS, default="fprop")
     add("--dtype", choices=DTYPES, default="float32")
     add("--layout", choices=LAYOUTS, default=LAYOUTS[0])
     add("--algorithm", default="auto", help="a name of the CUDA table (default: auto's choice)")
@@ -49,21 +50,15 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         code.disassembler()
         if options.update:
-            return update()
-        if options.suite:
-            return suite(options.suite, options.json)
-        case = table.Case(
-            "", read_problem(options.problem), options.op, options.dtype, options.layout, options.algorithm
-        )
-        plan = case.plan(options.device)
-    except (RuntimeError, ValueError, TypeError) as error:
+            update()
+        elif options.suite:
+            suite(options.suite, options.json)
+        else:
+            problem = read_problem(options.problem)
+            case = table.Case("", problem, options.op, options.dtype, options.layout, options.algorithm)
+            call(case.plan(options.device), options.json)
+    except (EmulatorError, RuntimeError, TypeError, ValueError) as error:
         parser.error(str(error))
-    works = [table.rounded(work) for work in model.work(plan, GPUS[options.device])]
-    if options.json:
-        launches = [asdict(work) | {"units": model.units(work, GPUS[options.device])} for work in works]
-        print(json.dumps({"launches": launches} | table.result(works, plan), indent=1))
-    else:
-        print(report.explained(plan, works))
     return 0
 
 
@@ -71,27 +66,40 @@ class _AsWritten(argparse.RawDescriptionHelpFormatter):
     """The description keeps its lines."""
 
 
-def suite(names: list[str], as_json: bool) -> int:
+def call(plan: Plan, as_json: bool) -> None:
+    """All that is known of one call."""
+    assert plan.arch is not None
+    gpu = GPUS[plan.arch]
+    works = [table.rounded(work) for work in model.work(plan, gpu)]
+    if as_json:
+        launches = [asdict(work) | {"units": model.units(work, gpu)} for work in works]
+        print(json.dumps({"launches": launches} | table.result(works, plan), indent=1))
+    else:
+        print(report.explained(plan, works))
+
+
+def suite(names: list[str], as_json: bool) -> None:
     """A line per call, from what is kept where that is of the code as it is."""
     rows = counted([case.plan() for case in table.cases(names)])
     if as_json:
         print(json.dumps(rows, indent=1))
     else:
         print("\n".join(f"{name:80} {report.line(row)}" for name, row in rows.items()))
-    return 0
 
 
-def update() -> int:
+def update() -> None:
     """Bring the file and the tables up to date."""
-    rows = counted([case.plan() for case in table.cases()])
+    rows = counted([case.plan() for case in table.cases()], keep=True)
     table.write(rows)
     report.write()
     print(f"{len(rows)} predictions in {predictions.PREDICTIONS.name}")
-    return 0
 
 
-def counted(plans: list[Plan]) -> dict[str, dict[str, Any]]:
-    """A row for each plan: the one that is kept if nothing has changed, or a new one."""
+def counted(plans: list[Plan], keep: bool = False) -> dict[str, dict[str, Any]]:
+    """A row for each plan: the one in the file if nothing has changed, or a new one.
+
+    With `keep` new ones go to the file every now and then, so that an interrupted run was not in vain.
+    """
     kept = table.read()
     rows, missing = {}, []
     for plan in plans:
@@ -106,7 +114,7 @@ def counted(plans: list[Plan]) -> dict[str, dict[str, Any]]:
         for i, (plan, row) in enumerate(zip(missing, pool.map(table.row, missing), strict=True), 1):
             rows[table.name(plan)] = row
             print(f"counted {i} of {len(missing)}: {table.name(plan)}", file=sys.stderr, flush=True)
-            if i % 20 == 0:
+            if keep and i % 20 == 0:
                 table.write(kept | {name: row for name, row in rows.items() if row})
     return rows
 

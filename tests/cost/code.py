@@ -37,13 +37,14 @@ UNITS = {
 NAMES = {"tensor": r"[HD]G?MMA", "branch": r"BRA", "barrier": r"BAR"}
 """Instructions that are counted apart, likewise."""
 
+_SINGLE, _DOUBLE, _INTEGER = r"FFMA|HG?MMA", r"DFMA|DMMA", r"IMAD(?!\.MOV|\.SHL|\.IADD|\.X)"
 PRODUCTS = {
-    "float32": r"FFMA|HG?MMA",
-    "complex64": r"FFMA|HG?MMA",
-    "float64": r"DFMA|DMMA",
-    "complex128": r"DFMA|DMMA",
-    "int32": r"IMAD(?!\.MOV|\.SHL|\.IADD|\.X)",
-    "int64": r"IMAD\.WIDE|IMAD(?!\.MOV|\.SHL|\.IADD|\.X)",
+    "float32": _SINGLE,
+    "complex64": _SINGLE,
+    "float64": _DOUBLE,
+    "complex128": _DOUBLE,
+    "int32": _INTEGER,
+    "int64": _INTEGER,
 }
 """The multiplications that a convolution consists of, by the dtype of its sums."""
 
@@ -98,9 +99,8 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Loop:
-    """Instructions between a label and the branch back to it, without those of loops inside."""
+    """Instructions between a label and the branch back to it: `own` are those in no loop inside, not idle."""
 
-    parent: int | None
     own: tuple[Instruction, ...]
     all: tuple[Instruction, ...]
 
@@ -187,10 +187,10 @@ def disassembler() -> str:
         for folder in nvidia.__path__:
             for found in sorted(Path(folder).glob("*/bin/nvdisasm")):
                 return str(found)
-    found_on_path = shutil.which("nvdisasm")
-    if found_on_path is None:
+    on_path = shutil.which("nvdisasm")
+    if on_path is None:
         raise RuntimeError("the cost model needs NVIDIA's disassembler: pip install nvidia-cuda-nvdisasm")
-    return found_on_path
+    return on_path
 
 
 def disassembled(cubin: bytes) -> str:
@@ -249,18 +249,9 @@ def loops(code: list[Instruction]) -> tuple[Loop, ...]:
         if each.target is not None and each.target < each.at:
             ends[each.target] = max(each.at, ends.get(each.target, 0))
     spans = [(-1, 1 << 62), *sorted(ends.items(), key=lambda span: (span[0], -span[1]))]
-
-    def around(i: int) -> int | None:
-        """The smallest span before this one that it is part of."""
-        holding = [j for j in range(i) if spans[j][0] <= spans[i][0] and spans[i][1] <= spans[j][1]]
-        return max(holding, default=None)
-
-    parents = [around(i) for i in range(len(spans))]
     inside = [[each for each in code if begin <= each.at <= end] for begin, end in spans]
     deepest = {each.at: i for i, members in enumerate(inside) for each in members}
     return tuple(
-        Loop(
-            parent, tuple(each for each in members if deepest[each.at] == i and not each.idle), tuple(members)
-        )
-        for i, (parent, members) in enumerate(zip(parents, inside, strict=True))
+        Loop(tuple(each for each in members if deepest[each.at] == i and not each.idle), tuple(members))
+        for i, members in enumerate(inside)
     )

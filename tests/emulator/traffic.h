@@ -25,7 +25,7 @@ enum Space { A, B, BIAS, OUT, SHARED, SPACES, DYNAMIC = SPACES };  // dynamic sh
 constexpr unsigned kinds = 3, widths = 5;
 
 // Of one space, kind and width. `taken` and `least` are sectors, or wavefronts; `least` is what the same bytes would
-// take side by side. Its mirror is in tests/cost/traffic.py.
+// take side by side. Its mirror is in runner.py.
 struct Tally {
   double requests, taken, least, lines, from_l2;
 };

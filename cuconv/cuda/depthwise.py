@@ -81,17 +81,20 @@ def estimate(request: Request, device: Device | None) -> float:
         return seconds(request, device, threads, request.bytes) + reduce_seconds(request, device, splits)
     residues = problem.stride if op == "dgrad" else (1, 1, 1)
     first, sliding, last = (problem.filter[axis] / residues[axis] for axis in order)
-    passes = first * last * math.ceil(sliding / taps)
+    sources = problem.k // max(problem.c, 1) if op == "dgrad" else 1
+    passes = sources * first * last * math.ceil(sliding / taps)
     products = passes * out * taps * wide
     # A filter's taps lie between those of neighbouring channels in channels-last filters.
     neighbours = min(32, _channels(problem, op) // wide) if lanes > 1 else 1
     apart = wide * math.prod(problem.filter) * dtype.itemsize
+    # So do the channels of dy that belong to one of dx; 28 lines take as long as 32 sectors from the L2.
+    spread = max(2.5, min(28, sources * dtype.itemsize / 2)) if lanes > 1 else 2.5
     threads = Threads(
         _images(problem, op) * per(items, THREADS), THREADS, 7 if op == "fprop" and wide == 1 else 4,
         instructions=_STRIP[op] + 50 * out * (wide - 1) + passes * 120 + (2.5 + each) * products,
         products=each * products,
         waits=passes,
-        lines=passes * (2.5 * cells + taps * wide * max(1, neighbours * min(1, apart / 128))),
+        lines=passes * (spread * cells + taps * wide * max(1, neighbours * min(1, apart / 128))),
     )  # fmt: skip
     return seconds(request, device, threads, request.bytes)
 

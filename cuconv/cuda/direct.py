@@ -34,6 +34,8 @@ def estimate(request: Request, device: Device | None) -> float:
     # Products of one element of the result.
     sums = problem.gemm(op)[2] / (math.prod(problem.stride) if op == "dgrad" else 1)
     of_tap, of_sum, missed, lines = _COSTS[op, request.layout]
+    if (op, request.layout) == ("dgrad", "channels_last"):
+        lines += 32 / min(32, max(problem.c, 1))  # a line of dy for each pixel that a warp has
     results = math.prod(request.shape({"fprop": "y", "dgrad": "dx", "wgrad": "dw"}[op]))
     threads = Threads(
         per(results, THREADS), THREADS, 9,
@@ -45,11 +47,11 @@ def estimate(request: Request, device: Device | None) -> float:
     return seconds(request, device, threads, request.bytes)
 
 
-_COSTS = {
+_COSTS: dict[tuple[str, str], tuple[float, float, float, float]] = {
     ("fprop", "channels_first"): (80, 18, 0.75, 3),
     ("fprop", "channels_last"): (80, 20, 0.3, 35),
     ("dgrad", "channels_first"): (110, 18, 0.65, 3),
-    ("dgrad", "channels_last"): (110, 20, 0.2, 2),
+    ("dgrad", "channels_last"): (110, 20, 0.2, 1),
     ("wgrad", "channels_first"): (0, 32, 0.35, 14),
     ("wgrad", "channels_last"): (0, 37, 0.7, 3),
 }

@@ -181,7 +181,7 @@ def dram_bytes(work: Work, gpu: Gpu, read: Mapping[str, float]) -> float:
     """Bytes to be read from DRAM: each operand once, and what is read again where it does not fit the L2."""
     once = {space: min(work.operands.get(space, 0), size) for space, size in read.items()}
     at_once = min(gpu.multiprocessors * max(work.resident, 1) / work.blocks, 1.0)
-    working = sum(min(once[space], size * at_once) for space, size in read.items())
+    working = at_once * sum(once.values())  # which blocks share or divide among themselves
     missed = max(0.0, 1 - gpu.l2 / working) if working else 0.0
     return sum(once[space] + (size - once[space]) * missed for space, size in read.items())
 

@@ -31,6 +31,8 @@ SUITES: dict[str, tuple[tuple[str, str], ...]] = {
     "convnext": (("float16", LAST), ("float32", FIRST)),
     "large_kernel": (("float16", LAST), ("float32", FIRST)),
     "conv1d": (("float32", FIRST),),
+    "grouped": (("float16", LAST), ("float32", FIRST)),
+    "first": (("float16", LAST), ("float32", FIRST)),
     "unet3d": (("float32", FIRST),),
     "small_batch": (("float32", FIRST),),
     "scientific": (("float64", FIRST), ("complex64", FIRST), ("complex128", FIRST)),

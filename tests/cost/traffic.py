@@ -14,8 +14,10 @@ from cuconv.cuda.strides import strides_by_role
 from cuconv.plan import Plan
 from tests.emulator import runner
 
-BLOCKS = 4
-"""How many blocks are run, spread evenly: as many as a stride of two has residues."""
+BLOCKS = 5
+"""How many blocks are run, spread evenly. An odd number meets all residues of a stride of two, whatever
+number of groups or images they come in; four met the first residue of four groups.
+"""
 
 
 class Count(NamedTuple):

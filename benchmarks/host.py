@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cupy = jit.usable_cupy()
     with ExitStack() as stack:
         clock: Clock = GpuClock(cupy) if cupy else CpuClock()
+        stack.enter_context(clock.stream)
         where = "on a GPU" if cupy else "over a stand-in for CuPy: all but CuPy's and the driver's own work"
         array = cupy.ones if cupy else stand_in.Array
         if not cupy:

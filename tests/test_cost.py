@@ -5,7 +5,8 @@ import json
 import pytest
 
 import cuconv
-from benchmarks import predictions
+from benchmarks import predictions, suites
+from cuconv.cuda import algorithms
 from cuconv.cuda.device import device
 from cuconv.cuda.kernel import Kernel, Launch
 from cuconv.plan import TABLES
@@ -179,16 +180,10 @@ def test_products_of_tensor_cores(name, kind, flop):
 
 def test_activations_are_not_counted():
     """Their code is in every kernel, and a request without one does not run it."""
-    kernel = next(kernel for kernel in _kernels() if "fprop_depthwise_float_128_8" in kernel.name)
+    kernel = next(kernel for kernel in algorithms.kernels() if "fprop_depthwise_float_128_8" in kernel.name)
     every = list(code.compiled(kernel, 90).loops[0].all)
     assert sum(each.idle for each in every) > len(every) / 4
     assert not any(each.idle for each in code.compiled(kernel, 90).loops[0].own)
-
-
-def _kernels():
-    from cuconv.cuda import algorithms
-
-    return algorithms.kernels()
 
 
 def test_without_a_disassembler(monkeypatch, capsys):
@@ -377,8 +372,6 @@ def test_documented_tables_are_current():
 
 
 def test_every_suite_is_predicted():
-    from benchmarks import suites
-
     assert sorted(table.SUITES) == suites.names()
 
 

@@ -8,6 +8,7 @@ test holds these estimates to the cost model's predictions, which look at each l
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from ..dtypes import DTYPES
@@ -34,7 +35,7 @@ class Threads:
     once on a multiprocessor.
     """
 
-    blocks: float
+    blocks: int
     size: int
     resident: int
     instructions: float
@@ -46,15 +47,20 @@ class Threads:
 def seconds(request: Request, device: Device, threads: Threads, size: float) -> float:
     """The time of a launch that moves `size` bytes."""
     here = device.multiprocessors
-    warps = -(-threads.size // 32) * -(-threads.blocks // here)  # of the multiprocessor that has most
+    warps = math.ceil(threads.size / 32) * math.ceil(threads.blocks / here)  # where there are most
     chain = STALL * (threads.instructions - threads.products) + threads.products + WAIT * threads.waits
     clocks = max(
         threads.instructions * warps / ISSUED,
         threads.lines * warps,
-        chain * -(-threads.blocks // (here * threads.resident)),
+        chain * math.ceil(threads.blocks / (here * threads.resident)),
     )
     multiplying = 64 * threads.products * warps * here / _rate(request, device)
     return max(clocks / device.clock, multiplying, size / (COPIED * device.bandwidth)) + LAUNCH
+
+
+def real_products(request: Request) -> int:
+    """How many multiplications of real numbers a product of the request's is."""
+    return 4 if DTYPES[request.dtype].kind == "c" else 1
 
 
 def _rate(request: Request, device: Device) -> float:

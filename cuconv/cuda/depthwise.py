@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ..dtypes import DTYPES
 from ..problem import ConvProblem, Request
-from .cost import Threads, seconds
+from .cost import Threads, real_products, seconds
 from .device import Device
 from .geometry import axes, digits
 from .kernel import Kernel, Launch
@@ -17,6 +17,7 @@ from .schedule import (
     THREADS,
     Draft,
     beyond_32_bits,
+    lanes_of,
     parts,
     per,
     reduce_seconds,
@@ -61,9 +62,9 @@ def applies(request: Request, device: Device | None) -> str | None:
 
 def estimate(request: Request, device: Device | None) -> float:
     assert device is not None
-    op, problem, dtype = request.op, zero_padded(request), DTYPES[request.dtype]
+    op, problem, item = request.op, zero_padded(request), DTYPES[request.dtype].itemsize
     order, (out, step, taps, wide), _, items = _strips(request, problem)
-    each, lanes = (4 if dtype.kind == "c" else 1), (32 if request.layout == "channels_last" else 1)
+    each, lanes = real_products(request), lanes_of(request)
     cells = (out - 1) * step + taps
     if op == "wgrad":
         tiles, (splits, chunk) = _parts(problem, order, items, lanes)
@@ -86,9 +87,9 @@ def estimate(request: Request, device: Device | None) -> float:
     products = passes * out * taps * wide
     # A filter's taps lie between those of neighbouring channels in channels-last filters.
     neighbours = min(32, _channels(problem, op) // wide) if lanes > 1 else 1
-    apart = wide * math.prod(problem.filter) * dtype.itemsize
+    apart = wide * math.prod(problem.filter) * item
     # So do the channels of dy that belong to one of dx; 28 lines take as long as 32 sectors from the L2.
-    spread = max(2.5, min(28, sources * dtype.itemsize / 2)) if lanes > 1 else 2.5
+    spread = max(2.5, min(28, sources * item / 2)) if lanes > 1 else 2.5
     threads = Threads(
         _images(problem, op) * per(items, THREADS), THREADS, 7 if op == "fprop" and wide == 1 else 4,
         instructions=_STRIP[op] + 50 * out * (wide - 1) + passes * 120 + (2.5 + each) * products,

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from ..dtypes import DTYPES
 from ..problem import Request
-from .cost import Threads, seconds
+from .cost import Threads, real_products, seconds
 from .device import Device
 from .kernel import Kernel, Launch
-from .schedule import THREADS, Draft, per, per_element_kernel, zero_padded
+from .schedule import OPERANDS, THREADS, Draft, per, per_element_kernel, zero_padded
 
 
 def build(draft: Draft) -> list[Launch]:
@@ -36,11 +35,11 @@ def estimate(request: Request, device: Device | None) -> float:
     of_tap, of_sum, missed, lines = _COSTS[op, request.layout]
     if (op, request.layout) == ("dgrad", "channels_last"):
         lines += 32 / min(32, max(problem.c, 1))  # a line of dy for each pixel that a warp has
-    results = math.prod(request.shape({"fprop": "y", "dgrad": "dx", "wgrad": "dw"}[op]))
+    results = math.prod(request.shape(OPERANDS[op][2]))
     threads = Threads(
         per(results, THREADS), THREADS, 9,
         instructions=400 + of_tap * math.prod(problem.filter) + of_sum * sums,
-        products=sums * (4 if DTYPES[request.dtype].kind == "c" else 1),
+        products=sums * real_products(request),
         waits=missed * sums,
         lines=lines * sums,
     )  # fmt: skip

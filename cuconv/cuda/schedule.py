@@ -36,12 +36,17 @@ PART = 512
 LIMIT = 2**30
 """What kernels that count in 32 bits keep below."""
 
-_OPERANDS: dict[str, tuple[str, str | None, str]] = {
+OPERANDS: dict[str, tuple[str, str | None, str]] = {
     "fprop": ("x", "w", "y"),
     "dgrad": ("dy", "w", "dx"),
     "wgrad": ("x", "dy", "dw"),
     "bgrad": ("dy", None, "db"),
 }
+
+
+def lanes_of(request: Request) -> int:
+    """How many neighbouring threads read neighbouring channels."""
+    return 32 if request.layout == "channels_last" else 1
 
 
 def per(extent: int, tile: int) -> int:
@@ -71,7 +76,7 @@ class Draft:
     @property
     def lanes(self) -> int:
         """How many neighbouring threads read neighbouring channels."""
-        return 32 if self.request.layout == "channels_last" else 1
+        return lanes_of(self.request)
 
     @property
     def workspace_bytes(self) -> int:
@@ -134,7 +139,7 @@ def scheduled(build: Callable[[Draft], list[Launch]], request: Request, device: 
 
     Raises ValueError where one would need more blocks than a grid can have.
     """
-    a, b, out = _OPERANDS[request.op]
+    a, b, out = OPERANDS[request.op]
     draft = Draft(request, _volumetric(request), a, b, out)
     if 0 in request.shape(out):
         return Schedule(0, ())
@@ -284,7 +289,7 @@ def reduce_seconds(request: Request, device: Device, splits: int) -> float:
     """The estimate of that last launch."""
     if splits == 1:
         return 0.0
-    items = math.prod(request.shape("db" if request.op == "bgrad" else "dw"))
+    items = math.prod(request.shape(OPERANDS[request.op][2]))
     size = items * DTYPES[sum_dtype(request.op, request.dtype)].itemsize
     threads = Threads(per(items, THREADS), THREADS, 16, instructions=200 + 5 * splits, waits=splits / 4)
     return seconds(request, device, threads, splits * size)

@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass
 
 from ..dtypes import DTYPES
 from ..problem import ConvProblem, Request
-from .cost import Threads, seconds
+from .cost import Threads, real_products, seconds
 from .device import Device
 from .kernel import Kernel, Launch
 from .schedule import (
@@ -99,8 +99,7 @@ def estimate(request: Request, device: Device | None) -> float:
     splits, chunk = _parts(problem, tile) if op == "wgrad" else (1, depth)
     slices = per(chunk, tile.bk)
     blocks = splits * _blocks(problem, op, tile)
-    each = 4 if DTYPES[request.dtype].kind == "c" else 1
-    products = each * tile.tm * tile.tn * tile.bk
+    products = real_products(request) * tile.tm * tile.tn * tile.bk
     vectors = tile.bk * (tile.tm + tile.tn) * DTYPES[request.dtype].itemsize / 16
     rows = [m / max(per(m, tile.bm), 1), n / max(per(n, tile.bn), 1)]
     if op == "wgrad" and request.layout == "channels_last":  # where a warp's threads have a row each

@@ -10,7 +10,7 @@ from .cost import Threads, seconds
 from .device import Device
 from .geometry import digits
 from .kernel import Kernel, Launch
-from .schedule import C_TYPES, LIMIT, THREADS, Draft, parts, per, reduce_seconds, split_sum
+from .schedule import C_TYPES, LIMIT, THREADS, Draft, lanes_of, parts, per, reduce_seconds, split_sum
 
 
 def build(draft: Draft) -> list[Launch]:
@@ -28,7 +28,7 @@ def applies(request: Request, device: Device | None) -> None:
 
 def estimate(request: Request, device: Device | None) -> float:
     assert device is not None
-    lanes = 32 if request.layout == "channels_last" else 1
+    lanes = lanes_of(request)
     tiles, (splits, chunk) = _parts(request.problem, lanes)
     passes = chunk * lanes / THREADS
     threads = Threads(tiles * splits, THREADS, 8, 200 + 50 * passes, waits=passes * (2 if lanes > 1 else 1))

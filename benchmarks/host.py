@@ -15,7 +15,6 @@ import argparse
 import importlib.util
 import json
 import sys
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -26,7 +25,7 @@ from typing import Any
 import cuconv
 from cuconv import prepared
 from cuconv.cli import timed_calls
-from cuconv.cli.clock import Clock, CpuClock, GpuClock, uncollected
+from cuconv.cli.clock import Clock, CpuClock, GpuClock, host_seconds
 from cuconv.cuda import jit
 
 from . import stand_in
@@ -120,15 +119,7 @@ def measured(clock: Clock, call: Call, rounds: int) -> dict[str, float | None]:
 
 def least(clock: Clock, call: Call, rounds: int) -> float:
     """The least microseconds per call of some rounds: what others do to the machine only adds to it."""
-    found = []
-    with uncollected():
-        for _ in range(rounds):
-            clock.wait()
-            start = time.perf_counter()
-            for _ in range(50):
-                call()
-            found.append((time.perf_counter() - start) / 50 * 1e6)
-    return min(found)
+    return 1e6 * host_seconds(clock, call, calls=50, rounds=rounds, of=min)
 
 
 def _nothing(*arguments: Any) -> None:

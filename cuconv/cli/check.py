@@ -14,6 +14,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import numpy.random  # NumPy loads it when first used, and an interrupt meanwhile is lost
 from numpy.lib.stride_tricks import sliding_window_view
 
 from ..arrays import on_host

@@ -14,6 +14,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import numpy.random  # NumPy loads it when first used, and an interrupt meanwhile is lost
 
 from .. import conv, conv_bias_grad, conv_input_grad, conv_weight_grad
 from ..arrays import Array

@@ -15,6 +15,7 @@ from cuconv.dtypes import DTYPES
 
 from . import compiler
 from .compiler import LIMITS, CompileError, build, capabilities, occupancy, report, report_kernel
+from .cost import code
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="NVRTC's wheel is taken from Linux's folders")
 
@@ -210,7 +211,7 @@ def as_assembled(statement):
     found = re.findall(r'"([=+]?)[a-z]"\(((?:[^()]|\([^()]*\))*)\)', operands)
     named = [update.strip("=") + expression for update, expression in found]
     ordered = " memory" if '"memory"' in operands else ""
-    return re.sub(r"%(\d)", lambda place: named[int(place[1])], instruction) + ordered
+    return re.sub(r"%(\d+)", lambda place: named[int(place[1])], instruction) + ordered
 
 
 A4, B2, D4 = "{a[0], a[1], a[2], a[3]}", "{b[0], b[1]}", "{+d[0], +d[1], +d[2], +d[3]}"
@@ -248,6 +249,12 @@ PTX = {
         "mma_m8n8k4_f64[2]": [
             "mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {+d[0], +d[1]}, {a}, {b}, {+d[0], +d[1]};"
         ],
+        "mma_m16n8k16_f64[4]": [
+            f"mma.sync.aligned.m16n8k16.row.col.f64.f64.f64.f64 {D4}, "
+            f"{{a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]}}, {{b[0], b[1], b[2], b[3]}}, {D4};",
+            "mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {+d[i % 2 * 2], +d[i % 2 * 2 + 1]}, {a[i]}, "
+            "{b[i / 2]}, {+d[i % 2 * 2], +d[i % 2 * 2 + 1]};",
+        ],
         "barrier_sync": ["bar.sync id, threads; memory"],
         "barrier_arrive": ["bar.arrive id, threads; memory"],
     },
@@ -280,9 +287,11 @@ SM80 = """__shared__ alignas(16) unsigned words[32][4];
   two[0] = float_to_tf32(x[2]) + one[0];
   mma_m16n8k8_tf32(d, four, two);
   mma_m8n8k4_f64(e, x[3], x[4]);
+  double eight[8] = {x[5], x[6]}, doubles[4] = {x[7], x[8]}, f[4] = {};
+  mma_m16n8k16_f64(f, eight, doubles);
   barrier_arrive(1, 64);
   barrier_sync(1, 64);
-  x[threadIdx.x] = d[i] + e[i & 1];"""
+  x[threadIdx.x] = d[i] + e[i & 1] + f[i & 3];"""
 
 
 @pytest.mark.parametrize(
@@ -290,11 +299,26 @@ SM80 = """__shared__ alignas(16) unsigned words[32][4];
     [("base", BASE, 75), *(("sm80", BASE + SM80, capability) for capability in LIMITS if capability >= 80)],
 )
 def test_every_wrapper_of_ptx_compiles(header, uses, capability):
+    def of_this_architecture(branches):
+        least, since, before = branches.groups()
+        return since if 10 * capability >= int(least) else before
+
     made = report(f"#include <ptx/{header}.cuh>\n{planted(uses)}", capability, 256)
     text = "".join((jit.SOURCES / f"ptx/{name}.cuh").read_text() for name in {"base", header})
+    text = re.sub(r"#if __CUDA_ARCH__ >= (\d+)(.*?)#else(.*?)#endif", of_this_architecture, text, flags=re.S)
     instructions = set(re.findall(r'asm(?: volatile)?\(\s*"([a-z][\w.]+)', text))
     assert len(instructions) >= 2
     assert {instruction for instruction in instructions if instruction not in made.ptx} == set()
+
+
+@pytest.mark.parametrize(("capability", "product"), [(80, ("DMMA.884", 512)), (90, ("DMMA.16x8x16", 4096))])
+def test_products_of_doubles_are_as_large_as_the_architecture_has_them(capability, product):
+    """Of two products of 16 x 8 x 16, multiplications and additions counted apart."""
+    name, flop = product
+    made = code.compiled(Kernel("tensor.cuh", "product_f64_k16", (), 32), capability)
+    found = [each for each in made.loops[0].own if each.starts("DMMA")]
+    assert {(each.name, each.product) for each in found} == {(name, ("double", flop))}
+    assert len(found) * flop == 2 * (2 * 16 * 8 * 16)
 
 
 def test_a_kernel_is_for_the_architectures_whose_wrappers_it_includes(tmp_path, monkeypatch):

@@ -222,6 +222,12 @@ def test_product_f64():
     np.testing.assert_array_equal(y, a @ b.T)
 
 
+def test_product_f64_k16():
+    a, b = (RNG.integers(-99, 99, (n, 16)).astype(np.float64) for n in (16, 8))
+    y = run(launch("tensor", "product_f64_k16", b="w"), a, np.empty((16, 8)), w=b)
+    np.testing.assert_array_equal(y, 2 * (a @ b.T))  # the second product is added to the first
+
+
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_ldmatrix(count):
     x = np.arange(256, dtype=np.uint16).reshape(4, 8, 8)

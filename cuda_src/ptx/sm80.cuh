@@ -1,8 +1,9 @@
 // PTX of sm_80 and up: asynchronous copies to shared memory, ldmatrix, mma.sync and named barriers.
 //
 // One wrapper per instruction, under the instruction's own name; pointers are generic. Fragments are as in
-// the PTX ISA: with g = lane / 4 and t = lane % 4, a word of A (m16) is row g + 8 (i % 2), word t + 4 (i / 2)
-// of k; a word of B (n8) is word t + 4 i of k, column g; d[i] is row g + 8 (i / 2), column 2 t + i % 2.
+// the PTX ISA: with g = lane / 4 and t = lane % 4, a[i] of m16 is row g + 8 (i % 2), word t + 4 (i / 2) of k;
+// b[i] of n8 is word t + 4 i of k, column g; d[i] is row g + 8 (i / 2), column 2 t + i % 2. A word is 32 bits,
+// or one double.
 #pragma once
 #include <ptx/base.cuh>
 
@@ -121,6 +122,24 @@ __device__ inline void mma_m8n8k4_f64(double (&d)[2], double a, double b) {
   asm volatile("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
                : "+d"(d[0]), "+d"(d[1])
                : "d"(a), "d"(b));
+}
+
+// One instruction from sm_90 on, eight of m8n8k4 before.
+__device__ inline void mma_m16n8k16_f64(double (&d)[4], const double (&a)[8], const double (&b)[4]) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f64.f64.f64.f64 {%0, %1, %2, %3}, {%4, %5, %6, %7, %8, %9, %10, %11}, "
+      "{%12, %13, %14, %15}, {%0, %1, %2, %3};"
+      : "+d"(d[0]), "+d"(d[1]), "+d"(d[2]), "+d"(d[3])
+      : "d"(a[0]), "d"(a[1]), "d"(a[2]), "d"(a[3]), "d"(a[4]), "d"(a[5]), "d"(a[6]), "d"(a[7]), "d"(b[0]),
+        "d"(b[1]), "d"(b[2]), "d"(b[3]));
+#else
+#pragma unroll
+  for (int i = 0; i < 8; i++)
+    asm volatile("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
+                 : "+d"(d[i % 2 * 2]), "+d"(d[i % 2 * 2 + 1])
+                 : "d"(a[i]), "d"(b[i / 2]));
+#endif
 }
 
 // ---- barriers of a part of the block: ids 1 to 15, `threads` a multiple of 32 ----

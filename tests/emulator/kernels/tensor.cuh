@@ -96,6 +96,25 @@ __device__ void product_f64(const void* a, const void* b, const void*, void* out
   for (int i = 0; i < 2; i++) static_cast<double*>(out)[group * 8 + 2 * thread + i] = d[i];
 }
 
+template <int = 0>
+__device__ void product_f64_k16(const void* a, const void* b, const void*, void* out, const Params&) {
+  const auto* left = static_cast<const double*>(a);
+  const auto* right = static_cast<const double*>(b);
+  const int group = threadIdx.x >> 2, thread = threadIdx.x % 4;
+  double fragment_a[8], fragment_b[4], d[4] = {};
+  for (int i = 0; i < 8; i++) {
+    const int row = i % 2 == 0 ? group : group + 8;
+    const int column = i % 2 == 0 ? i * 2 + thread : i * 2 - 2 + thread;
+    fragment_a[i] = left[row * 16 + column];
+  }
+  for (int i = 0; i < 4; i++) fragment_b[i] = right[group * 16 + thread + i * 4];
+  for (int repeat = 0; repeat < 2; repeat++) mma_m16n8k16_f64(d, fragment_a, fragment_b);
+  for (int i = 0; i < 4; i++) {
+    const int row = i < 2 ? group : group + 8, column = thread * 2 + (i & 1);
+    static_cast<double*>(out)[row * 8 + column] = d[i];
+  }
+}
+
 // Tile `threadIdx.x / 8` of the input goes through ldmatrix of `count` tiles and out as it is held.
 template <int count, bool transposed>
 __device__ void load_tiles(const void* a, const void*, const void*, void* out, const Params&) {

@@ -141,6 +141,27 @@ __device__ inline void mma_m8n8k4_f64(double (&d)[2], double a, double b, CUDA_P
   });
 }
 
+__device__ inline void mma_m16n8k16_f64(double (&d)[4], const double (&a)[8], const double (&b)[4], CUDA_PLACE) {
+  struct Fragments {
+    double* d;
+    const double *a, *b;
+  } fragments = {d, a, b};
+  emulator::gather(~0u, {"mma.sync", file, line}, &fragments, [](unsigned, void* const* operands) {
+    double left[16][16], right[16][8], sum[16][8];
+    for (int lane = 0; lane < 32; lane++) {
+      const Fragments& own = *static_cast<Fragments*>(operands[lane]);
+      const int g = lane / 4, t = lane % 4;
+      for (int i = 0; i < 8; i++) left[g + 8 * (i % 2)][t + 4 * (i / 2)] = own.a[i];
+      for (int i = 0; i < 4; i++) right[t + 4 * i][g] = own.b[i];
+      for (int i = 0; i < 4; i++) sum[g + 8 * (i / 2)][2 * t + i % 2] = own.d[i];
+    }
+    emulator::add_product(16, 8, 16, left[0], right[0], sum[0]);
+    for (int lane = 0; lane < 32; lane++)
+      for (int i = 0; i < 4; i++)
+        static_cast<Fragments*>(operands[lane])->d[i] = sum[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2];
+  });
+}
+
 __device__ inline void barrier_sync(int id, int threads, CUDA_PLACE) {
   emulator::barrier(id, threads, true, {"bar.sync", file, line});
 }

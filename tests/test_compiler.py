@@ -215,11 +215,17 @@ def as_assembled(statement):
 
 
 A4, B2, D4 = "{a[0], a[1], a[2], a[3]}", "{b[0], b[1]}", "{+d[0], +d[1], +d[2], +d[3]}"
+GUARD = "{.reg .pred p; setp.ne.s32 p, int(wanted), 0; @p"
 ROW = "[shared_address(row)]; memory"
 PTX = {
     "base": {
         "half_to_float": ["cvt.f32.f16 value, bits;"],
         "float_to_half": ["cvt.rn.f16.f32 bits, value;"],
+        "load_if": [
+            f"{GUARD} ld.global.nc.v4.b32 {{+words[0], +words[1], +words[2], +words[3]}}, [global];}}",
+            f"{GUARD} ld.global.nc.v2.b32 {{+words[0], +words[1]}}, [global];}}",
+            *(f"{GUARD} ld.global.nc.{kind} +words[0], [global];}}" for kind in ("b32", "u16", "u8")),
+        ],
     },
     "sm80": {
         "shared_address": [],
@@ -266,7 +272,13 @@ def test_every_wrapper_is_the_instruction_it_is_meant_to_be():
     assert {path.stem: wrappers(path.stem) for path in (jit.SOURCES / "ptx").iterdir()} == PTX
 
 
-BASE = "x[0] = half_to_float(float_to_half(x[1]));"
+BASE = """x[0] = half_to_float(float_to_half(x[1]));
+  x[1] = load_if(reinterpret_cast<const unsigned char*>(x + 2), i > 0);
+  x[2] = load_if(reinterpret_cast<const unsigned short*>(x + 3), i > 1);
+  x[3] = load_if(x + 4, i > 2);
+  x[4] = load_if(reinterpret_cast<const double*>(x + 6), i > 3);
+  const float4 all = load_if(reinterpret_cast<const float4*>(x + 8), i > 4);
+  x[5] = all.x + all.y + all.z + all.w;"""
 SM80 = """__shared__ alignas(16) unsigned words[32][4];
   unsigned one[1], two[2], four[4];
   float d[4] = {};
@@ -296,7 +308,10 @@ SM80 = """__shared__ alignas(16) unsigned words[32][4];
 
 @pytest.mark.parametrize(
     ("header", "uses", "capability"),
-    [("base", BASE, 75), *(("sm80", BASE + SM80, capability) for capability in LIMITS if capability >= 80)],
+    [
+        ("base", BASE, 75),
+        *(("sm80", f"{BASE}\n  {SM80}", capability) for capability in LIMITS if capability >= 80),
+    ],
 )
 def test_every_wrapper_of_ptx_compiles(header, uses, capability):
     def of_this_architecture(branches):
@@ -306,9 +321,23 @@ def test_every_wrapper_of_ptx_compiles(header, uses, capability):
     made = report(f"#include <ptx/{header}.cuh>\n{planted(uses)}", capability, 256)
     text = "".join((jit.SOURCES / f"ptx/{name}.cuh").read_text() for name in {"base", header})
     text = re.sub(r"#if __CUDA_ARCH__ >= (\d+)(.*?)#else(.*?)#endif", of_this_architecture, text, flags=re.S)
-    instructions = set(re.findall(r'asm(?: volatile)?\(\s*"([a-z][\w.]+)', text))
+    instructions = set(re.findall(r'asm(?: volatile)?\(\s*"(?:{.*@p )?([a-z][\w.]+)', text))
     assert len(instructions) >= 2
     assert {instruction for instruction in instructions if instruction not in made.ptx} == set()
+
+
+@pytest.mark.parametrize("capability", [75, 90])
+def test_guarded_loads_are_predicated(capability):
+    """One load for each size, none of which a branch jumps over."""
+    target = jit.architecture(capability, compiler.known())
+    _, _, cubin = build(f"#include <ptx/base.cuh>\n{planted(BASE)}", jit.options(target))
+    text = code.disassembled(cubin)
+    loads = [
+        code.Instruction(0, name, None, ("", 0), False) for name in re.findall(r"@!?P\d+ (LDG\S*)", text)
+    ]
+    assert sorted(load.access[2] for load in loads) == [1, 2, 4, 8, 16]
+    made = code.loops(code.instructions(text))
+    assert made[0].guarded == 0
 
 
 @pytest.mark.parametrize(("capability", "product"), [(80, ("DMMA.884", 512)), (90, ("DMMA.16x8x16", 4096))])

@@ -145,6 +145,22 @@ def test_a_branch_around_a_load():
     assert counted("guarded", items=100).main.guarded == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "size"), [("unsigned char", 1), ("short", 2), ("float", 4), ("double", 8), ("float4", 16)]
+)
+def test_loads_that_a_predicate_guards(kind, size):
+    """One wide load each, without a branch, on both sides; what is not wanted is not asked of memory."""
+    launch = Launch(Kernel("counted.cuh", "predicated", (kind, 4), 32), 1, "x", None, "y", (("items", 3),))
+    arrays = {name: traffic.zeros((4 * 32 * size,), "uint8") for name in "xy"}
+    found = traffic.counted(launch, arrays, CONTIGUOUS, 1 << 15).traffic
+    assert found["a", "read", size].requests == 3
+    assert found["a", "read", size].taken == 3 * size
+    made = code.compiled(launch.kernel, 90).loops
+    assert len(made) == 1
+    assert made[0].accesses["global", "read", size] == 4
+    assert made[0].guarded == 0
+
+
 def test_accesses_by_their_names():
     def access(name):
         return code.Instruction(0, name, None, ("", 0), False).access

@@ -60,6 +60,16 @@ def test_named_barrier():
     np.testing.assert_array_equal(y, x[::-1])
 
 
+@pytest.mark.parametrize(
+    ("name", "size"), [("signed char", 1), ("float16", 2), ("float", 4), ("complex64", 8), ("complex128", 16)]
+)
+def test_load_if_sanitized_subset(name, size):
+    x = RNG.integers(1, 256, (32, size), dtype=np.uint8)
+    y = run(launch("positive", "load_some", name), x, np.empty_like(x))
+    wanted = np.arange(32) % 3 != 0
+    np.testing.assert_array_equal(y, x * wanted[:, None])
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32, np.int64])
 @pytest.mark.parametrize("width", [32, 8])
 def test_shuffle(dtype, width):

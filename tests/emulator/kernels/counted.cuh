@@ -74,6 +74,17 @@ __device__ void guarded(const void* a, const void*, const void*, void* out, cons
   static_cast<float*>(out)[thread()] = sum;
 }
 
+// The same by load_if: PASSES loads of a V each, the last of which no lane wants.
+template <typename V, int PASSES>
+__device__ void predicated(const void* a, const void*, const void*, void* out, const Params& p) {
+  V loaded[PASSES];
+#pragma unroll
+  for (int i = 0; i < PASSES; ++i)
+    loaded[i] = load_if(static_cast<const V*>(a) + i * 32 + threadIdx.x, i < p.items);
+#pragma unroll
+  for (int i = 0; i < PASSES; ++i) static_cast<V*>(out)[i * 32 + threadIdx.x] = loaded[i];
+}
+
 // STAGES asynchronous copies of BYTES by every lane are under way at once.
 template <int BYTES, int STAGES>
 __device__ void copies(const void* a, const void*, const void*, void* out, const Params& p) {

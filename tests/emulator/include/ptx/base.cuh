@@ -1,4 +1,4 @@
-// The emulated twin of cuda_src/ptx/base.cuh: half precision, bit by bit.
+// The emulated twin of cuda_src/ptx/base.cuh: half precision, bit by bit; loads are ordinary ones.
 #pragma once
 
 __device__ inline float half_to_float(unsigned short bits) {
@@ -18,4 +18,10 @@ __device__ inline unsigned short float_to_half(float value) {
     return sign | (__float_as_uint(__uint_as_float(magnitude) + 0.5f) - __float_as_uint(0.5f));
   const unsigned rounded = magnitude + 0xfff + (magnitude >> 13 & 1);
   return sign | (rounded - (112u << 23)) >> 13;
+}
+
+template <typename V>
+__device__ inline V load_if(const V* global, bool wanted) {
+  static_assert(alignof(V) == sizeof(V) && sizeof(V) <= 16, "one load has 1, 2, 4, 8 or 16 bytes, aligned to as many");
+  return wanted ? *global : V{};
 }

@@ -22,7 +22,7 @@ from cuconv.cli.clock import Clock, CpuClock, GpuClock
 from cuconv.cli.main import read_problem
 from cuconv.cuda import jit
 from cuconv.dtypes import DTYPES
-from cuconv.plan import TABLES
+from cuconv.plan import TABLES, TF32, permitted
 from cuconv.problem import LAYOUTS, PRECISIONS
 from cuconv.problem import OPS as EVERY_OP
 
@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     f"--precision {' '.join(options.precision)} is for float32, got no row of it"
                 )
             clock = _clock(options.device)
+            if any(key.precision != permitted(key.precision, key.dtype, clock.device) for key in keys):
+                raise ValueError(f"{TF32} has float32 done as tf32: unset it, and say --precision tf32")
             stack.enter_context(clock.stream)
             _known_algorithms(options.algorithm or (), clock)
             peers = _peers(options.peers, clock)

@@ -6,6 +6,7 @@ They are kept where a first call would have kept them, so that no later process 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,17 +19,29 @@ NO_GPU = 2
 """The exit status where there is no GPU to compile for."""
 
 
+def lowest(kernel: Kernel) -> int:
+    """The compute capability, times ten, that a kernel is for: that of the header of wrappers it includes."""
+    files, seen = [kernel.file], set[str]()
+    while files:
+        seen.add(name := files.pop())
+        found = re.findall(r'#include [<"](.+)[>"]', (jit.SOURCES / name).read_text())
+        files += [file for file in found if file not in seen]
+    return max(int(number) for number in re.findall(r"ptx/sm(\d+)", " ".join(seen)) or [jit.LOWEST])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compile; 1 if a kernel does not, with what the compiler says; 2 if there is no GPU, with why not."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
     parser.add_argument("--match", default="", help="only those with this in their names")
     options = parser.parse_args(arguments)
-    kernels = [kernel for kernel in algorithms.kernels() if options.match in kernel.name]
     try:
-        device = jit.require_cupy().cuda.runtime.getDevice()
+        device, arch = jit.require_cupy().cuda.runtime.getDevice(), jit.current_arch()
     except (ImportError, RuntimeError) as error:
         print(error)
         return NO_GPU
+    named = (kernel for kernel in algorithms.kernels() if options.match in kernel.name)
+    here = int(arch[3:])
+    kernels = [each for each in named if lowest(each) <= here <= (each.newest or here)]
 
     def failure(kernel: Kernel) -> str | None:
         try:

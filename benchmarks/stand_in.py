@@ -49,6 +49,9 @@ class Array:
     def __setitem__(self, index: Any, value: Any) -> None:
         pass
 
+    def copy(self, order: str = "K") -> Array:
+        return Array(self.shape, self.dtype, device_id=self.data.device_id)
+
 
 def _in_c_order(shape: tuple[int, ...], step: int) -> tuple[int, ...]:
     strides = []

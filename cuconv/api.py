@@ -16,7 +16,7 @@ from .arrays import Array, Operands
 from .cuda.device import asked_for
 from .dtypes import is_complex
 from .options import checked_keywords, entries, flag, integers, is_one, one_of, shown
-from .plan import Call, Plan, current_arch, expect_shape, make_plan
+from .plan import Call, Plan, current_arch, expect_shape, make_plan, permitted
 from .prepared import repeatable
 from .problem import ACTIVATIONS, LAYOUTS, OPS, ConvProblem, Request
 
@@ -76,10 +76,12 @@ def conv(
                         "reflect", scipy.signal's "symm")
     flip                turn the filters by 180 degrees: true convolution, as in SciPy and MATLAB
     activation          None, "relu", "sigmoid", "tanh", "silu" or "gelu"
-    precision           None for the dtype's own accuracy; "tf32" permits less for float32
+    precision           None for the dtype's own accuracy; "tf32" permits float32 to be multiplied as
+                        numbers rounded to 11 bits, on tensor cores ("mma"), and summed in float32. For CuPy
+                        arrays CUPY_TF32=1, in the environment, has None mean it
     algorithm           "auto", "tune" (time the candidates once) or a name, which never falls back: for NumPy
                         arrays "gemm", "mec", "im2col", "toeplitz", "depthwise" or "fft", for CuPy arrays
-                        "simt", "depthwise" or "direct"
+                        "mma", "simt", "depthwise" or "direct"
     out_dtype           "int32" or "int64": the dtype of y, bias and out, and of all sums, where x and w are
                         integers that it holds, each of its own: int8, uint8, int16, uint16 or int32; for
                         int64 also uint32. Truth values go in as x.view("uint8")
@@ -94,7 +96,8 @@ def conv(
     """
     operands = arrays.adopt(out_dtype, widens=True, x=x, w=w, bias=bias, out=out)
     request = _request(
-        "fprop", operands.dtype, operands.shape("x"), operands.shape("w"), ("x", "w"),
+        "fprop", operands.owner.backend, operands.dtype,
+        operands.shape("x"), operands.shape("w"), ("x", "w"),
         stride, padding, dilation, groups, padding_mode, layout,
         flip, bias is not None, activation, accumulate, precision, operands.inputs,
     )  # fmt: skip
@@ -133,13 +136,14 @@ def conv_input_grad(
     returns     dx, of shape input_shape
 
     Shapes, dtypes, options and errors are those of `conv`; the algorithms are "gemm", "mec", "col2im",
-    "toeplitz", "depthwise" and "fft" for NumPy arrays, "simt", "depthwise" and "direct" for CuPy arrays.
-    Source: Wang, Forward and Backward Propagation of Convolutional Layer (2015), equations 7 to 9.
+    "toeplitz", "depthwise" and "fft" for NumPy arrays, "mma", "simt", "depthwise" and "direct" for CuPy
+    arrays. Source: Wang, Forward and Backward Propagation of Convolutional Layer (2015), equations 7 to 9.
     """
     operands = arrays.adopt(dy=dy, w=w, out=out)
     input_shape = integers("input_shape", input_shape, 0)
     request = _request(
-        "dgrad", operands.dtype, input_shape, operands.shape("w"), ("input_shape", "w", "dy"),
+        "dgrad", operands.owner.backend, operands.dtype,
+        input_shape, operands.shape("w"), ("input_shape", "w", "dy"),
         stride, padding, dilation, groups, padding_mode, layout,
         flip, False, None, accumulate, precision,
     )  # fmt: skip
@@ -177,13 +181,14 @@ def conv_weight_grad(
     returns       dw, of shape weight_shape
 
     Shapes, dtypes, options and errors are those of `conv`; the algorithms are "gemm", "im2col", "toeplitz",
-    "depthwise" and "fft" for NumPy arrays, "simt", "depthwise" and "direct" for CuPy arrays. Source: Wang,
-    Forward and Backward Propagation of Convolutional Layer (2015), equations 4 to 6.
+    "depthwise" and "fft" for NumPy arrays, "mma", "simt", "depthwise" and "direct" for CuPy arrays. Source:
+    Wang, Forward and Backward Propagation of Convolutional Layer (2015), equations 4 to 6.
     """
     operands = arrays.adopt(x=x, dy=dy, out=out)
     weight_shape = integers("weight_shape", weight_shape, 0)
     request = _request(
-        "wgrad", operands.dtype, operands.shape("x"), weight_shape, ("x", "weight_shape", "dy"),
+        "wgrad", operands.owner.backend, operands.dtype,
+        operands.shape("x"), weight_shape, ("x", "weight_shape", "dy"),
         stride, padding, dilation, groups, padding_mode, layout,
         flip, False, None, accumulate, precision,
     )  # fmt: skip
@@ -267,7 +272,8 @@ def conv_backward(
     wanted, places = _three(needs, out)
     operands = arrays.adopt(dy=dy, x=x, w=w, **places)
     request = _request(
-        "dgrad", operands.dtype, operands.shape("x"), operands.shape("w"), ("x", "w", "dy"),
+        "dgrad", operands.owner.backend, operands.dtype,
+        operands.shape("x"), operands.shape("w"), ("x", "w", "dy"),
         stride, padding, dilation, groups, padding_mode, layout,
         flip, False, None, accumulate, precision,
     )  # fmt: skip
@@ -401,13 +407,15 @@ def conv_transpose_backward(
     return _all_planned(calls, algorithm)
 
 
-def _transposed(operands: Operands, *geometry: Any, **fused: Any) -> Request:
+def _transposed(operands: Operands, *geometry: Any, precision: str | None, **fused: Any) -> Request:
     """The request for conv_transpose's x and w, from what `ConvProblem.transposed` takes besides."""
     x_shape, w_shape, layout = operands.shape("x"), operands.shape("w"), geometry[-1]
     problem = ConvProblem.transposed(
         x_shape, w_shape, *geometry, names=("x", "w", "dy")[: 2 + ("dy" in operands.views)]
     )
-    return Request("dgrad", problem, operands.dtype, layout, _batched(x_shape, problem), **fused)
+    precision = permitted(precision, operands.dtype, operands.owner.backend)
+    batched = _batched(x_shape, problem)
+    return Request("dgrad", problem, operands.dtype, layout, batched, precision=precision, **fused)
 
 
 @checked_keywords
@@ -460,7 +468,8 @@ def plan(
     if op != "fprop" and (bias or activation):
         raise ValueError(f"bias and activation are fused into fprop, not into {op}")
     request = _request(
-        op, name, integers("x_shape", x_shape, 0), integers("w_shape", w_shape, 0), ("x_shape", "w_shape"),
+        op, backend, name,
+        integers("x_shape", x_shape, 0), integers("w_shape", w_shape, 0), ("x_shape", "w_shape"),
         stride, padding, dilation, groups, padding_mode, layout,
         flip, bias, activation, accumulate, precision, inputs,
     )  # fmt: skip
@@ -469,6 +478,7 @@ def plan(
 
 def _request(
     op: str,
+    backend: str,
     dtype: str,
     x_shape: tuple[int, ...],
     w_shape: tuple[int, ...],
@@ -489,6 +499,8 @@ def _request(
     problem = ConvProblem.from_shapes(
         x_shape, w_shape, stride, padding, dilation, groups, padding_mode, layout, names=names
     )
+    if op != "bgrad":
+        precision = permitted(precision, dtype, backend)
     return Request(
         op, problem, dtype, layout, _batched(x_shape, problem), flip, bias, activation, accumulate,
         conjugate=op in ("dgrad", "wgrad") and is_complex(dtype), precision=precision, inputs=inputs,

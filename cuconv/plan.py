@@ -320,6 +320,27 @@ def avoided() -> tuple[str, ...]:
     return tuple(one_of(f"each name in {AVOID}", name, known) for name in names if name)
 
 
+TF32 = "CUPY_TF32"
+"""The variable by which CuPy's products of float32 are done in TF32, where it is 1."""
+
+
+@cache
+def tf32_permitted() -> bool:
+    """Whether CuPy's products of float32 are done in TF32; read once, when first needed, as by CuPy."""
+    value = os.environ.get(TF32, "0")
+    try:
+        return int(value) > 0
+    except ValueError:
+        raise ValueError(f"{TF32} must be an int, in the environment, got {shown(value)}") from None
+
+
+def permitted(precision: str | None, dtype: str, backend: str) -> str | None:
+    """The precision of a call's request: on a GPU, where the call names none, that of CuPy's own products."""
+    if precision is None and dtype == "float32" and backend == "cuda" and tf32_permitted():
+        return "tf32"
+    return precision
+
+
 def device_of(backend: str, arch: str | None) -> Device | Processor:
     """What a plan is made for."""
     if backend == "cpu":
@@ -330,6 +351,7 @@ def device_of(backend: str, arch: str | None) -> Device | Processor:
 def forget() -> None:
     """Forget what was planned, tuned and prepared: by what is here now, the next call finds it out again."""
     avoided.cache_clear()
+    tf32_permitted.cache_clear()
     _make_plan.cache_clear()
     _winners.clear()
     prepared.forget()

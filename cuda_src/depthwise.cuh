@@ -24,12 +24,6 @@
 #include "indexing.cuh"
 #include "sums.cuh"
 
-// WIDE neighbouring channels of one cell.
-template <typename T, int WIDE>
-struct alignas(WIDE * sizeof(T)) Pack {
-  T value[WIDE];
-};
-
 // Whether all packs of an array can be read as vectors: channels are contiguous, and all else is aligned.
 template <typename T, int WIDE>
 __device__ inline bool whole_packs(const T* data, const Index (&stride)[5], int channel_axis) {

@@ -58,11 +58,8 @@ __device__ inline Index take_digits(const Params& p, Index index, Index (&digits
   return index;
 }
 
-// The digits (outer, channel, three spatial ones) of this thread's element, in kernels with one thread per element, or
-// false if there is none.
-__device__ inline bool own_element(const Params& p, Index (&digits)[5]) {
-  const Index index = Index(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (index >= p.items) return false;
+// The digits (outer, channel, three spatial ones) of an element's number.
+__device__ inline void digits_of(const Params& p, Index index, Index (&digits)[5]) {
   Index found[4];
   digits[0] = take_digits(p, index, found);
   const bool channel_first = p.lanes > 1;
@@ -70,6 +67,13 @@ __device__ inline bool own_element(const Params& p, Index (&digits)[5]) {
   digits[2] = channel_first ? found[3] : found[2];
   digits[3] = channel_first ? found[2] : found[1];
   digits[4] = channel_first ? found[1] : found[0];
+}
+
+// Those of this thread's element, in kernels with one thread per element, or false if there is none.
+__device__ inline bool own_element(const Params& p, Index (&digits)[5]) {
+  const Index index = Index(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (index >= p.items) return false;
+  digits_of(p, index, digits);
   return true;
 }
 
@@ -79,16 +83,19 @@ __device__ inline Index offset_of(Index start, const Index (&strides)[5], const 
 }
 
 // The digits of a linear index, the last axis fastest, for the few that a block has to take apart.
-template <int DIGITS>
-__device__ inline void split(Index index, const Index (&extents)[DIGITS], Index (&digits)[DIGITS]) {
+template <typename Number, int DIGITS>
+__device__ inline void split(Index index, const Number (&extents)[DIGITS], Number (&digits)[DIGITS]) {
+  Number rest = Number(index);
+#pragma unroll
   for (int i = DIGITS - 1; i > 0; --i) {
-    digits[i] = index % extents[i];
-    index /= extents[i];
+    digits[i] = rest % extents[i];
+    rest /= extents[i];
   }
-  digits[0] = index;
+  digits[0] = rest;
 }
 
 __device__ inline Index min_index(Index a, Index b) { return a < b ? a : b; }
+__device__ inline Index magnitude(Index a) { return a < 0 ? -a : a; }
 
 // How many tiles cover an extent.
 __device__ inline Index tiles(Index extent, Index tile) { return (extent + tile - 1) / tile; }

@@ -120,6 +120,9 @@ __device__ inline complex<Real> conjugate_if(bool wanted, complex<Real> value) {
   return {value.re, wanted ? -value.im : value.im};
 }
 
+// The offset of what does not exist.
+constexpr Index NONE = Index(1) << 63;
+
 // -- the end of a sum -------------------------------------------------------------------------------
 
 // The order of ACTIVATIONS in problem.py. One that a switch leaves out does not compile in the tests; one that is not
@@ -161,6 +164,13 @@ __device__ inline complex<Real> activate(Index activation, complex<Real> x) {
   return x;
 }
 
+// All of `count` sums in shared memory, by the threads of a block.
+template <typename Acc>
+__device__ inline void activate_all(Index activation, Acc* sums, int count) {
+#pragma unroll 1
+  for (int i = threadIdx.x; i < count; i += blockDim.x) sums[i] = activate(activation, sums[i]);
+}
+
 // Put a sum in its place: add it to what is there if so wanted, and round it once. Where the launch makes parts
 // of sums, they are stored as they are.
 template <typename T>
@@ -175,13 +185,61 @@ __device__ inline void store(const Params& p, void* out, Index offset, Accumulat
   cell = Narrow<T>::from(sum);
 }
 
-// The same after bias and activation; `channel` counts the result's channels.
+// A sum after bias and activation; `channel` counts the result's channels.
+template <typename T>
+__device__ inline Accumulator<T> finished(const Params& p, Accumulator<T> sum, const void* bias, Index channel) {
+  if (p.partial) return sum;
+  if (bias) sum = sum + widen(static_cast<const T*>(bias)[channel * p.bias]);
+  return activate(p.activation, sum);
+}
+
 template <typename T>
 __device__ inline void finish(const Params& p, void* out, Index offset, Accumulator<T> sum, const void* bias,
                               Index channel) {
-  if (!p.partial) {
-    if (bias) sum = sum + widen(static_cast<const T*>(bias)[channel * p.bias]);
-    sum = activate(p.activation, sum);
+  store<T>(p, out, offset, finished<T>(p, sum, bias, channel));
+}
+
+// COUNT neighbours, read or written at once.
+template <typename T, int COUNT>
+struct alignas(COUNT * sizeof(T)) Pack {
+  T value[COUNT];
+};
+
+// Put several sums in their places, start + place[i] where that is not NONE, at once if they are `neighbours` in memory
+// and aligned.
+template <typename T, int COUNT>
+__device__ inline void store_pack(const Params& p, void* out, Index start, const Index (&place)[COUNT], bool neighbours,
+                                  Pack<Accumulator<T>, COUNT> sums) {
+  using Sums = Pack<Accumulator<T>, COUNT>;
+  const Index first = neighbours ? start + place[0] : 0;
+  auto* const partial = static_cast<Accumulator<T>*>(out) + first;
+  auto* const cell = static_cast<T*>(out) + first;
+  if (neighbours && p.partial && reinterpret_cast<size_t>(partial) % sizeof(Sums) == 0) {
+    *reinterpret_cast<Sums*>(partial) = sums;
+  } else if (neighbours && !p.partial && reinterpret_cast<size_t>(cell) % sizeof(Pack<T, COUNT>) == 0) {
+    auto& cells = *reinterpret_cast<Pack<T, COUNT>*>(cell);
+    Pack<T, COUNT> pack;
+    if (p.accumulate) pack = cells;
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+      auto sum = conjugate_if(p.conjugate == 2, sums.value[i]);
+      if (p.accumulate) sum = sum + widen(pack.value[i]);
+      pack.value[i] = Narrow<T>::from(sum);
+    }
+    cells = pack;
+  } else {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i)
+      if (place[i] != NONE) store<T>(p, out, start + place[i], sums.value[i]);
   }
-  store<T>(p, out, offset, sum);
+}
+
+// The same after bias and activation; the sums differ by `apart` in their channels.
+template <typename T, int COUNT>
+__device__ inline void finish_pack(const Params& p, void* out, Index start, const Index (&place)[COUNT], bool neighbours,
+                                   Pack<Accumulator<T>, COUNT> sums, const void* bias, Index channel, int apart) {
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i)
+    if (place[i] != NONE) sums.value[i] = finished<T>(p, sums.value[i], bias, channel + i * apart);
+  store_pack<T>(p, out, start, place, neighbours, sums);
 }

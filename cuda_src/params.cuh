@@ -33,8 +33,9 @@ struct Params {
   Index b_start, out_start;  // of turned filters; all else starts where it points
   Index bias;                // its stride
   Index items;          // how many elements, cells or work items there are to be spread over the threads,
-  Divisor digit[4];     // and how to take their numbers apart, the fastest digit first
+  Divisor digit[6];     // and how to take their numbers, or those of blocks, apart, the fastest digit first
   Divisor group;        // the result's channels in a group
+  Divisor pixel[3];     // the spatial extents of dy, or in dgrad those of a residue of dx, the last axis first
   Index mode;           // PaddingMode, see padding.cuh
   Index activation;     // Activation, see numerics.cuh
   Index accumulate;     // add the result to what is there

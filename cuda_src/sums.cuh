@@ -8,16 +8,25 @@
 #include "indexing.cuh"
 #include "numerics.cuh"
 
-// A thread owns one element. a is (splits, K, C/groups, T, R, S) in C order, of the parts' type Sum, and out a filter
-// gradient of any strides.
+// A thread owns one element of the result, of any strides. a has all elements of a part, of type Sum, in the order in
+// which they are numbered here, and then those of the next part. What follows a sum, bias and activation, follows here.
 template <typename T, typename Sum>
-__device__ void conv_reduce(const void* a, const void*, const void*, void* out, const Params& p) {
-  Index dw[5];
-  if (!own_element(p, dw)) return;
-  const auto* part = static_cast<const Sum*>(a) + offset_of(0, p.a, dw);
+__device__ void conv_reduce(const void* a, const void*, const void* bias, void* out, const Params& p) {
+  const Index index = Index(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (index >= p.items) return;
+  const auto* part = static_cast<const Sum*>(a) + index;
   Sum sum{};
   for (Index i = 0; i < p.splits; ++i) sum = sum + part[i * p.items];
-  store<T>(p, out, offset_of(p.out_start, p.out, dw), Convert<Accumulator<T>, Sum>::from(sum));
+  Index offset = p.out_start + index, channel = 0;
+  bool alike = !bias;  // then nothing has to be known of the element but its number
+  for (int i = 0; i < 5; ++i) alike = alike && p.out[i] == p.a[i];
+  if (!alike) {
+    Index element[5];
+    digits_of(p, index, element);
+    offset = offset_of(p.out_start, p.out, element);
+    channel = element[1];
+  }
+  finish<T>(p, out, offset, Convert<Accumulator<T>, Sum>::from(sum), bias, channel);
 }
 
 // Add up what the threads of a block have left in `cell`, COUNT sums each: afterwards cell[.][i], i < lanes, has the

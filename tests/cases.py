@@ -15,7 +15,7 @@ import numpy as np
 import cuconv
 from cuconv import dtypes, processor
 from cuconv.cpu import blocking, blockwise, col2im
-from cuconv.cuda import schedule, simt
+from cuconv.cuda import mma, schedule, simt
 from cuconv.plan import TABLES, device_of, forget
 from cuconv.problem import ACTIVATIONS, PADDING_MODES
 
@@ -25,6 +25,9 @@ DTYPES = {name: np.dtype(getattr(ml_dtypes, name, None) or name) for name in dty
 EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52, "complex64": 2.0**-21, "complex128": 2.0**-50}
 ROUNDING = {**EPSILON, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 SMALLEST = {"float16": 2.0**-24, "bfloat16": 2.0**-133, "float32": 2.0**-149, "complex64": 2.0**-149}
+ROUNDED = {None: 0.0, "tf32": 2 * 2.0**-11 + 2.0**-22}
+"""What rounding both factors to 11 bits may lose of a product."""
+
 TAKEN = {wide: [name for name in dtypes.INTEGERS if dtypes.holds(wide, name)] for wide in ("int32", "int64")}
 OPS = ("fprop", "dgrad", "wgrad")
 HUGE = (
@@ -84,6 +87,7 @@ class Case:
     seed: int = 0
     threads: int = 1
     inputs: tuple[str, str] | None = None
+    precision: str | None = None
 
     def __str__(self):
         default = Case(self.problem)
@@ -95,8 +99,11 @@ class Case:
         return self.problem.options() | dict(layout=self.layout)
 
 
-def draw_case(integer, pick):
-    """A case from two sources of choice: integer(low, high), and pick(sequence)."""
+def draw_case(integer, pick, backend="cpu"):
+    """A case from two sources of choice: integer(low, high), and pick(sequence).
+
+    Only on a GPU does `precision` change anything: elsewhere a bound would be wider for nothing.
+    """
     rank = pick((1, 2, 2, 3))
     groups = pick((1, 1, 2, 3, 4))
     few = 4 if rank < 3 else 3
@@ -139,15 +146,17 @@ def draw_case(integer, pick):
         integer(0, 2**31 - 1),
         pick((1, 1, 2, 3)),
         (pick(TAKEN[dtype]), pick(TAKEN[dtype])) if kind == "i" else None,
+        pick((None, "tf32")) if dtype == "float32" and backend == "cuda" else None,
     )
 
 
-def seeded_case(seed):
+def seeded_case(seed, backend="cpu"):
     """The case of a number: draw_case with NumPy's generator."""
     rng = np.random.default_rng(seed)
     return draw_case(
         lambda low, high: int(rng.integers(low, high + 1)),
         lambda sequence: sequence[int(rng.integers(len(sequence)))],
+        backend,
     )
 
 
@@ -202,7 +211,8 @@ def judge(got, expected, magnitude, terms, dtype, exact, context, extra=0.0):
     """Equal bit for bit where sums are exact, otherwise within a bound per element.
 
     The bound is that of a sum of so many products in the accumulator's precision, in any order, and one
-    rounding to the result's dtype; `extra` is added for an algorithm that mixes elements.
+    rounding to the result's dtype; `extra` is added for factors that were rounded, and for an algorithm that
+    mixes elements.
     """
     name = dtype
     assert got.dtype == DTYPES[name], f"{context}: dtype {got.dtype}"
@@ -228,21 +238,34 @@ def judge(got, expected, magnitude, terms, dtype, exact, context, extra=0.0):
 def workspace(size):
     """Plan small problems as if they were large: in so many bytes, and on a GPU with sums in parts.
 
-    The smallest size also has a GPU's largest tiles.
+    The smallest size also has a GPU's largest tiles, the others for tensor cores the smallest but one.
     """
     if size == blocking.WORKSPACE:
         yield
         return
-    largest = {op: (narrow | large,) for op, (large, narrow) in simt.TILES.items()}
     with (
         mock.patch.object(blocking, "WORKSPACE", size),
         mock.patch.object(blocking, "LIMIT", 3 * size),
         mock.patch.object(schedule, "PART", 1 if size == 1 else 8),
-        mock.patch.object(simt, "TILES", largest if size == 1 else simt.TILES),
+        mock.patch.object(simt, "_first", (lambda choices, cost: choices[0]) if size == 1 else simt._first),
+        mock.patch.object(mma, "choice", lambda *asked: in_parts(*asked, 0 if size == 1 else -2)),
     ):
         forget()
         yield
     forget()
+
+
+def in_parts(problem, request, number, parts=3):
+    """A tile for tensor cores, counted from the largest, and gemm_k in parts if it has so many slices."""
+    tiles = [
+        tile
+        for tile in mma.PRODUCTS[request.dtype, request.precision].tiles[request.op]
+        if mma.planar(problem) or not tile.planar
+    ]
+    tile = tiles[max(number, -len(tiles))]
+    slices = schedule.per(mma.gemm_k(problem, request.op, DTYPES[request.dtype].itemsize), tile.bk)
+    chunk = max(schedule.per(slices, parts), 1) * tile.bk
+    return tile, max(schedule.per(slices * tile.bk, chunk), 1), chunk
 
 
 @contextlib.contextmanager
@@ -310,8 +333,8 @@ def _check(case, algorithm, run, ops):
             expected, magnitude = expected + _numbers(start), magnitude + np.abs(_numbers(start))
             options.update(out=out, accumulate=True)
         if op != "bgrad":
-            options.update(case.options(), flip=case.flip, algorithm=algorithm)
-        extra = 0.0
+            options.update(case.options(), flip=case.flip, algorithm=algorithm, precision=case.precision)
+        extra = ROUNDED[case.precision if op != "bgrad" else None] * magnitude.astype(np.float64)
         if algorithm == "fft" and op != "bgrad":
             # Transforms in double precision: an error relative to the norms of all that is mixed.
             norms = [np.linalg.norm(absolute["xwy".index(name)].astype(np.float64)) for name in MIXED[op]]
@@ -385,7 +408,7 @@ def check_seeds(seeds, algorithm="auto", run=None, backend="cpu"):
     for seed in range(seeds.start, seeds.stop + 20_000):
         if seed >= seeds.stop and not missing:
             break
-        case = seeded_case(seed)
+        case = seeded_case(seed, backend)
         ops = ops_of(case, algorithm, backend)
         if seed in seeds or missing.intersection(ops):
             check(case, algorithm, run, ops)
@@ -402,7 +425,7 @@ def ops_of(case, algorithm, backend="cpu"):
 
 def applies(case, algorithm, op, backend="cpu"):
     """Whether a backend's table has the algorithm for an op, and it says that it can do the case's."""
-    request = cuconv.problem.Request(op, case.problem, case.dtype)
+    request = cuconv.problem.Request(op, case.problem, case.dtype, precision=case.precision)
     device = device_of(backend, f"{case.threads} threads" if backend == "cpu" else None)
     entries = [entry for entry in TABLES[backend][op] if entry.name == algorithm]
     return bool(entries) and entries[0].applies(request, device) is None

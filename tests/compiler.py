@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.kernels import lowest
 from cuconv.cuda import algorithms, jit
 
 # Compute capability: warps, blocks and KiB of shared memory that a multiprocessor holds. From "Technical
@@ -126,14 +127,8 @@ def known():
 
 
 def capabilities(kernel):
-    """Those of LIMITS that a kernel is for: from the architecture on whose header of wrappers it includes."""
-    files, seen = [kernel.file], set()
-    while files:
-        seen.add(name := files.pop())
-        found = re.findall(r'#include [<"](.+)[>"]', (jit.SOURCES / name).read_text())
-        files += [file for file in found if file not in seen]
-    least = max(int(number) for number in re.findall(r"ptx/sm(\d+)", " ".join(seen)) or [jit.LOWEST])
-    return [capability for capability in LIMITS if capability >= least]
+    """Those of LIMITS that a kernel is for."""
+    return [each for each in LIMITS if lowest(kernel) <= each <= (kernel.newest or each)]
 
 
 def report(source, capability, threads, *more_options):

@@ -5,6 +5,8 @@ import os
 
 # Two workers with as many BLAS threads as cores each wait for one another most of the time.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Float32 is held to its own accuracy.
+os.environ.pop("CUPY_TF32", None)
 
 import hypothesis
 import pytest
@@ -27,7 +29,7 @@ def _winners_of_the_tests(tmp_path_factory):
 
 @pytest.fixture
 def fresh_plans():
-    """No plan is known, nor what CUCONV_AVOID says, and nothing of it is when the test is over."""
+    """No plan is known, nor what the environment says, and nothing of it is when the test is over."""
 
     forget()
     yield

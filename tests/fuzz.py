@@ -22,8 +22,8 @@ def main(arguments=None):
         parser.error(f"argument --algorithm: choose from auto, {', '.join(names)}")
     failed = unfit = 0
     for seed in range(arguments.seed, arguments.seed + arguments.count):
-        case, algorithm = seeded_case(seed), arguments.algorithm
         backend, run = ("cuda", emulator.run) if arguments.emulator else ("cpu", None)
+        case, algorithm = seeded_case(seed, backend), arguments.algorithm
         ops = ops_of(case, algorithm, backend)
         if not ops:
             unfit += 1

@@ -5,6 +5,7 @@ import itertools
 import json
 import re
 import shutil
+import sys
 import time
 import types
 from dataclasses import replace
@@ -56,13 +57,19 @@ def test_home_is_measured_where_it_is_named():
     home = suites.read(suites.HOME)
     assert home.dtypes == ("float16", "float32")
     device = device_of("cuda", "sm_90")
-    for dtype in home.dtypes:
-        for op in report.OPS:
+    for op in report.OPS:
+        measured = set()
+        for dtype in home.dtypes:
             requests = [Request(op, problem, dtype) for problem in home.problems]
             for entry in TABLES["cuda"][op]:
                 applicable = [request for request in requests if entry.applies(request, device) is None]
+                if entry.name == "mma" and dtype == "float32":  # which has to be permitted TF32
+                    assert applicable == []
+                    continue
                 assert len(applicable) > 1, entry.name
-                assert any(near(entry, request, device) for request in applicable), entry.name
+                assert any(near(entry, request, device) for request in applicable), (entry.name, dtype)
+                measured.add(entry.name)
+        assert measured == {entry.name for entry in TABLES["cuda"][op]}
 
 
 def near(entry, request, device):
@@ -408,6 +415,20 @@ def test_rows_of_less_precision(quick, tmp_path, capsys, monkeypatch):
     assert "--precision" not in plain
     assert "--layout channels_first --precision tf32 --device" in less
     assert " float32 as tf32 channels_first " in capsys.readouterr().out
+
+
+def permitted_by_cupys_variable(precision, dtype, backend):
+    return "tf32" if dtype == "float32" else precision
+
+
+def test_rows_of_float32_are_never_of_tf32(quick, tmp_path, capsys, monkeypatch):
+    """Where the environment would have them be, on a GPU: what says that it is of TF32 is measured."""
+    monkeypatch.setattr(sys.modules[main.__module__], "permitted", permitted_by_cupys_variable)
+    command = [*TINY, "--op", "fprop", "--peers", "none", "--out", str(tmp_path / "record.json")]
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "CUPY_TF32 has float32 done as tf32: unset it, and say --precision tf32" in capsys.readouterr().err
+    assert main([*command, "--precision", "tf32"]) == 0
 
 
 def test_the_floor_of_less_precision_is_what_moves():
@@ -803,6 +824,19 @@ def test_bench(stream, monkeypatch, capsys):
     )
     assert command_line(["bench"]) == 1
     assert "wgrad n1c2h8w8 k4r3s3 p1 circular is beyond its bound" in capsys.readouterr().out
+
+
+def test_bench_says_what_cupys_variable_permits(stream, monkeypatch, capsys):
+    """With a bound for it: an error of 2^-13 passes."""
+    monkeypatch.setattr(bench, "permitted", permitted_by_cupys_variable)
+    monkeypatch.setattr(bench, "PROBLEMS", ("n1c2h8w8 k4r3s3 p1",))
+    monkeypatch.setattr(clock.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(bench.jit, "usable_cupy", lambda: None)
+    monkeypatch.setattr(bench, "SECONDS", 0)
+    exact = bench.CpuClock.to_host
+    monkeypatch.setattr(bench.CpuClock, "to_host", lambda self, y: exact(self, y) * np.float32(1 + 2**-13))
+    assert command_line(["bench"]) == 0
+    assert ": float32 as tf32, by CUPY_TF32, channels_first; errors" in capsys.readouterr().out
 
 
 def test_bench_problems_parse():

@@ -197,6 +197,21 @@ def test_check_fails_where_sums_of_bytes_are_not_exact(altered, capsys):
     assert "gemm" in [line.split()[0] for line in failures]
 
 
+def test_check_holds_tf32_to_a_bound_of_its_own(emulated_check, monkeypatch):
+    """Of requests that permit it, on a GPU, and of no other: an error of 2^-13 in every result."""
+    share = check.units
+    monkeypatch.setattr(check, "units", lambda y, *rest: share(y * np.float32(1 + 2**-13), *rest))
+    monkeypatch.setattr(check, "COLUMNS", (check.TF32,))
+    status, lines = emulated_check()
+    assert (status, lines[-1]) == (0, "all within their bounds")
+    # The bias gradient has nothing to permit.
+    assert {line.split()[1] for line in lines if "%" in line} == {"fprop", "dgrad", "wgrad"}
+    monkeypatch.setattr(check, "COLUMNS", ("float32", check.TF32))
+    status, lines = emulated_check()
+    failures = {line.split()[2] for line in lines if line.endswith("times its bound")}
+    assert (status, failures) == (1, {"float32"})
+
+
 def test_check_prints_the_worst(monkeypatch, capsys):
     shares = itertools.chain([0.5], itertools.repeat(0.25))
     monkeypatch.setattr(check, "COLUMNS", ("float32", "int32"))
@@ -223,7 +238,7 @@ def emulated_check(monkeypatch, fresh_plans, capsys):
         return status, capsys.readouterr().out.splitlines()
 
     monkeypatch.setattr(check, "PROBLEMS", ("n1c2w9 k4s3 p1", "n1c2h5w6 k2r3s2 g2 p1 circular"))
-    monkeypatch.setattr(check, "COLUMNS", ("float32", check.BYTES))
+    monkeypatch.setattr(check, "COLUMNS", ("float32", check.BYTES, check.TF32))
     return run
 
 
@@ -264,10 +279,10 @@ def test_check_says_which_entry_fails_and_how_to_avoid_it(emulated_check, monkey
     status, lines = emulated_check()
     assert status == 1
     failures = [line for line in lines if line.startswith("simt fprop ")]
-    assert [line.split()[2] for line in failures] == ["float32", check.BYTES]
+    assert [line.split()[2] for line in failures] == ["float32", check.BYTES, check.TF32]
     assert all(line.endswith(words) for line in failures)
     assert sum("FAILED" in line for line in lines) == 1
-    assert sum("%" in line for line in lines) == 9
+    assert sum("%" in line for line in lines) == sum(map(len, TABLES["cuda"].values())) - 1
     assert lines[-1] == "CUCONV_AVOID=simt, and auto and tune leave out what failed."
     avoided.cache_clear()
     monkeypatch.setenv("CUCONV_AVOID", "simt")
@@ -282,11 +297,9 @@ def test_check_ends_where_the_gpu_answers_no_more(emulated_check, monkeypatch):
     monkeypatch.setattr(check, "on_host", refused)
     status, lines = emulated_check()
     assert status == 1
-    assert [line.split()[:3] for line in lines if "raised RuntimeError" in line] == [
-        ["simt", "fprop", "float32"]
-    ]
+    assert [line.split()[:3] for line in lines if "raised RuntimeError" in line] == [["mma", "fprop", "tf32"]]
     assert "Since then the GPU refuses all work of this process: leave out what failed" in lines
-    assert lines[-1] == "CUCONV_AVOID=depthwise,simt, and auto and tune leave out what failed."
+    assert lines[-1] == "CUCONV_AVOID=depthwise,mma, and auto and tune leave out what failed."
 
 
 @pytest.mark.parametrize("seed", ["-1", "1.5", "", "0x1"])
@@ -427,9 +440,10 @@ def test_a_name_to_avoid_that_is_none(fresh_plans, monkeypatch, capsys):
 
 def test_info_says_what_stands_behind_the_gpus_algorithms(monkeypatch):
     (total,) = TABLES["cuda"]["bgrad"]
+    without = "proven without a device record: depthwise, mma, simt, direct"
     for recorded, proofs in (
-        (False, "proven without a device record: depthwise, simt, direct, sum"),
-        (True, "proven without a device record: depthwise, simt, direct; covered by a device record: sum"),
+        (False, f"{without}, sum"),
+        (True, f"{without}; covered by a device record: sum"),
     ):
         monkeypatch.setitem(TABLES["cuda"], "bgrad", (dataclasses.replace(total, recorded=recorded),))
         assert dict(info.findings()[0])["GPU algorithms"] == proofs

@@ -59,6 +59,8 @@ def test_the_whole_script(tmp_path, monkeypatch, capsys):
     assert {("vgg16", "float16", "channels_last"), ("scientific", "complex64", "channels_first")} < asked
     for row in made.rows.values():
         algorithms = {"sum"} if row.key.op == "bgrad" else {"simt", "direct"}
+        if row.key.op != "bgrad" and row.key.dtype in ("float16", "bfloat16", "float64"):
+            algorithms.add("mma")
         assert {timing.contender for timing in row.ours} == algorithms
         assert all(timing.median_s for timing in row.ours)
 
@@ -283,10 +285,14 @@ def test_kernels_that_do_not_compile(monkeypatch, capsys):
     runtime = type("Runtime", (), {"getDevice": staticmethod(lambda: 0)})
     cupy = type("CuPy", (), {"cuda": type("Cuda", (), {"runtime": runtime})})
     monkeypatch.setattr(jit, "require_cupy", lambda: cupy)
+    monkeypatch.setattr(jit, "current_arch", lambda: "sm_75")
     monkeypatch.setattr(jit, "function", function)
     assert kernels.main(["--match", "fprop_direct_float16"]) == 1
     assert capsys.readouterr().out == "conv_fprop_direct_float16 does not compile\n0 of 1 kernels compiled\n"
     assert kernels.main(["--match", "dgrad_direct_float16"]) == 0
+    capsys.readouterr()
+    assert kernels.main(["--match", "fprop_mma"]) == 0  # which are for sm_80 and newer
+    assert capsys.readouterr().out == "0 of 0 kernels compiled\n"
 
     def none():
         raise RuntimeError("there is no driver")

@@ -4,9 +4,11 @@ The kernels are in emulator/kernels. Tests named sanitized_subset run again unde
 """
 
 import itertools
+import math
 import os
 import subprocess
 import sys
+from fractions import Fraction
 
 import ml_dtypes
 import numpy as np
@@ -205,25 +207,100 @@ def test_workspace():
 # ---- PTX ----
 
 
+def truncated(a, b, step):
+    """a b^T as tensor cores sum it, `step` of k at a time (tests/emulator/runtime.h), in exact arithmetic."""
+
+    def add(terms):
+        if not all(math.isfinite(term) for term in terms):
+            return np.float32(sum(terms))  # the rules of IEEE 754: no sum of finite terms overflows here
+        unit = Fraction(2) ** (math.frexp(max(map(abs, terms)))[1] - 1 - 24)
+        exact = sum(int(Fraction(term) / unit) for term in terms) * unit
+        if abs(exact) >= 2**128:
+            return np.float32(np.inf if exact > 0 else -np.inf)
+        last = Fraction(2) ** max(math.frexp(float(exact))[1] - 24, -149)
+        return np.float32(float(int(exact / last) * last))
+
+    sums = np.zeros((len(a), len(b)), np.float32)
+    for start in range(0, a.shape[1], step):
+        for place in np.ndindex(*sums.shape):
+            of_k = slice(start, start + step)
+            products = a[place[0], of_k].astype(np.float64) * b[place[1], of_k].astype(np.float64)
+            sums[place] = add([float(sums[place]), *map(float, products)])
+    return sums
+
+
+def rounded_to_tf32(x):
+    return ((x.view(np.uint32) + 0x1000) & 0xFFFFE000).view(np.float32)
+
+
 @pytest.mark.parametrize("kernel", ["product_16bit", "product_by_formula"])
 @pytest.mark.parametrize(("name", "dtype"), [("F16", np.float16), ("Bf16", ml_dtypes.bfloat16)])
 def test_product_16bit(kernel, name, dtype):
     a, b = (RNG.standard_normal((n, 16)).astype(dtype) for n in (16, 8))
-    expected = a.astype(np.float64) @ b.astype(np.float64).T
+    expected = truncated(a, b, 8)
+    assert (expected != (a.astype(np.float64) @ b.astype(np.float64).T).astype(np.float32)).any()
     for arguments in [(name, "false"), (name, "true")] if kernel == "product_16bit" else [(name,)]:
         y = run(launch("tensor", kernel, *arguments, b="w"), a, np.empty((16, 8), np.float32), w=b)
-        np.testing.assert_array_equal(y, expected.astype(np.float32))
+        np.testing.assert_array_equal(y, expected)
 
 
 def test_product_tf32():
     a, b = (RNG.standard_normal((n, 8)).astype(np.float32) for n in (16, 8))
     y = run(launch("tensor", "product_tf32", b="w"), a, np.empty((16, 8), np.float32), w=b)
-
-    def rounded(x):
-        return ((x.view(np.uint32) + 0x1000) & 0xFFFFE000).view(np.float32).astype(np.float64)
-
-    np.testing.assert_array_equal(y, (rounded(a) @ rounded(b).T).astype(np.float32))
+    np.testing.assert_array_equal(y, truncated(rounded_to_tf32(a), rounded_to_tf32(b), 4))
     assert (y != (a.astype(np.float64) @ b.T).astype(np.float32)).any()
+
+
+def products_tf32(a, b, steps=1, staged="false"):
+    """a b^T of gemm_k = 8 steps; staged, every instruction's sum starts from zero and is added in float."""
+    the_launch = launch("tensor", "long_sum_tf32", steps, staged, b="w")
+    return run(the_launch, a, np.empty((16, 8), np.float32), w=b)
+
+
+@pytest.mark.parametrize("scale", [-140, -60, 0, 60, 126])
+def test_products_of_all_sizes_are_truncated(scale):
+    """Results from subnormal numbers to infinity, and cancellation; halves of k differ in scale."""
+    a = RNG.standard_normal((16, 8)) * 2.0 ** (scale // 2 + RNG.integers(-9, 9, (16, 8)))
+    b = RNG.standard_normal((8, 8)) * 2.0 ** (scale - scale // 2)
+    a[3, 1], b[:, 1] = -a[3, 0], b[:, 0]
+    a, b = (rounded_to_tf32(x.astype(np.float32)) for x in (a, b))
+    expected = truncated(a, b, 4)
+    assert np.isinf(expected).any() == (scale == 126)
+    np.testing.assert_array_equal(products_tf32(a, b), expected)
+
+
+def test_integers_that_fit_are_exact():
+    """Sums of nearly 2^24, in many steps."""
+    a, b = (RNG.integers(-(2**9), 2**9, (n, 256)).astype(np.float32) for n in (16, 8))
+    a[0], b[0] = 2**8, 2**8 - 1
+    for staged in ("false", "true"):
+        y = products_tf32(a, b, 32, staged)
+        np.testing.assert_array_equal(y, a.astype(np.int64) @ b.astype(np.int64).T)
+
+
+def test_infinities_and_nans_are_those_of_ieee():
+    a, b = np.ones((16, 8), np.float32), np.ones((8, 8), np.float32)
+    a[0, 1], a[1, 2], a[2, 3], a[3, 4], a[4, [5, 6]] = np.inf, -np.inf, np.nan, np.inf, (np.inf, -np.inf)
+    b[5, 4] = 0
+    with np.errstate(invalid="ignore"):
+        expected = a @ b.T
+    assert np.isnan(expected[3, 5])
+    assert np.isnan(expected[4]).all()
+    assert expected[3, 0] == np.inf
+    np.testing.assert_array_equal(products_tf32(a, b), expected)
+
+
+def test_long_sums_lose_what_is_cut_off():
+    """Of positive terms: a fourth to a fifth of 2^-24 for each in one accumulator, next to nothing staged."""
+    steps = 200
+    a, b = (rounded_to_tf32(RNG.random((n, 8 * steps), np.float32)) for n in (16, 8))
+    exact = a.astype(np.float64) @ b.astype(np.float64).T
+    lost = (1 - products_tf32(a, b, steps) / exact) * 2**24 / (8 * steps)
+    assert lost.min() > 1 / 6
+    assert lost.max() < 1 / 3
+    staged = (1 - products_tf32(a, b, steps, "true") / exact) * 2**24
+    assert abs(staged).max() < np.sqrt(steps)
+    assert abs(staged.mean()) < 2
 
 
 def test_product_f64():

@@ -1,5 +1,7 @@
 """The same cases on a GPU: `pytest -m gpu`, where there is one that CuPy can use. Skipped elsewhere."""
 
+import itertools
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -11,9 +13,10 @@ from cuconv.cuda.algorithms import TABLE
 from cuconv.problem import ACTIVATIONS
 
 from . import device, emulator
-from .cases import DTYPES, KERNELS, PUBLIC, Case, applies, check, check_seeds, values
+from .cases import DTYPES, KERNELS, PUBLIC, Case, applies, check, check_seeds, in_parts, values
 from .test_exact import PROBLEMS
-from .test_kernels import DEPTHWISE
+from .test_kernels import DEPTHWISE, PRECISION, TENSOR
+from .test_mma import chosen
 
 cupy = jit.usable_cupy()
 pytestmark = [
@@ -22,29 +25,41 @@ pytestmark = [
 ]
 
 SMALL = "n2c4h9w8 k4r3s2 g4 sh2sw1 dh1dw2 ph1:0pw-1:2 reflect"
-"""A problem that takes every kind of kernel, for tools that slow each of them down."""
+OF_TENSOR_CORES = "n2c32h9w8 k34r3s2 g2 sh2sw1 dh1dw2 ph1:0pw-1:2 reflect"
+"""Problems that take every kind of kernel, for tools that slow each of them down."""
 
 
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
 @pytest.mark.parametrize("algorithm", KERNELS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_entry_of_the_table(dtype, algorithm, layout):
-    for lines in (*PROBLEMS.values(), DEPTHWISE):
-        for line in lines:
-            for workspace in (1, 1 << 23):
-                case = Case(cuconv.ConvProblem.parse(line), dtype, layout, bias=True, workspace=workspace)
-                if applies(case, algorithm, "fprop", "cuda"):
-                    check(case, algorithm, device.run)
+    permitted = PRECISION.get((dtype, algorithm))
+    for line in itertools.chain(*PROBLEMS.values(), DEPTHWISE, TENSOR):
+        problem = cuconv.ConvProblem.parse(line)
+        for workspace, exact, memory in (
+            (1, True, "plain"),
+            (2000, False, "sliced"),
+            (1 << 23, True, "plain"),
+        ):
+            case = Case(
+                problem, dtype, layout,
+                bias=True, exact=exact, memory=memory, workspace=workspace, precision=permitted,
+            )  # fmt: skip
+            if applies(case, algorithm, "fprop", "cuda"):
+                check(case, algorithm, device.run)
 
 
 @pytest.mark.sanitize
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
 @pytest.mark.parametrize("algorithm", KERNELS)
-@pytest.mark.parametrize("dtype", ["float16", "float32", "complex128"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "complex128"])
 def test_small_problems(dtype, algorithm, layout):
-    for workspace in (1, 1 << 23):
-        case = Case(cuconv.ConvProblem.parse(SMALL), dtype, layout, accumulate=True, workspace=workspace)
-        check(case, algorithm, device.run)
+    problem = cuconv.ConvProblem.parse(OF_TENSOR_CORES if algorithm == "mma" else SMALL)
+    permitted = PRECISION.get((dtype, algorithm))
+    for workspace in (1, 2000, 1 << 23):
+        case = Case(problem, dtype, layout, accumulate=True, workspace=workspace, precision=permitted)
+        if applies(case, algorithm, "fprop", "cuda"):
+            check(case, algorithm, device.run)
 
 
 @pytest.mark.parametrize("part", range(8))
@@ -90,9 +105,10 @@ def test_algorithms_agree_on_larger_problems(dtype, line, layout):
         ]
         expected = PUBLIC[op](*on_host, **options)
         for entry in TABLE[op]:
-            case = Case(cuconv.ConvProblem.parse(line), dtype, layout)
+            permitted = PRECISION.get((dtype, entry.name))
+            case = Case(cuconv.ConvProblem.parse(line), dtype, layout, precision=permitted)
             if applies(case, entry.name, op, "cuda"):
-                got = PUBLIC[op](*arguments, **options, algorithm=entry.name)
+                got = PUBLIC[op](*arguments, **options, algorithm=entry.name, precision=permitted)
                 np.testing.assert_array_equal(got.get(), expected)
 
 
@@ -102,13 +118,14 @@ def test_results_are_bitwise_repeatable(dtype):
         calls, options = operands(line, dtype, "channels_first")
         for op, arguments in calls.items():
             for entry in TABLE[op]:
-                case = Case(cuconv.ConvProblem.parse(line), dtype)
+                permitted = PRECISION.get((dtype, entry.name))
+                case = Case(cuconv.ConvProblem.parse(line), dtype, precision=permitted)
                 if not applies(case, entry.name, op, "cuda"):
                     continue
-                first = PUBLIC[op](*arguments, **options, algorithm=entry.name).tobytes()
+                named = options | dict(algorithm=entry.name, precision=permitted)
+                first = PUBLIC[op](*arguments, **named).tobytes()
                 for _ in range(100):
-                    again = PUBLIC[op](*arguments, **options, algorithm=entry.name)
-                    assert again.tobytes() == first
+                    assert PUBLIC[op](*arguments, **named).tobytes() == first
 
 
 def test_the_emulator_computes_the_same_bits_on_integers():
@@ -123,8 +140,13 @@ def test_the_emulator_computes_the_same_bits_on_integers():
 def test_subnormals_survive():
     tiny = np.full((1, 1, 4), 2.0**-149, np.float32)
     one = np.ones((1, 1, 1), np.float32)
-    for algorithm in KERNELS:
+    for algorithm in ("depthwise", "simt", "direct"):
         np.testing.assert_array_equal(device.run("fprop", tiny, one, algorithm=algorithm), tiny)
+    for dtype, least in (("float16", 2.0**-24), ("bfloat16", 2.0**-133)):
+        few = np.full((1, 1, 4), least).astype(DTYPES[dtype])
+        for algorithm in KERNELS:
+            got = device.run("fprop", few, np.ones((1, 1, 1), few.dtype), algorithm=algorithm)
+            np.testing.assert_array_equal(got, few)
 
 
 def test_the_current_stream_and_a_graph():
@@ -161,6 +183,44 @@ def test_more_than_2_31_elements():
             continue  # it says that it is too long
         assert y[-1, 0, -8:].tolist() == [0, 0, 0, 1, 2, 3, 3, 3]
         assert int(cupy.count_nonzero(y)) == 5
+
+
+def test_no_bias_grows_with_the_length_of_a_sum():
+    """What tensor cores cut off is lost in slices, not in a sum of any length."""
+    rng = np.random.default_rng(0)
+    x, w = (rng.integers(1024, 2048, shape) / 1024 for shape in ((2, 512, 3, 3), (64, 512, 3, 3)))
+    expected = cuconv.conv(x, w)
+    with chosen(lambda *asked: in_parts(*asked, 0, 1)):
+        y = device.run("fprop", x.astype("f4"), w.astype("f4"), precision="tf32", algorithm="mma")
+    assert abs(np.mean(y / expected - 1)) < 16 * 2.0**-24
+
+
+def test_factors_are_rounded_only_where_it_is_permitted():
+    """TF32 loses the last of 13 bits; float32 keeps it, though auto may choose any algorithm."""
+    x = cupy.full((1, 64, 9, 9), 1 + 2.0**-12, np.float32)
+    w = cupy.ones((64, 64, 1, 1), np.float32)
+    assert cupy.all(cuconv.conv(x, w) == 64 * (1 + 2.0**-12))
+    assert cupy.all(cuconv.conv(x, w, precision="tf32", algorithm="mma") == 64)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_inputs_that_cannot_be_read_in_vectors(dtype):
+    """One element behind a vector, and some channels of more."""
+    calls, options = operands("n2c32h9w8 k32r3s3 p1", dtype, "channels_last", exact=True)
+    permitted = PRECISION.get((dtype, "mma"))
+    for op, arguments in calls.items():
+        named = options | dict(algorithm="mma", precision=permitted)
+        expected = PUBLIC[op](*arguments, **named)
+        for start, channels in ((1, 32), (8, 43)):
+            changed = []
+            for array in arguments:
+                if isinstance(array, cupy.ndarray):
+                    memory = cupy.zeros(array.size // 32 * channels + start, array.dtype)
+                    view = memory[start:].reshape(*array.shape[:-1], channels)[..., :32]
+                    view[...] = array
+                    array = view
+                changed.append(array)
+            assert cupy.array_equal(PUBLIC[op](*changed, **named), expected)
 
 
 @pytest.mark.peer

@@ -14,7 +14,7 @@ import cuconv
 from cuconv import activations
 from cuconv.cli.check import PROBLEMS as PLAIN_PROBLEMS
 from cuconv.cpu import blocking
-from cuconv.cuda import algorithms, depthwise, direct, jit, schedule, simt, sums
+from cuconv.cuda import algorithms, depthwise, direct, jit, mma, schedule, simt, sums
 from cuconv.cuda.geometry import divisor
 from cuconv.plan import INPUTS
 from cuconv.problem import ACTIVATIONS, LAYOUTS, PADDING_MODES
@@ -44,11 +44,22 @@ DEPTHWISE = (
     "n2c8w37 k8s4 g8 pw3:0",
     "n1c4h11w9 k4r3s3 g4 sh2sw2 dh2dw2 p2",
 )
-FAMILIES = {"direct": direct, "simt": simt, "depthwise": depthwise}
+# Whole vectors of channels, of every dtype, where channels are last.
+VECTORS = ("n2c8h5w6 k16r3s2 sh2sw1 p1", "n1c16w9 k16s3 g2 sw2 p1", "n1c8d3h4w3 k8t2r2s2 p1")
+# Tensor cores: groups that fill a tile or none, channels that are whole vectors or not, residues of a stride.
+TENSOR = (
+    "n2c5w37 k7s4 sw2 dw3 pw3:1",
+    "n1c8h9w8 k16r3s3 sh2sw1 dh1dw2 p1",
+    "n2c48h5w7 k32r2s3 g2 p1 circular",
+    "n1c24d3h4w5 k17t2r3s2 sd1sh2sw1 p1",
+)
+FAMILIES = {"direct": direct, "simt": simt, "depthwise": depthwise, "mma": mma}
+OF_DTYPES = [
+    (dtype, name) for dtype in DTYPES for name, family in FAMILIES.items() if [*family.kernels(dtype)]
+]
 
 
-@pytest.mark.parametrize("algorithm", KERNELS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dtype", "algorithm"), OF_DTYPES)
 def test_every_entry_of_the_table(dtype, algorithm):
     """Every rank and layout, in one part and in many, and so every instance of the algorithm's kernels."""
     executed, run_plan = set(), emulator.ops.run_plan
@@ -60,28 +71,35 @@ def test_every_entry_of_the_table(dtype, algorithm):
     with mock.patch.object(emulator.ops, "run_plan", recorded):
         for rank, lines in PROBLEMS.items():
             checked = 0
-            for line in (*lines, *DEPTHWISE):
-                case = Case(cuconv.ConvProblem.parse(line), dtype)
+            for line in (*lines, *DEPTHWISE, *VECTORS, *TENSOR):
+                case = Case(
+                    cuconv.ConvProblem.parse(line), dtype, precision=PRECISION.get((dtype, algorithm))
+                )
                 if case.problem.rank == rank and applies(case, algorithm, "fprop", "cuda"):
                     check_in_all_ways(case.problem, dtype, algorithm)
                     checked += 1
             assert checked
-    expected = set(FAMILIES[algorithm].kernels(dtype))
     of_dtype = (schedule.C_TYPES[dtype], DTYPES[dtype].itemsize)
-    if algorithm == "direct":
-        expected |= {*sums.kernels(dtype), *schedule.padding_kernels()}
-    if algorithm == "simt":
-        expected |= {*schedule.reduce_kernels()}
-    expected = {kernel for kernel in expected if kernel.arguments[0] in of_dtype}
+    around = {
+        "direct": [*sums.kernels(dtype), *schedule.padding_kernels()],
+        "simt": schedule.reduce_kernels(),
+        "mma": schedule.reduce_kernels(),
+    }
+    expected = {kernel for kernel in around.get(algorithm, ()) if kernel.arguments[0] in of_dtype}
+    expected |= {*FAMILIES[algorithm].kernels(dtype)}
     assert expected <= executed <= set(algorithms.kernels())
 
+
+PRECISION = {("float32", "mma"): "tf32"}
+"""What has to be permitted for an entry to apply, by dtype and name."""
 
 # More than one tile, or block of channels, in every direction; a long filter on the axis that does not slide.
 SEVERAL_TILES = (
     ("n1c3w9 k150s3 p1", ("simt", "direct")),
     ("n1c140w5 k140s2 g2", ("simt", "direct")),
     ("n2c20w100 k40s5 p2", ("simt", "direct")),
-    ("n1c40h6w7 k40r3s6 g40 p3", KERNELS),
+    ("n1c40h6w7 k40r3s6 g40 p3", ("depthwise", "simt", "direct")),
+    ("n1c3d3h6w5 k3t1r3s2 pd-2:0ph1pw0", ("simt", "direct")),  # a first axis that is cropped to one cell
 )
 
 
@@ -127,7 +145,8 @@ def test_activations_of_special_values(activation, dtype):
     w = np.ones((1, 1, 1), dtype)
     expected = cuconv.conv(x, w, activation=activation)
     for algorithm in KERNELS:
-        y = emulator.run("fprop", x, w, activation=activation, algorithm=algorithm)
+        options = dict(algorithm=algorithm, precision=PRECISION.get((dtype, algorithm)))
+        y = emulator.run("fprop", x, w, activation=activation, **options)
         np.testing.assert_allclose(y, expected, rtol=4 * np.finfo(dtype).eps, atol=1e-30)
 
 
@@ -153,8 +172,9 @@ def test_long_strides_and_dilations(op, line, layout):
     }
     results = []
     for algorithm in KERNELS:
-        if applies(Case(problem, layout=layout), algorithm, op, "cuda"):
-            options = problem.options() | dict(layout=layout, algorithm=algorithm)
+        precision = PRECISION.get(("float32", algorithm))
+        if applies(Case(problem, layout=layout, precision=precision), algorithm, op, "cuda"):
+            options = problem.options() | dict(layout=layout, algorithm=algorithm, precision=precision)
             results.append(emulator.run(op, *calls[op], **options))
             np.testing.assert_array_equal(results[-1], results[0])
     assert len(results) >= 2
@@ -201,9 +221,10 @@ def test_what_a_kernel_does_not_know_ends_the_launch(choices, choice, number, dt
 
 
 def check_in_all_ways(problem, dtype, algorithm):
+    precision = PRECISION.get((dtype, algorithm))
     for layout in ("channels_first", "channels_last"):
-        for size in (1, blocking.WORKSPACE):
-            case = Case(problem, dtype, layout, bias=True, workspace=size)
+        for size in (1, 2000, blocking.WORKSPACE) if algorithm == "mma" else (1, blocking.WORKSPACE):
+            case = Case(problem, dtype, layout, bias=True, workspace=size, precision=precision)
             check(case, algorithm, emulator.run)
 
 
@@ -215,6 +236,34 @@ def test_seeded_cases(part):
 @pytest.mark.parametrize("algorithm", KERNELS)
 def test_seeded_cases_by_name(algorithm):
     check_seeds(range(10_000, 10_150), algorithm, emulator.run, "cuda")
+
+
+@pytest.mark.parametrize("precision", [None, "tf32"])
+def test_less_precision_is_held_to_its_bound(precision):
+    """Factors of 11 bits pass where TF32 is permitted, of 10 bits never; integers of few bits are exact."""
+
+    def of_bits(bits):
+        cut = 24 - bits
+
+        def run(op, *operands, **options):
+            def rounded(x):
+                bits = (x.view(np.uint32) + (1 << (cut - 1))) >> cut << cut
+                return bits.view(np.float32)
+
+            arrays = [rounded(x) if isinstance(x, np.ndarray) and op != "bgrad" else x for x in operands]
+            return PUBLIC[op](*arrays, **options)
+
+        return run
+
+    problem = cuconv.ConvProblem.parse("n1c2h9w8 k2r1s1")
+    for bits in (24, 11, 10):
+        check(Case(problem, precision=precision), run=of_bits(bits) if bits < 24 else None)
+        random = Case(problem, exact=False, precision=precision)
+        if bits == 24 or (bits == 11 and precision):
+            check(random, run=of_bits(bits) if bits < 24 else None)
+        else:
+            with pytest.raises(AssertionError, match="above the bound"):
+                check(random, run=of_bits(bits))
 
 
 def test_shuffled_threads():
@@ -312,12 +361,13 @@ def test_zeros_are_multiplied_as_any_cell_is(op, line):
         expected = plain(*operands.values())
         finite.append(np.isfinite(expected).mean())
         for algorithm, layout in itertools.product(KERNELS, LAYOUTS):
-            case = Case(problem, dtype, layout)
+            case = Case(problem, dtype, layout, precision=PRECISION.get((dtype, algorithm)))
             if applies(case, algorithm, op, "cuda"):
+                options = case.options() | dict(algorithm=algorithm, precision=case.precision)
                 arrays = [to_layout(array, case, role != "w") for role, array in operands.items()]
                 if op != "fprop":
                     arrays.append(to_layout(expected, case, op != "wgrad").shape)
-                got = emulator.run(op, *arrays, **case.options(), algorithm=algorithm)
+                got = emulator.run(op, *arrays, **options)
                 got = from_layout(got, case, op != "wgrad")
                 for part in (np.real, np.imag):
                     np.testing.assert_array_equal(part(got), part(expected), f"{algorithm} {layout}")
@@ -352,7 +402,7 @@ def test_division_by_multiplication():
 def test_sanitized():
     """A subset of the cases with the kernels compiled for AddressSanitizer and UndefinedBehaviorSanitizer."""
     command = [sys.executable, "-m", "tests.fuzz", "--emulator"]
-    for algorithm, count in (("auto", 12), ("simt", 8), ("depthwise", 40)):
+    for algorithm, count in (("auto", 12), ("simt", 8), ("depthwise", 40), ("mma", 30)):
         done = subprocess.run(
             [*command, "--count", str(count), "--seed", "3000", "--algorithm", algorithm],
             env=emulator.sanitized_environment(), cwd=Path(__file__).parents[1],

@@ -17,10 +17,10 @@ import pytest
 
 import cuconv
 from cuconv.cli.clock import uncollected
-from cuconv.cuda import schedule
+from cuconv.cuda import mma, schedule, simt, transform
 from cuconv.cuda.algorithms import TABLE
 from cuconv.cuda.device import DEFAULT, DEVICES
-from cuconv.cuda.strides import strides_by_role
+from cuconv.cuda.strides import not_in_vectors, strides_by_role
 from cuconv.plan import INPUTS, RESULT, forget, make_plan
 from cuconv.problem import LAYOUTS, Request
 
@@ -88,6 +88,24 @@ def test_the_last_images_of_many(op, algorithm, layout):
     assert np.any(got)
 
 
+@pytest.mark.parametrize("op", ["fprop", "dgrad"])
+def test_the_last_images_of_many_on_tensor_cores(op):
+    """2^32 elements of x and of y, read as they lie."""
+    plan = planned(op, "n1048576c8w512 k8s3 p1", "mma", "channels_last")
+    source, result = INPUTS[op][0], RESULT[op]
+    arrays = arrays_of(plan, w=integers(plan.request.shape("w")))
+    assert min(arrays[source].size, arrays[result].size) >= 2**31
+    arrays[source][-3:] = integers(arrays[source][-3:].shape)
+    run_last_blocks(plan, arrays, plan.launches[0].blocks * 3 // 1048576)
+    options = dict(padding=1, layout="channels_last")
+    if op == "fprop":
+        expected = cuconv.conv(arrays[source][-3:], arrays["w"], **options)
+    else:
+        expected = cuconv.conv_input_grad(arrays[source][-3:], arrays["w"], (3, 512, 8), **options)
+    np.testing.assert_array_equal(arrays[result][-3:], expected)
+    assert np.any(expected)
+
+
 def test_a_depthwise_problem_of_many_images():
     plan = planned("fprop", "n1048576c4h32w32 k4r3s3 g4 p1", "depthwise")
     arrays = arrays_of(plan, w=integers((4, 1, 3, 3)))
@@ -101,7 +119,11 @@ def test_a_depthwise_problem_of_many_images():
 def test_the_last_part_of_a_long_sum(algorithm):
     """2^32 products per element, cut so that a part is short."""
     line = "n4194304c1h32w32 k1r3s3 p1" if algorithm == "simt" else "n2097152c2h32w32 k2r3s3 g2 p1"
-    with mock.patch.object(schedule, "BLOCKS", 1 << 23):
+    tile = simt.TILES["wgrad"]["float16"][-1]
+    with (
+        mock.patch.object(schedule, "BLOCKS", 1 << 23),
+        mock.patch.object(simt, "_schedule", return_value=(tile, 1 << 23, 512)),
+    ):
         forget()
         plan = planned("wgrad", line, algorithm)
     forget()
@@ -113,7 +135,7 @@ def test_the_last_part_of_a_long_sum(algorithm):
     where = strides_by_role(plan.request, {role: arrays[role] for role in ("x", "dy", "dw")})
     # The blocks that sum the last two images, whatever tile or tap they are for.
     chunk, splits = launch.params(where)["chunk"][0], launch.params(where)["splits"][0]
-    pixels = launch.params(where)["items"][0] or n * 1024
+    pixels = n * 1024 if algorithm == "simt" else launch.params(where)["items"][0]
     last = -(-2 * (pixels // n) // chunk)
     assert splits * chunk >= pixels > (splits - 1) * chunk
     blocks = launch.blocks // splits
@@ -126,6 +148,26 @@ def test_the_last_part_of_a_long_sum(algorithm):
     assert np.any(expected)
 
 
+def test_the_last_part_of_a_long_sum_on_tensor_cores():
+    """2^32 pixels of 8 channels, 1024 of them in a part."""
+    tile = mma.PRODUCTS["float16", None].tiles["wgrad"][-1]
+    with mock.patch.object(mma, "choice", return_value=(tile, 1 << 22, 1024)):
+        forget()
+        plan = planned("wgrad", "n4194304c8h32w32 k8r3s3 p1", "mma", "channels_last")
+    forget()
+    launch = plan.launches[0]
+    arrays = arrays_of(plan)
+    arrays["x"][-1:], arrays["dy"][-1:] = integers(arrays["x"][-1:].shape), 1
+    parts = reserved((1 << 22, 8, 3, 3, 8), launch.out.dtype)  # with channels last, as dw
+    where = strides_by_role(plan.request, arrays)
+    run_window(launch, {**arrays, launch.out: parts}, where, range(launch.blocks - 2, launch.blocks))
+    expected = cuconv.conv_weight_grad(
+        arrays["x"][-1:], arrays["dy"][-1:], (8, 3, 3, 8), 1, 1, layout="channels_last"
+    )
+    np.testing.assert_array_equal(parts[-1], expected)
+    assert np.any(expected)
+
+
 def test_the_last_cells_of_a_padded_copy():
     plan = planned("fprop", "n1048576c2w4096 k2s3 p2 circular", "direct")
     pad = plan.launches[0]
@@ -134,6 +176,24 @@ def test_the_last_cells_of_a_padded_copy():
     where = strides_by_role(plan.request, {"x": x})
     run_window(pad, {"x": x, pad.out: padded}, where, range(pad.blocks - 2 * 4100 // 128, pad.blocks))
     np.testing.assert_array_equal(padded[-1, 1, 0, 0], np.pad(x[-1, 1], 2, "wrap"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("line", ["n2097152c3w1023 k1s1", "n65536c65w1023 k1s1", "n65536c64w1024 k1s1"])
+def test_the_last_places_of_a_channels_last_copy(line, layout):
+    request = Request("fprop", cuconv.ConvProblem.parse(line), "float16", layout)
+    draft = schedule.Draft(request, schedule.zero_padded(request), *schedule.OPERANDS["fprop"])
+    launch = transform.channels_last(draft, "a")
+    x, copy = reserved(request.shape("x"), "float16"), reserved(draft.a.shape, "float16")
+    assert min(x.size, copy.size) >= 2**31
+    x[-1] = integers(x[-1].shape)
+    where = strides_by_role(request, {"x": x})
+    run_window(launch, {"x": x, launch.out: copy}, where, range(launch.blocks - 20, launch.blocks))
+    last = x[-1].T if layout == "channels_first" else x[-1]
+    cells = copy.reshape(-1, draft.a.shape[1])[-len(last) :]  # as they lie
+    np.testing.assert_array_equal(cells[:, : last.shape[1]], last)
+    assert not cells[:, last.shape[1] :].any()
+    assert np.any(last)
 
 
 def test_the_last_part_of_a_long_bias_gradient():
@@ -155,11 +215,15 @@ def test_the_last_part_of_a_long_bias_gradient():
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("role", ["x", "w", "y"])
-@pytest.mark.parametrize("algorithm", ["direct", "simt", "depthwise"])
+@pytest.mark.parametrize("algorithm", ["direct", "simt", "depthwise", "mma"])
 @pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
 def test_strides_beyond_32_bits(op, algorithm, role, axis):
     """A small problem whose images, filters, channels or cells lie 2^32 elements apart in one array."""
-    plan = planned(op, "n2c2w6 k4s3 g2 p1" if algorithm == "depthwise" else "n2c4w6 k4s3 g2 p1", algorithm)
+    line, layout = {
+        "depthwise": ("n2c2w6 k4s3 g2 p1", "channels_first"),
+        "mma": ("n2c8w6 k8s3 p1", "channels_last"),
+    }.get(algorithm, ("n2c4w6 k4s3 g2 p1", "channels_first"))
+    plan = planned(op, line, algorithm, layout)
     request = plan.request
     spread = {
         "fprop": dict(x="x", w="w", y="y"),
@@ -174,8 +238,11 @@ def test_strides_beyond_32_bits(op, algorithm, role, axis):
     memory = reserved((values.shape[axis], 1 << 32), "float16")
     arrays[wide] = np.lib.stride_tricks.as_strided(memory, values.shape, strides)
     arrays[wide][...] = values
+    if algorithm == "mma" and axis == 2 and wide != RESULT[op]:  # channels that are no vectors
+        assert not_in_vectors(request, plan.launches, arrays)[wide]
+        return
     inputs = [arrays[name] for name in INPUTS[op]]
-    options = dict(padding=1, groups=2)
+    options = dict(padding=1, groups=request.problem.groups, layout=layout)
     if op == "fprop":
         expected = cuconv.conv(*inputs, **options)
     elif op == "dgrad":
@@ -197,7 +264,11 @@ def test_strides_beyond_32_bits(op, algorithm, role, axis):
 )
 def test_parts_beyond_32_bits(op, algorithm, line):
     """2^31 sums or more in front of the last part: its last block."""
-    with mock.patch.multiple(schedule, BLOCKS=1 << 31, PART=1):
+    tile = simt.TILES["wgrad"]["float16"][-1]
+    with (
+        mock.patch.multiple(schedule, BLOCKS=1 << 31, PART=1),
+        mock.patch.object(simt, "_schedule", return_value=(tile, 64 // tile.bk, tile.bk)),
+    ):
         forget()
         plan = planned(op, line, algorithm, "channels_last")
     forget()
@@ -218,7 +289,7 @@ def test_parts_beyond_32_bits(op, algorithm, line):
     assert parts.reshape(-1)[-1] == last != 0
 
 
-def reasons(op, line, dtype="float32"):
+def reasons(op, line, dtype="float16"):
     request = Request(op, cuconv.ConvProblem.parse(line), dtype)
     return {entry.name: entry.applies(request, DEVICES[DEFAULT]) for entry in TABLE[op]}
 
@@ -226,13 +297,16 @@ def reasons(op, line, dtype="float32"):
 @pytest.mark.parametrize("op", ["fprop", "dgrad", "wgrad"])
 def test_coordinates_of_30_bits_are_the_last_that_fit(op):
     below, above = 2**30 - 1, 2**30
-    assert set(reasons(op, f"c2w{below // 16} k2s3 g2").values()) == {None}
+    found = reasons(op, f"c2w{below // 16} k2s3 g2")
+    assert [name for name, reason in found.items() if reason] == ["mma"]  # whose groups are larger
     for line in (f"c1w{above} k1s3", f"c1w{below} k1s3 p1", f"c1w9 k1s3 pw-9:{above}", f"c{above} w1 k1s1"):
         found = reasons(op, line)
         assert found.pop("direct") is None
         assert "2^30" in found["simt"]
+        assert "2^30" in found["mma"]
         assert "2^30" in found["depthwise"] or "groups == C" in found["depthwise"]
-    assert reasons(op, f"c1w{below} k1s3")["simt"] is None
+    found = reasons(op, f"c1w{below} k1s3")
+    assert found["simt"] is found["mma"] is None
 
 
 def test_large_problems_have_plans():
@@ -258,7 +332,7 @@ def test_a_plan_takes_milliseconds_whatever_the_numbers(op, line):
             assert time.thread_time() - start < 0.05
         assert all(0 < launch.blocks < 2**31 for launch in launches)
         assert bool(launches) != bool(refusal)
-        assert refusal is None or re.search(r"2\^\d\d|needs groups == C", refusal), refusal
+        assert refusal is None or re.search(r"2\^\d\d|needs groups == C|groups have fewer", refusal), refusal
 
 
 def test_what_64_bits_do_not_hold_is_refused():

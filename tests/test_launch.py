@@ -11,7 +11,7 @@ from benchmarks import stand_in
 from benchmarks.stand_in import Array
 from cuconv.cuda import launch, schedule
 from cuconv.cuda.strides import strides_by_role
-from cuconv.plan import make_plan
+from cuconv.plan import forget, make_plan
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_narrower_integers_are_widened_first(cupy):
     params = of_w.params
     assert (params["b_start"], params["b"].tolist()) == (2, [12, 3, 0, 0, -1])
     params = main.params
-    assert (params["b_start"], params["b"].tolist()) == (0, [12, 3, 3, 3, 1])
+    assert (params["b_start"], params["b"].tolist()) == (0, [12, 3, 0, 0, 1])
     assert alone.pointers[:2] == [start, wide.data.ptr]
 
 
@@ -115,6 +115,94 @@ def test_the_workspace_of_a_captured_call_is_kept(cupy, monkeypatch):
     cuconv.conv(*arguments, padding_mode="reflect")
     cuconv.conv(*arguments)
     assert [memory.ptr for memory in kept] == [12345 * 256]
+
+
+@pytest.fixture
+def copied(monkeypatch):
+    """(array, its copy) of each copy that a call makes."""
+    made, copy = [], Array.copy
+    monkeypatch.setattr(
+        Array, "copy", lambda array, order: made.append((array, copy(array, order))) or made[-1][1]
+    )
+    return made
+
+
+def by_mma(x, w, **options):
+    return cuconv.conv(x, w, layout="channels_last", algorithm="mma", **options)
+
+
+HALF = dict(x=((2, 9, 8, 16), "float16"), w=((24, 3, 3, 16), "float16"))
+
+
+def halves(**changes):
+    """x and w of 16 channels, some of them with other strides; or behind where a vector begins, in bytes."""
+    arrays = {}
+    for role, arguments in HALF.items():
+        change = changes.get(role)
+        arrays[role] = Array(*arguments, strides=change if isinstance(change, tuple) else None)
+        arrays[role].data.ptr += change if isinstance(change, int) else 0
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("changes", "roles"),
+    [
+        ({}, ""),
+        (dict(x=16), ""),
+        (dict(x=(0, 256, 32, 2), w=(-288, 96, 32, 2)), ""),
+        (dict(x=2), "x"),
+        (dict(x=(2304, 256, 32, -2)), "x"),
+        (dict(w=(306, 102, 34, 2)), "w"),
+        (dict(x=8, w=8), "xw"),
+    ],
+)
+def test_inputs_are_copied_where_vectors_cannot_be_read(cupy, copied, changes, roles):
+    """Once in a call, the first time and again; the kernel is given the copy's address and strides."""
+    arrays = halves(**changes)
+    for _ in range(2):
+        by_mma(**arrays)
+        assert [array for array, _ in copied] == [arrays[role] for role in roles]
+        read = arrays | {role: copy for role, (_, copy) in zip(roles, copied, strict=True)}
+        *_, launched = cupy.launched
+        assert launched.kernel.template == "conv_fprop_mma"
+        assert launched.pointers[:2] == [read["x"].data.ptr, read["w"].data.ptr]
+        steps = {role: [step // 2 for step in read[role].strides] for role in "xw"}
+        for role, slot in (("x", "a"), ("w", "b")):
+            n, h, w, c = steps[role]
+            assert launched.params[slot].tolist() == [n, c, 0, h, w]
+        copied.clear()
+    assert len(cupy.launched) == 2
+
+
+def test_addresses_are_looked_at_in_every_call(cupy, copied):
+    """Arrays with the strides of others that were aligned, or were not."""
+    for behind in (0, 2, 0, 2):
+        by_mma(**halves(x=behind))
+        assert len(copied) == bool(behind)
+        copied.clear()
+
+
+def test_turned_filters_are_read_as_they_lie(cupy, copied):
+    by_mma(**halves(), flip=True)
+    assert copied == []
+    assert cupy.launched[0].params["b"].tolist() == [144, 1, 0, -48, -16]
+    assert cupy.launched[0].params["b_start"] == 8 * 16
+
+
+def test_empty_inputs_are_not_copied(cupy, copied):
+    by_mma(Array((2, 9, 8, 0), "float16"), Array((24, 3, 3, 0), "float16"))
+    assert copied == []
+
+
+def test_copies_of_a_captured_call_are_kept(cupy, copied, monkeypatch):
+    kept = []
+    monkeypatch.setattr(launch, "_captured", kept)
+    by_mma(**halves(x=2))
+    assert kept == []
+    cupy.capturing = True
+    by_mma(**halves(x=2, w=2))
+    assert kept == [copy for _, copy in copied[1:]]
+    assert len(kept) == 2
 
 
 def test_overlapping_arrays_of_different_origins(cupy):
@@ -198,6 +286,64 @@ def test_plan_is_for_the_gpu_at_hand(cupy):
     assert plan is make_plan(plan.request, "auto", "cuda", "sm_90")
     assert plan(Array((2, 4, 9)), Array((6, 4, 3))).shape == (2, 6, 7)
     assert len(cupy.launched) == 1
+
+
+@pytest.fixture
+def requests(monkeypatch):
+    """The requests that calls make plans for."""
+    made = []
+
+    def noted(request, *arguments):
+        made.append(request)
+        return make_plan(request, *arguments)
+
+    monkeypatch.setattr(sys.modules["cuconv.plan"], "make_plan", noted)
+    return made
+
+
+def test_cupys_variable_permits_tf32(cupy, fresh_plans, monkeypatch, requests):
+    """Every op of float32 on a GPU that multiplies; not what names its precision, nor any other array."""
+    monkeypatch.setenv("CUPY_TF32", "1")
+    x, w, dy = Array((2, 6, 9)), Array((6, 6, 3)), Array((2, 6, 9))
+    for _ in range(2):
+        cuconv.conv(x, w, padding=1)
+        cuconv.conv_backward(dy, x, w, padding=1)
+        cuconv.conv_transpose(x, w, padding=1)
+        cuconv.conv_transpose_backward(dy, x, w, padding=1)
+        cuconv.conv_input_grad(dy, w, x.shape, padding=1)
+        cuconv.conv_weight_grad(x, dy, w.shape, padding=1)
+    found = [(request.op, request.precision) for request in requests]
+    once = ["fprop", "dgrad", "wgrad", "bgrad", "dgrad", "fprop", "wgrad", "bgrad", "dgrad", "wgrad"]
+    assert found == [(op, None if op == "bgrad" else "tf32") for op in once]  # the second time looked up
+    requests.clear()
+    cuconv.conv(Array((2, 6, 9), np.float16), Array((6, 6, 3), np.float16))
+    cuconv.conv(np.ones((2, 6, 9), np.float32), np.ones((6, 6, 3), np.float32))
+    assert [request.precision for request in requests] == [None, None]
+    for op, backend, precision in (
+        ("wgrad", "cuda", "tf32"),
+        ("bgrad", "cuda", None),
+        ("wgrad", "cpu", None),
+    ):
+        assert cuconv.plan(op, x.shape, w.shape, backend=backend).request.precision == precision
+
+
+def test_cupys_variable_is_read_once(cupy, fresh_plans, monkeypatch, requests):
+    """When a call first depends on it, as CuPy does: a plan made then and one made later agree."""
+    x, w = Array((2, 6, 9)), Array((6, 6, 3))
+    cuconv.conv(Array((2, 6, 9), np.float16), Array((6, 6, 3), np.float16))
+    for value in ("2", "0"):
+        monkeypatch.setenv("CUPY_TF32", value)
+        cuconv.conv(x, w, stride=1 + int(value))
+    forget()
+    cuconv.conv(x, w)
+    assert [request.precision for request in requests] == [None, "tf32", "tf32", None]
+
+
+def test_a_wrong_value_of_cupys_variable(cupy, fresh_plans, monkeypatch):
+    monkeypatch.setenv("CUPY_TF32", "yes")
+    with pytest.raises(ValueError, match="CUPY_TF32 must be an int, in the environment, got 'yes'"):
+        cuconv.conv(Array((2, 6, 9)), Array((6, 6, 3)))
+    assert cupy.launched == []
 
 
 def test_places_are_those_of_the_canonical_views():

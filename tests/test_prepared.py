@@ -20,7 +20,7 @@ from benchmarks.stand_in import Array
 from cuconv import arrays, prepared, processor
 from cuconv.cuda import launch
 from cuconv.cuda.kernel import Scratch
-from cuconv.cuda.strides import strides_by_role
+from cuconv.cuda.strides import not_in_vectors, strides_by_role
 from cuconv.plan import INPUTS, RESULT, forget
 
 from .cases import OPS, PUBLIC, laid_out, seeded_case, to_layout
@@ -163,6 +163,9 @@ def test_the_same_is_launched_as_the_first_time_and_as_planned(cupy, seed):
         if case.accumulate:
             options |= dict(accumulate=True)
         plan = cuconv.plan(op, *shapes, **options | planned)
+        inputs = dict(zip(INPUTS[op], operands.values(), strict=False))
+        if any(not_in_vectors(plan.request, plan.launches, inputs).values()):
+            continue  # a copy, another one each time, is launched in its place: see test_launch
         out = {}
         if case.accumulate:
             result = {"fprop": problem.y_shape, "dgrad": problem.x_shape, "wgrad": problem.w_shape}[op]()

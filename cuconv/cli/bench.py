@@ -15,12 +15,11 @@ import os
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ..cuda import jit
-from ..plan import INPUTS, Plan, current_arch, make_plan
+from ..plan import INPUTS, TF32, Plan, current_arch, make_plan, permitted
 from ..problem import ConvProblem, Request
 from . import timed_calls
 from .check import place
@@ -114,7 +113,9 @@ def _benched(clock: Clock) -> int:
     """Print the table."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     peer = _peer(clock)
-    print(f"On {place()}: {DTYPE}, {LAYOUT}; errors relative to double precision.")
+    precision = permitted(None, DTYPE, clock.device)
+    numbers = f"{DTYPE} as {precision}, by {TF32}" if precision else DTYPE
+    print(f"On {place()}: {numbers}, {LAYOUT}; errors relative to double precision.")
     print("Times are medians over turns; the spread is the middle half of the turns, as a share of that.\n")
     print(f"{'problem, op':14}{'algorithm':11}{'error':>8}{'GFLOP/s':>9}{'ms':>12}{'spread':>8}", end="")
     print(f"{'PyTorch ms':>12}{'spread':>8}{'ratio':>8}  middle half" if peer else "", flush=True)
@@ -125,7 +126,7 @@ def _benched(clock: Clock) -> int:
         host = timed_calls.operands(problem, DTYPE, LAYOUT)
         arrays = {role: clock.namespace.asarray(array) for role, array in host.items()}
         for op in OPS:
-            row = _measured(Task(op, problem, DTYPE, LAYOUT, arrays), host, clock, peer)
+            row = _measured(Task(op, problem, DTYPE, LAYOUT, arrays, precision), host, clock, peer)
             print(row, flush=True)
             wide += row.wide
             if not row.good:
@@ -160,8 +161,8 @@ def _measured(
     """A row of the table; the result is compared with the truth before it is timed."""
     plan = plan_of(task, clock)
     mine = timed_calls.ours(task, "auto")
-    inputs: Any = [host[role] for role in INPUTS[task.op]]
-    truth = sample(task.op, task.problem, task.dtype, task.layout, *inputs)
+    a, b = (host[role] for role in INPUTS[task.op])
+    truth = sample(task.op, task.problem, task.dtype, task.layout, a, b, precision=task.precision)
     result = clock.to_host(mine.result(mine.call()))
     calls = {"ours": mine.call}
     if peer and (other := peer(task)):

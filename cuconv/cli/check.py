@@ -23,7 +23,7 @@ from ..dtypes import DTYPES
 from ..plan import AVOID, INPUTS, TABLES, avoided, current_arch, device_of, make_plan
 from ..problem import ConvProblem, Request
 from ..table import Algorithm
-from .oracle import terms, units
+from .oracle import ROUNDED, terms, units
 
 PROBLEMS = (
     "n2c3w40 k4s5",
@@ -45,7 +45,10 @@ PROBLEMS = (
 BYTES = "uint8"
 """Stands for x of uint8 and w of int8, summed in int32."""
 
-COLUMNS = (*DTYPES, BYTES)
+TF32 = "tf32"
+"""Stands for float32 whose factors may be rounded to 11 bits, which only GPUs do."""
+
+COLUMNS = (*DTYPES, BYTES, TF32)
 
 _NUMPY_MODES = {
     "zeros": "constant",
@@ -110,7 +113,8 @@ class Case:
     """A problem in a dtype, or of bytes: operands by role, and the true result of each op that there is."""
 
     def __init__(self, problem: ConvProblem, dtype: str, seed: int = 0) -> None:
-        self.problem, self.dtype = problem, "int32" if dtype == BYTES else dtype
+        self.problem, self.dtype = problem, {BYTES: "int32", TF32: "float32"}.get(dtype, dtype)
+        self.precision = TF32 if dtype == TF32 else None
         self.inputs = ("uint8", "int8") if dtype == BYTES else None
         self.kind = DTYPES[self.dtype].kind
         rng = np.random.default_rng(seed)
@@ -120,7 +124,9 @@ class Case:
         wide: Any = {"f": np.float64, "c": np.complex128, "i": np.int64}[self.kind]
         plain = PlainEvaluation(problem)
         self.truth: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for op in ("fprop",) if self.inputs else INPUTS:
+        for op in INPUTS:
+            if (self.inputs and op != "fprop") or (self.precision and op == "bgrad"):
+                continue
             sums = getattr(plain, op)
             operands = [self.operands[role].astype(wide) for role in INPUTS[op]]
             self.truth[op] = sums(*operands), sums(*map(np.abs, operands))
@@ -128,7 +134,10 @@ class Case:
     def request(self, op: str) -> Request:
         """The op on the problem, as the public functions ask for it."""
         conjugate = self.kind == "c" and op in ("dgrad", "wgrad")
-        return Request(op, self.problem, self.dtype, conjugate=conjugate, inputs=self.inputs)
+        return Request(
+            op, self.problem, self.dtype,
+            conjugate=conjugate, precision=self.precision, inputs=self.inputs,
+        )  # fmt: skip
 
     def share(self, op: str, algorithm: str, backend: str, xp: Any = np) -> float:
         """The largest error of an algorithm, as a share of what a sum of so many products may lose.
@@ -137,7 +146,8 @@ class Case:
         """
         plan = make_plan(self.request(op), algorithm, backend, current_arch(backend))
         result = on_host(plan(*(xp.asarray(self.operands[role]) for role in INPUTS[op])))
-        return units(result, *self.truth[op], self.dtype) / terms(self.problem, op, self.kind)
+        most = terms(self.problem, op, self.kind) + ROUNDED[self.precision]
+        return units(result, *self.truth[op], self.dtype) / most
 
 
 def _drawn(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -161,7 +171,10 @@ def check(backend: str, xp: Any = np, seed: int = 0) -> int:
     print(f"On {place()}.")
     print(f"Largest error of each exact algorithm over {len(PROBLEMS)} problems, as a share of its bound:")
     print("the number of products times the accumulator's epsilon times the sum of |products|. Integers must")
-    print(f"be equal; {BYTES} is x and w of bytes, summed in int32; - is where it applies to no problem.\n")
+    print(f"be equal; {BYTES} is x and w of bytes, summed in int32; - is where it applies to no problem.")
+    if backend == "cuda":
+        print(f"{TF32} is float32 of which factors may be rounded to 11 bits, with a bound for that.")
+    print()
     failures = _failures(backend, xp, seed)
     print()
     if avoided():
@@ -177,7 +190,8 @@ def check(backend: str, xp: Any = np, seed: int = 0) -> int:
 
 def _failures(backend: str, xp: Any, seed: int) -> dict[str, list[str]]:
     """Print the table; what failed, by algorithm, in a line for each op and dtype."""
-    widths = {dtype: max(len(dtype), 6) + 1 for dtype in COLUMNS}
+    columns = [column for column in COLUMNS if backend == "cuda" or column != TF32]
+    widths = {column: max(len(column), 6) + 1 for column in columns}
     print(" " * 16 + "".join(f"{dtype:>{width}}" for dtype, width in widths.items()))
     problems = [ConvProblem.parse(line) for line in PROBLEMS]
     cases = {dtype: [Case(problem, dtype, seed) for problem in problems] for dtype in widths}

@@ -7,7 +7,7 @@ from types import ModuleType
 
 from ..dtypes import DTYPES
 from ..table import Algorithm, Table
-from . import depthwise, direct, simt, sums
+from . import depthwise, direct, mma, simt, sums, transform
 from .kernel import Kernel
 from .schedule import padding_kernels, reduce_kernels, scheduled, widening_kernels
 
@@ -20,6 +20,7 @@ def _entry(name: str, family: ModuleType, *, recorded: bool) -> Algorithm:
 # The emulator, the compiler and the sanitizers prove an entry; benchmarks/results say which are recorded.
 _CONVOLUTIONS = (
     _entry("depthwise", depthwise, recorded=False),
+    _entry("mma", mma, recorded=False),
     _entry("simt", simt, recorded=False),
     _entry("direct", direct, recorded=False),
 )
@@ -35,7 +36,7 @@ TABLE: Table = {
 
 def kernels() -> list[Kernel]:
     """Every instance that a plan can name."""
-    found = [*widening_kernels(), *padding_kernels(), *reduce_kernels()]
-    for family in (direct, simt, depthwise, sums):
+    found = [*widening_kernels(), *padding_kernels(), *transform.kernels(), *reduce_kernels()]
+    for family in (direct, simt, depthwise, mma, sums):
         found += [kernel for dtype in DTYPES for kernel in family.kernels(dtype)]
     return found

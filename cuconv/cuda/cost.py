@@ -31,8 +31,10 @@ COPIED = 0.8
 @dataclass(frozen=True)
 class Threads:
     """What a launch's threads do, each: instructions, those of them that multiply, waits for memory; and
-    lines of the first-level cache that its warp's requests touch. Of the blocks so many are `resident` at
-    once on a multiprocessor.
+    lines of the first-level cache, and of shared memory, that its warp's requests touch. Of the blocks so
+    many are `resident` at once on a multiprocessor. `tensor` is the FLOP of a block's products on tensor
+    cores, of the kind that `unit` names in `Device.tensor`; where there are any, threads multiply nothing
+    themselves.
     """
 
     blocks: int
@@ -42,6 +44,8 @@ class Threads:
     products: float = 0
     waits: float = 1
     lines: float = 0
+    tensor: float = 0
+    unit: str = ""
 
 
 def seconds(request: Request, device: Device, threads: Threads, size: float) -> float:
@@ -54,7 +58,11 @@ def seconds(request: Request, device: Device, threads: Threads, size: float) -> 
         threads.lines * warps,
         chain * math.ceil(threads.blocks / (here * threads.resident)),
     )
-    multiplying = 64 * threads.products * warps * here / _rate(request, device)
+    if threads.tensor:
+        blocks = here * math.ceil(threads.blocks / here)
+        multiplying = threads.tensor * blocks / device.tensor[threads.unit]
+    else:
+        multiplying = 64 * threads.products * warps * here / _rate(request, device)
     return max(clocks / device.clock, multiplying, size / (COPIED * device.bandwidth)) + LAUNCH
 
 

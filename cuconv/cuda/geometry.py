@@ -65,5 +65,5 @@ def repeating_axes(problem: ConvProblem) -> tuple[object, ...]:
 
 def digits(fastest_first: Sequence[int]) -> tuple[tuple[int, int, int], ...]:
     """The members of Params.digit, for numbers whose fastest digits have these extents."""
-    padded = [*fastest_first, *(1,) * (4 - len(fastest_first))]
+    padded = [*fastest_first, *(1,) * (6 - len(fastest_first))]
     return tuple(divisor(extent) for extent in padded)

@@ -34,8 +34,9 @@ PARAMS = np.dtype(
         ("out_start", np.int64),
         ("bias", np.int64),
         ("items", np.int64),
-        ("digit", DIVISOR, 4),
+        ("digit", DIVISOR, 6),
         ("group", DIVISOR),
+        ("pixel", DIVISOR, 3),
         ("mode", np.int64),
         ("activation", np.int64),
         ("accumulate", np.int64),
@@ -48,6 +49,9 @@ PARAMS = np.dtype(
 )
 """The struct `Params` of `cuda_src/params.cuh`, field by field. All fields are 64 bits wide."""
 
+VECTOR = 16
+"""Bytes that a thread reads or writes at once at the most."""
+
 Strides = tuple[int, tuple[int, ...]]
 """Where an array's elements are: its first one's offset from the pointer, and strides, in elements."""
 
@@ -57,7 +61,8 @@ class Kernel:
     """An instance of a template in `cuda_src`: its file, its name, its arguments, its threads per block.
 
     Registers are given out so that so many `residents`, blocks on one multiprocessor, have enough. Where the
-    number is left out ptxas spills some of them for the sake of more blocks.
+    number is left out ptxas spills some of them for the sake of more blocks. `newest` is the last compute
+    capability, times ten, whose compiler has registers enough for it.
     """
 
     file: str
@@ -65,6 +70,7 @@ class Kernel:
     arguments: tuple[str | int, ...]
     threads: int
     residents: int = 1
+    newest: int | None = None
 
     @property
     def name(self) -> str:
@@ -97,13 +103,13 @@ class Scratch:
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """In elements, of the axes as the shape has them."""
+        """In elements, of the axes as the shape has them; 0 for one of a single cell."""
         axes = [*range(len(self.shape))]
         if self.channels_last:
-            axes = [0, *axes[2:], 1]
+            axes.append(axes.pop(-4))
         strides, step = [0] * len(axes), 1
         for axis in reversed(axes):
-            strides[axis] = step
+            strides[axis] = step if self.shape[axis] > 1 else 0
             step *= self.shape[axis]
         return tuple(strides)
 
@@ -118,7 +124,8 @@ class Launch:
     """One kernel over `blocks` blocks. a, b and out name an operand by its role, or lie in the workspace.
 
     `fields` are the members of Params that are known before the arrays are; `axes` is the order in which
-    the kernel takes the three spatial axes.
+    the kernel takes the three spatial axes. `vectors` says that both inputs have to be readable in vectors of
+    channels: see `strides.not_in_vectors`.
     """
 
     kernel: Kernel
@@ -129,6 +136,7 @@ class Launch:
     fields: tuple[tuple[str, Any], ...]
     axes: tuple[int, int, int] = (0, 1, 2)
     shared_bytes: int = 0
+    vectors: bool = False
 
     def params(self, strides_by_role: Mapping[str, Strides]) -> np.ndarray:
         """The struct Params, given where each role's canonical view has its elements.

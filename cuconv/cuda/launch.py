@@ -12,14 +12,15 @@ from ..arrays import Array
 from ..problem import Request
 from ..table import Schedule
 from . import jit
-from .strides import strides_by_role
+from .kernel import VECTOR
+from .strides import not_in_vectors, strides_by_role
 
 _MOST = 4096
 _ready: dict[tuple[Any, ...], tuple[Schedule, Ready]] = {}
 """Launches by schedule, device and the arrays' strides. Kept with its schedule, whose id is the key."""
 
 _captured: list[Any] = []
-"""The workspaces of calls that were captured in a CUDA graph, which may be replayed at any time."""
+"""Workspaces and copies of calls that were captured in a CUDA graph, which may be replayed at any time."""
 
 
 def ready(request: Request, schedule: Schedule, arrays: Mapping[str, Array]) -> Ready:
@@ -44,6 +45,9 @@ class Ready:
         self, request: Request, schedule: Schedule, arrays: Mapping[str, Array], device: int
     ) -> None:
         self.cupy, self.device, self.roles = jit.require_cupy(), device, tuple(arrays)
+        self.request, self.schedule = request, schedule
+        unfit = not_in_vectors(request, schedule.launches, arrays)
+        self.vectors = [(self.roles.index(role), never) for role, never in unfit.items()]
         self.workspace_bytes = schedule.workspace_bytes
         strides = strides_by_role(request, arrays)
         bias = "bias" if "bias" in arrays else None
@@ -70,6 +74,10 @@ class Ready:
             memory = array.data
             if memory.device_id != self.device or memory.ptr % array.itemsize:
                 self._refuse(arrays)
+        for index, never in self.vectors:
+            if never or arrays[index].data.ptr % VECTOR:
+                self._copied(index, arrays)
+                return
         pointers = (*arrays, 0)
         if self.offsets:
             start = 0  # where all arrays of the workspace are empty
@@ -81,6 +89,14 @@ class Ready:
             pointers = (*pointers, *[start + offset for offset in self.offsets])
         for function, grid, block, taken, params, shared_bytes in self.launches:
             function(grid, block, (*taken(pointers), params), shared_bytes)
+
+    def _copied(self, index: int, arrays: tuple[Array, ...]) -> None:
+        """Run with a copy in place of an input that cannot be read in vectors."""
+        copy = arrays[index].copy(order="C")  # held until all is launched
+        if self.cupy.cuda.get_current_stream().is_capturing():
+            _captured.append(copy)
+        changed = {**dict(zip(self.roles, arrays, strict=True)), self.roles[index]: copy}
+        ready(self.request, self.schedule, changed)(tuple(changed.values()))
 
     def _refuse(self, arrays: tuple[Array, ...]) -> None:
         """Raise for an array that is not where kernels can read it, whole element by whole element."""

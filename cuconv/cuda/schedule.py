@@ -49,6 +49,13 @@ def lanes_of(request: Request) -> int:
     return 32 if request.layout == "channels_last" else 1
 
 
+def pixels(problem: ConvProblem, op: str) -> tuple[int, ...]:
+    """The spatial extents that an implicit GEMM counts: of dy, or in dgrad of dx's largest residue."""
+    if op != "dgrad":
+        return problem.output
+    return tuple(per(extent, stride) for extent, stride in zip(problem.input, problem.stride, strict=True))
+
+
 def per(extent: int, tile: int) -> int:
     """How many tiles cover an extent."""
     return -(-extent // tile)
@@ -58,7 +65,8 @@ def per(extent: int, tile: int) -> int:
 class Draft:
     """A request on its way to launches: its problem, volumetric and padded with zeros, and its operands.
 
-    `partial` says that the result is scratch of the accumulator's dtype, for a later launch to finish.
+    `partial` says that the result is scratch of the accumulator's dtype, for a later launch to finish. Sums
+    are in one order whatever the `device`.
     """
 
     request: Request
@@ -67,6 +75,7 @@ class Draft:
     b: str | None
     out: str | Scratch
     partial: bool = False
+    device: Device | None = None
     scratch: list[Scratch] = field(default_factory=list)
 
     @property
@@ -103,6 +112,7 @@ class Draft:
             "filters": filters,
             "axis": axes(problem),
             "group": divisor(channels if request.op == "dgrad" else filters),
+            "pixel": tuple(divisor(extent) for extent in reversed(pixels(problem, request.op))),
             "activation": ACTIVATIONS.index(request.activation),
             "accumulate": int(request.accumulate),
             "conjugate": request.conjugate + request.conjugate_sum,
@@ -120,7 +130,7 @@ class Draft:
     ) -> Launch:
         """A launch with one thread per element of an array (outer, channels, (three spatial axes))."""
         outer, channels, (d, h, w) = extents
-        order = (channels, w, h, d) if self.lanes > 1 else (w, h, d, channels)
+        order = (channels, w, h, d) if fields["lanes"] > 1 else (w, h, d, channels)
         items = outer * channels * d * h * w
         fields = fields | {"items": items, "digit": digits(order)}
         return self.launch(kernel, per(items, kernel.threads), fields, **changes)
@@ -140,7 +150,7 @@ def scheduled(build: Callable[[Draft], list[Launch]], request: Request, device: 
     Raises ValueError where one would need more blocks than a grid can have.
     """
     a, b, out = OPERANDS[request.op]
-    draft = Draft(request, _volumetric(request), a, b, out)
+    draft = Draft(request, _volumetric(request), a, b, out, device=device)
     if 0 in request.shape(out):
         return Schedule(0, ())
     launches = _widened(draft)
@@ -269,19 +279,35 @@ def parts(length: int, blocks: int, share: float = 1.0, multiple: int = 1) -> tu
 
 
 def split_sum(
-    draft: Draft, kernel: Kernel, tiles: int, fields: Fields, cut: tuple[int, int], **changes: Any
+    draft: Draft,
+    kernel: Kernel,
+    tiles: int,
+    fields: Fields,
+    cut: tuple[int, int],
+    channels_last: bool = False,
+    **changes: Any,
 ) -> list[Launch]:
-    """A kernel that sums in parts, and, where there is more than one, the launch that adds them in order."""
+    """A kernel that sums in parts, and, where there is more than one, the launch that adds them in order.
+
+    The parts are in C order, or have their channels last.
+    """
     splits, chunk = cut
     fields = draft.fields() | fields | {"splits": splits, "chunk": chunk}
     if splits == 1:
         return [draft.launch(kernel, tiles, fields, **changes)]
     dtype, op = draft.request.dtype, draft.request.op
-    shape = draft.problem.w_shape() if op == "wgrad" else (draft.problem.k, 1, 1, 1, 1)
-    summands = draft.room((splits, *shape), sum_dtype(op, dtype))
+    problem = draft.problem
+    shape = {
+        "fprop": problem.y_shape(),
+        "dgrad": problem.x_shape(),
+        "wgrad": problem.w_shape(),
+        "bgrad": (problem.k, 1, 1, 1, 1),
+    }[op]
+    summands = draft.room((splits, *shape), sum_dtype(op, dtype), channels_last)
     extents = (shape[0], shape[1], shape[2:])
     kernel_of_parts = _reduce_kernel(dtype, summands.dtype)
-    add = draft.per_element(kernel_of_parts, extents, draft.fields(splits=splits), a=summands, b=None)
+    of_sum = draft.fields(splits=splits, lanes=32 if channels_last else 1)  # in the order of the parts
+    add = draft.per_element(kernel_of_parts, extents, of_sum, a=summands, b=None)
     return [draft.launch(kernel, splits * tiles, fields | {"partial": 1}, out=summands, **changes), add]
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass, replace
 
 from ..dtypes import DTYPES
 from ..problem import ConvProblem, Request
+from . import schedule
 from .cost import Threads, real_products, seconds
-from .device import Device
-from .kernel import Kernel, Launch
+from .device import DEVICES, Device
+from .kernel import VECTOR, Kernel, Launch
 from .schedule import (
-    BLOCKS,
     C_TYPES,
+    LIMIT,
     Draft,
     beyond_32_bits,
-    parts,
     per,
     reduce_seconds,
     split_sum,
@@ -26,8 +26,8 @@ from .schedule import (
 
 @dataclass(frozen=True)
 class Tile:
-    """A block's tile of the product, the depth of a slice, a thread's part of the tile, and the number of
-    blocks that a multiprocessor shall have registers for.
+    """A block's tile of the product, the depth of a slice, a thread's part of the tile, whether it is for
+    problems of two axes, and the number of blocks that a multiprocessor shall have registers for.
     """
 
     bm: int
@@ -35,6 +35,7 @@ class Tile:
     bk: int
     tm: int
     tn: int
+    planar: bool
     residents: int
 
     @property
@@ -42,94 +43,123 @@ class Tile:
         return self.bm // self.tm * (self.bn // self.tn)
 
 
-# By the dtype of the sums. Complex numbers and integers have one tile each.
-_LARGE = {"float32": Tile(128, 128, 8, 8, 8, 1), "float64": Tile(64, 64, 8, 4, 4, 2)}
-_ROOMY = {"float32": Tile(128, 128, 8, 8, 8, 1), "float64": Tile(64, 64, 8, 4, 4, 1)}
-_NARROW = {
-    "float32": Tile(128, 32, 8, 8, 4, 3),
-    "float64": Tile(64, 16, 8, 4, 2, 4),
-    "complex64": Tile(64, 16, 8, 4, 2, 4),
-    "complex128": Tile(64, 16, 8, 4, 2, 3),
-    "int32": Tile(128, 32, 8, 8, 4, 1),
-    "int64": Tile(64, 16, 8, 4, 2, 1),
-}
-_SQUARE = {
-    "float32": Tile(64, 64, 8, 8, 4, 3),
-    "float64": Tile(32, 32, 8, 4, 2, 4),
-    "complex64": Tile(32, 32, 8, 4, 2, 4),
-    "complex128": Tile(32, 32, 8, 4, 2, 3),
-    "int32": Tile(64, 64, 8, 8, 4, 1),
-    "int64": Tile(32, 32, 8, 4, 2, 1),
-}
+Choice = tuple[Tile, int, int]
+"""A tile, and into how many parts of what depth gemm_k is cut."""
 
-_LOAD, _STORE = 75, 45
-"""Instructions to bring an element to shared memory, and to put one of the result in its place."""
+_LINES, _LOAD, _SLICE, _ONCE = 6, 10, 25, 1600
+"""Instructions to bring what is loaded at once to shared memory; for a slice besides; for all but slices."""
 
-TILES = {"fprop": (_LARGE, _NARROW), "dgrad": (_ROOMY, _NARROW), "wgrad": (_ROOMY, _SQUARE)}
-"""Per op, the tiles to choose from. gemm_n is often short."""
+_H200 = DEVICES["sm_90"]
+
+_WIDE, _NARROW = Tile(128, 64, 8, 8, 8, False, 3), Tile(128, 32, 16, 8, 4, False, 4)
+_SQUARE, _DOUBLE = Tile(64, 64, 8, 8, 8, False, 6), Tile(64, 32, 8, 8, 4, False, 4)
+_PAIRS, _QUADS = Tile(64, 32, 8, 4, 4, False, 4), Tile(32, 32, 8, 4, 2, False, 4)
+_PLANAR = replace(_WIDE, planar=True)
+_OTHERS = {"float64": (_DOUBLE,), "complex64": (_PAIRS,), "complex128": (_QUADS,), "int64": (_PAIRS,)}
+_OF_PIXELS = {
+    "float16": (_WIDE, _NARROW),
+    "bfloat16": (_WIDE, _NARROW),
+    "float32": (_PLANAR, _WIDE, _NARROW),
+    "int32": (_NARROW,),
+} | _OTHERS
+_OF_FILTERS = {
+    "float16": (_SQUARE,),
+    "bfloat16": (_SQUARE,),
+    "float32": (_PLANAR, _SQUARE),
+    "int32": (_SQUARE,),
+} | _OTHERS
+
+TILES: dict[str, dict[str, tuple[Tile, ...]]] = {
+    "fprop": _OF_PIXELS,
+    "dgrad": _OF_PIXELS,
+    "wgrad": _OF_FILTERS,
+}
+"""Per op and dtype, the tiles to choose from, most for what tensor cores do not take. The last takes all."""
 
 
 def build(draft: Draft) -> list[Launch]:
-    op, dtype = draft.request.op, draft.request.dtype
-    tile = _tile(draft.problem, op, dtype)
-    kernel = _kernel(op, dtype, tile, draft.lanes)
-    blocks = _blocks(draft.problem, op, tile)
-    if op != "wgrad":
-        return [draft.launch(kernel, blocks, draft.fields())]
-    return split_sum(draft, kernel, blocks, {}, _parts(draft.problem, tile))
+    request, problem = draft.request, draft.problem
+    vector = _vector(request, problem)
+    tile, splits, chunk = _schedule(request, problem)
+    kernel = _kernel(request.op, request.dtype, tile, draft.lanes, vector)
+    blocks = _blocks(problem, request.op, tile)
+    items = math.prod(_result(problem, request.op))
+    return split_sum(
+        draft, kernel, blocks, {"items": items}, (splits, chunk), request.layout == "channels_last",
+        vectors=vector > 1,
+    )  # fmt: skip
 
 
 def applies(request: Request, device: Device | None) -> str | None:
     problem, op = zero_padded(request), request.op
     if reason := beyond_32_bits(request):
         return reason
-    tile = _tile(problem, op, request.dtype)
-    blocks = _blocks(problem, op, tile)
-    if blocks * (_parts(problem, tile)[0] if op == "wgrad" else 1) >= 2**31:
+    tile, splits, _ = _schedule(request, problem)
+    if splits * _blocks(problem, op, tile) >= 2**31:
         return "it would take 2^31 blocks or more"
     return None
 
 
 def estimate(request: Request, device: Device | None) -> float:
-    """Tiles are multiplied whole, however little of them is needed, but only what is needed is loaded."""
+    """Tiles are multiplied whole, however little of them is needed."""
     assert device is not None
-    problem, op = zero_padded(request), request.op
-    tile = _tile(problem, op, request.dtype)
-    _, m, n, depth = _products(problem, op)
-    splits, chunk = _parts(problem, tile) if op == "wgrad" else (1, depth)
-    slices = per(chunk, tile.bk)
-    blocks = splits * _blocks(problem, op, tile)
+    problem = zero_padded(request)
+    # Channels that are alone in their group are read from a line each; residues of a stride are stored apart.
+    alone = request.layout == "channels_last" and problem.c == problem.groups > 1
+    apart = request.op == "dgrad" and max(problem.stride) > 1
+    factor = (1.35 if alone else 1) * (1.1 if apart else 1)
+    return factor * _seconds(request, problem, device, _schedule(request, problem))
+
+
+def _seconds(request: Request, problem: ConvProblem, device: Device, choice: Choice) -> float:
+    tile, splits, chunk = choice
+    slices = per(chunk, tile.bk) * _products(problem, request.op)[3] / max(_depth(problem, request.op), 1)
     products = real_products(request) * tile.tm * tile.tn * tile.bk
-    vectors = tile.bk * (tile.tm + tile.tn) * DTYPES[request.dtype].itemsize / 16
-    rows = [m / max(per(m, tile.bm), 1), n / max(per(n, tile.bn), 1)]
-    if op == "wgrad" and request.layout == "channels_last":  # where a warp's threads have a row each
-        rows = [per(math.ceil(each), 32) * 32 for each in rows]
-    loads = sum(rows) * tile.bk / tile.threads
+    operands = tile.bk * (tile.tm + tile.tn) * _item(DTYPES[request.dtype].accumulator) / VECTOR
+    elements = (tile.bm + tile.bn) * tile.bk / tile.threads
+    loads = elements / _vector(request, problem)
     threads = Threads(
-        blocks, tile.threads, tile.residents,
-        instructions=slices * (products + vectors + _LOAD * loads) + _STORE * tile.tm * tile.tn,
+        splits * _blocks(problem, request.op, tile), tile.threads, tile.residents,
+        instructions=slices * (products + operands + _LOAD * loads + _SLICE) + _ONCE,
         products=slices * products,
-        waits=slices + 8,
+        waits=slices + 4,
+        lines=slices * (2 * operands + _LINES * elements),
     )  # fmt: skip
     return seconds(request, device, threads, request.bytes) + reduce_seconds(request, device, splits)
 
 
 def kernels(dtype: str) -> Iterator[Kernel]:
     """Every instance for a dtype."""
-    for op in TILES:
-        for tile in _tiles(op, dtype):
-            yield from (_kernel(op, dtype, tile, lanes) for lanes in (1, 32))
+    most = _most(dtype)
+    for op, tiles in TILES.items():
+        for tile in tiles[dtype]:
+            yield _kernel(op, dtype, tile, 1, 1)
+            if most > 1:
+                yield _kernel(op, dtype, tile, 32, most)
+        yield _kernel(op, dtype, tiles[dtype][-1], 32, 1)
 
 
-def _tiles(op: str, dtype: str) -> list[Tile]:
-    accumulator = DTYPES[dtype].accumulator
-    return [tiles[accumulator] for tiles in TILES[op] if accumulator in tiles]
-
-
-def _kernel(op: str, dtype: str, tile: Tile, lanes: int) -> Kernel:
+def _kernel(op: str, dtype: str, tile: Tile, lanes: int, vector: int) -> Kernel:
     order = "CHANNEL_LANES" if lanes > 1 else "PIXEL_LANES"
-    arguments = (C_TYPES[dtype], *astuple(tile)[:-1], order)
+    arguments = (C_TYPES[dtype], *astuple(tile)[:5], order, vector, str(tile.planar).lower())
     return Kernel("simt.cuh", f"conv_{op}_simt", arguments, tile.threads, tile.residents)
+
+
+def _item(dtype: str) -> int:
+    return DTYPES[dtype].itemsize
+
+
+def _most(dtype: str) -> int:
+    """How many neighbouring channels a thread reads at once."""
+    return min(VECTOR // _item(dtype), 4)
+
+
+def _vector(request: Request, problem: ConvProblem) -> int:
+    """The same for a request: one where channels are no neighbours, or do not make whole vectors."""
+    channels = [problem.c] if request.op == "fprop" else [problem.c, problem.k]
+    whole = VECTOR // _item(request.dtype)
+    fits = all(each // problem.groups % whole == 0 for each in channels)
+    return _most(request.dtype) if fits and request.layout == "channels_last" else 1
 
 
 def _products(problem: ConvProblem, op: str) -> tuple[int, int, int, int]:
@@ -143,22 +173,47 @@ def _products(problem: ConvProblem, op: str) -> tuple[int, int, int, int]:
 
 
 def _blocks(problem: ConvProblem, op: str, tile: Tile) -> int:
+    """Of one part of gemm_k."""
     count, m, n, _ = _products(problem, op)
     return count * per(m, tile.bm) * per(n, tile.bn)
 
 
-def _parts(problem: ConvProblem, tile: Tile) -> tuple[int, int]:
-    """How the sums of a weight gradient are cut."""
-    return parts(problem.gemm("wgrad")[2], _blocks(problem, "wgrad", tile), multiple=tile.bk)
+def _result(problem: ConvProblem, op: str) -> tuple[int, ...]:
+    return {"fprop": problem.y_shape, "dgrad": problem.x_shape, "wgrad": problem.w_shape}[op]()
 
 
-def _tile(problem: ConvProblem, op: str, dtype: str) -> Tile:
-    """The tile that is done first where BLOCKS blocks run at once; the larger one does more per read."""
+def _depth(problem: ConvProblem, op: str) -> int:
+    """gemm_k; of the residue of the stride that has most."""
+    if op != "dgrad":
+        return problem.gemm(op)[2]
+    periods = (s // math.gcd(s, d) for s, d in zip(problem.stride, problem.dilation, strict=True))
+    taps = math.prod(per(r, period) for r, period in zip(problem.filter, periods, strict=True))
+    return problem.k // problem.groups * taps
 
-    def cost(tile: Tile) -> float:
-        blocks = _blocks(problem, op, tile)
-        if op != "wgrad":  # whose sum is cut until there are enough
-            blocks = per(blocks, BLOCKS) * BLOCKS
-        return blocks * tile.bm * tile.bn * (1 if tile.tm == tile.tn else 1.3)
 
-    return min(_tiles(op, dtype), key=cost)
+def _planar(problem: ConvProblem) -> bool:
+    """Whether the first axis has one cell in every array, and nothing is cropped to make it so."""
+    return problem.input[0] == problem.filter[0] == 1 and problem.padding[0] == (0, 0)
+
+
+def _schedule(request: Request, problem: ConvProblem) -> Choice:
+    """What is done first on an H200."""
+    tiles = [tile for tile in TILES[request.op][request.dtype] if not tile.planar or _planar(problem)]
+    if request.layout == "channels_last" and _vector(request, problem) == 1:
+        tiles = tiles[-1:]
+    choices = [(tile, *cut) for tile in tiles for cut in _cuts(problem, request.op, tile)]
+    return _first(choices, lambda choice: _seconds(request, problem, _H200, choice))
+
+
+def _cuts(problem: ConvProblem, op: str, tile: Tile) -> list[tuple[int, int]]:
+    """The parts to choose from, as many as fill whole rounds of blocks; the most come first."""
+    depth, blocks = _depth(problem, op), max(_blocks(problem, op, tile), 1)
+    most, least = max(4 * depth // schedule.PART, 1), per(depth, LIMIT)
+    splits = {min(max(rounds * _H200.multiprocessors // blocks, 1), most) for rounds in (1, 2, 3, 4, 6)} | {1}
+    chunks = {max(per(per(depth, max(count, least)), tile.bk), 1) * tile.bk for count in splits}
+    return [(max(per(depth, chunk), 1), chunk) for chunk in sorted(chunks)]
+
+
+def _first(choices: list[Choice], cost: Callable[[Choice], float]) -> Choice:
+    """That of least cost, the largest tile where several have it."""
+    return min(choices, key=cost)

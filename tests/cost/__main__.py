@@ -23,7 +23,7 @@ from benchmarks import predictions
 from cuconv.cli.main import read_problem
 from cuconv.dtypes import DTYPES
 from cuconv.plan import Plan
-from cuconv.problem import LAYOUTS, OPS
+from cuconv.problem import LAYOUTS, OPS, PRECISIONS
 from tests.emulator import EmulatorError
 
 from . import code, model, report, table
@@ -39,6 +39,7 @@ def main(words: Sequence[str] | None = None) -> int:
     add("--op", choices=OPS, default="fprop")
     add("--dtype", choices=DTYPES, default="float32")
     add("--layout", choices=LAYOUTS, default=LAYOUTS[0])
+    add("--precision", choices=PRECISIONS[1:], help="what float32 may lose")
     add("--algorithm", default="auto", help="a name of the CUDA table (default: auto's choice)")
     add("--device", choices=GPUS, default=table.ARCH)
     add("--suite", choices=table.SUITES, action="append", help="a line per call of a suite instead")
@@ -55,7 +56,8 @@ def main(words: Sequence[str] | None = None) -> int:
             suite(options.suite, options.json)
         else:
             problem = read_problem(options.problem)
-            case = table.Case("", problem, options.op, options.dtype, options.layout, options.algorithm)
+            kind = table.Kind(options.dtype, options.layout, options.precision)
+            case = table.Case("", problem, options.op, kind, options.algorithm)
             call(case.plan(options.device), options.json)
     except (EmulatorError, RuntimeError, TypeError, ValueError) as error:
         parser.error(str(error))

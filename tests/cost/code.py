@@ -141,8 +141,9 @@ class Code:
         """The innermost loop with the most multiplications, or accesses where nothing is multiplied."""
 
         def weight(loop: Loop) -> tuple[int, int, int]:
-            multiplies = sum(each.starts(products) for each in loop.all)
-            return multiplies, sum(each.access is not None for each in loop.all), -len(loop.all)
+            multiplies = sum(each.starts(products) and not each.idle for each in loop.all)
+            accesses = sum(each.access is not None for each in loop.all)
+            return multiplies, 0 if multiplies else accesses, -len(loop.all)
 
         return max(self.loops[1:] or self.loops, key=weight)
 
@@ -214,7 +215,10 @@ def _activations() -> range:
     return range(first, last)
 
 
-_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)")
+_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)")
+
+_NEVER = "@!PT"
+"""The guard of an instruction that does nothing: ptxas puts loads so guarded before asynchronous copies."""
 
 
 def instructions(text: str) -> list[Instruction]:
@@ -233,7 +237,8 @@ def instructions(text: str) -> list[Instruction]:
             used = True
             at = int(found[1], 16)
             labels |= {name: at for name, place in labels.items() if place is None}
-            lines.append((at, found[2], found[3], places))
+            never = (found[2] or "").strip() == _NEVER
+            lines.append((at, "NOP" if never else found[3], found[4], places))
     made = []
     for at, name, operands, places in lines:
         goal = re.search(r"`\((\.L_x_\d+)\)", operands) if name.startswith("BRA") else None

@@ -23,7 +23,7 @@ class Gpu:
     issue: int  # warp instructions
     lanes: dict[str, int]  # that each unit does at once, by the units of code.UNITS
     tensor: dict[str, int]  # FLOP of products, as code.Instruction.product names them
-    tensor_peak: dict[str, int]  # FLOP by any instruction, by the dtype of the operands
+    tensor_peak: dict[str, int]  # FLOP by any instruction, by the dtype of the operands, or the precision
     l1: int  # bytes of the first-level cache and shared memory together
     l2: int  # bytes that it holds
     l2_read: int  # bytes
@@ -46,7 +46,7 @@ GPUS = {
         issue=4,
         lanes={"float": 64, "double": 32, "integer": 64, "multiply": 64},
         tensor={"half": 2048, "tf32": 1024, "double": 128},
-        tensor_peak={"float16": 2048, "bfloat16": 2048, "float64": 128},
+        tensor_peak={"float16": 2048, "bfloat16": 2048, "tf32": 1024, "float64": 128},
         l1=192 << 10,
         l2=30 << 20,
         l2_read=36,
@@ -62,7 +62,7 @@ GPUS = {
         issue=4,
         lanes={"float": 128, "double": 64, "integer": 64, "multiply": 64},
         tensor=dict(_WARPGROUPS, half=2458, tf32=1229, double=256),
-        tensor_peak={"float16": 4096, "bfloat16": 4096, "float64": 256},
+        tensor_peak={"float16": 4096, "bfloat16": 4096, "tf32": 2048, "float64": 256},
         l1=256 << 10,
         l2=40 << 20,
         l2_read=36,

@@ -2,7 +2,8 @@
 
     issue          all warp instructions, over what a multiprocessor issues
     multipliers    those of each arithmetic unit, over its lanes; tensor cores by their FLOP
-    shared memory  wavefronts of shared memory, and lines of the first-level cache, one a clock
+    shared memory  wavefronts of shared memory, and lines of the first-level cache, one a clock; copies to
+                   shared memory pass the cache by, and only their lines are looked up, beside all that
     L2             sectors that the first-level cache does not have
     DRAM           each operand once; what is read again, where the blocks at work do not fit the second level
     latency        a warp's own instructions, one waiting for another, and its waits for memory, once a pass
@@ -61,6 +62,7 @@ class Work:
     waits: float
     memory: dict[str, list[float]]
     lines: float
+    copied_lines: float
     operands: dict[str, int]
     written: int
     in_flight: float
@@ -118,6 +120,7 @@ def of_launch(
         waits=waits,
         memory=memory,
         lines=sum(count.lines for count in asked.values()),
+        copied_lines=sum(count.lines for (_, kind, _), count in asked.items() if kind == "copy"),
         operands={space: operands[operand].nbytes for space, operand in read.items() if operand in operands},
         written=operands[launch.out].nbytes,
         in_flight=made.resident * launch.kernel.threads * max(main.loaded, under_way),
@@ -170,7 +173,9 @@ def units(work: Work, gpu: Gpu) -> dict[str, float]:
     return {
         "issue": gpu.seconds(made["all"] * warps * most / gpu.issue),
         "multipliers": gpu.seconds(max(clocks.values())),
-        "shared memory": gpu.seconds((shared[1] + work.lines) / at_work * crowded),
+        "shared memory": gpu.seconds(
+            max(shared[1] + work.lines - work.copied_lines, work.lines) / at_work * crowded
+        ),
         "L2": gpu.seconds((from_l2 + written) / at_work / gpu.l2_read),
         "DRAM": (from_dram + work.written) / gpu.dram,
         "latency": gpu.seconds(chain * rounds),
@@ -210,7 +215,7 @@ def predicted(works: list[Work], request: Request, arch: str) -> Prediction:
 def floor(request: Request, arch: str) -> float:
     """The least seconds by any unit that is as exact as the dtype asks: products, or bytes moved once."""
     gpu, dtype = GPUS[arch], request.dtype
-    rate = gpu.tensor_peak.get(dtype)
+    rate = gpu.tensor_peak.get(request.precision or dtype)
     if rate is None:
         kind = DTYPES[dtype].accumulator
         wide = kind in ("float64", "complex128", "int64")

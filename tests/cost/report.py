@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import geometric_mean
 from typing import Any
 
-from benchmarks import predictions, suites
+from benchmarks import predictions
 from cuconv.plan import Plan
 
 from . import model, table
@@ -118,30 +118,38 @@ def _entries() -> list[str]:
 def _suites() -> list[str]:
     lines = []
     for name, kinds in table.SUITES.items():
-        for dtype, layout in kinds:
-            lines += [f"\n## {name}, {dtype}, {layout}\n"]
-            lines += _table(("problem", "fprop", "dgrad", "wgrad"), _problems(name, dtype, layout))
+        for kind in kinds:
+            lines += [f"\n## {name}, {kind}\n"]
+            lines += _table(("problem", "fprop", "dgrad", "wgrad"), _problems(name, kind))
     return lines
 
 
-def _problems(name: str, dtype: str, layout: str) -> Iterator[list[str]]:
+def _problems(name: str, kind: table.Kind) -> Iterator[list[str]]:
     """A row per problem with auto's choice for each op, and their geometric mean."""
     ratios: dict[str, list[float]] = {op: [] for op in OPS}
-    for problem in suites.read(name).problems:
+    rates: dict[str, list[float]] = {op: [] for op in OPS}
+    for problem in kind.problems(name):
         cells = [f"`{problem}`"]
         for op in OPS:
-            plan = table.Case(name, problem, op, dtype, layout).plan()
+            plan = table.Case(name, problem, op, kind).plan()
             row = predictions.rows()[table.name(plan)]
             ratios[op].append(row["of_floor"])
+            rates[op].append(problem.flops(op, kind.dtype) / row["seconds"])
             cells.append(
-                f"{plan.algorithm}: {_time(row['seconds'])}, {row['limit']}, {row['of_floor']:.1f} x floor"
+                f"{plan.algorithm}: {_time(row['seconds'])}, {_rate(rates[op][-1])}, {row['limit']}, "
+                f"{row['of_floor']:.1f} x floor"
             )
         yield cells
-    yield ["geometric mean", *(f"{geometric_mean(ratios[op]):.1f} x floor" for op in OPS)]
+    means = (f"{_rate(geometric_mean(rates[op]))}, {geometric_mean(ratios[op]):.1f} x floor" for op in OPS)
+    yield ["geometric mean", *means]
 
 
 def _time(seconds: float) -> str:
     return f"{seconds * 1e6:.0f} us" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"
+
+
+def _rate(flops: float) -> str:
+    return f"{flops / 1e12:.3g} TFLOP/s"
 
 
 @dataclass
@@ -161,7 +169,7 @@ def entries() -> dict[tuple[str, str, str], Entry]:
     for case in table.cases(["home"]):
         plan = case.plan()
         row = predictions.rows()[table.name(plan)]
-        entry = found.setdefault((plan.algorithm, case.op, case.layout), Entry())
+        entry = found.setdefault((plan.algorithm, case.op, case.kind.layout), Entry())
         entry.limits[row["limit"]] += 1
         work = max(table.works(row), key=lambda work: work.instructions["all"] * work.blocks)
         taken, least = (

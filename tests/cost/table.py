@@ -8,9 +8,9 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cuconv
 from benchmarks import predictions, suites
@@ -23,21 +23,50 @@ from .gpus import GPUS
 
 ARCH = "sm_90"
 FIRST, LAST = "channels_first", "channels_last"
-SUITES: dict[str, tuple[tuple[str, str], ...]] = {
-    "home": (("float16", LAST), ("float32", FIRST)),
-    "resnet50": (("float16", LAST), ("float32", FIRST)),
-    "vgg16": (("float16", LAST),),
-    "mobilenet_dw": (("float16", LAST), ("float32", FIRST)),
-    "convnext": (("float16", LAST), ("float32", FIRST)),
-    "large_kernel": (("float16", LAST), ("float32", FIRST)),
-    "conv1d": (("float32", FIRST),),
-    "grouped": (("float16", LAST), ("float32", FIRST)),
-    "first": (("float16", LAST), ("float32", FIRST)),
-    "unet3d": (("float32", FIRST),),
-    "small_batch": (("float32", FIRST),),
-    "scientific": (("float64", FIRST), ("complex64", FIRST), ("complex128", FIRST)),
+
+
+class Kind(NamedTuple):
+    """What a suite is predicted in: its own numbers of images, or so many."""
+
+    dtype: str
+    layout: str
+    precision: str | None = None
+    images: int | None = None
+
+    def __str__(self) -> str:
+        tf32 = f" as {self.precision}" if self.precision else ""
+        return f"{self.dtype}{tf32}, {self.layout}" + (f", n {self.images}" if self.images else "")
+
+    def problems(self, suite: str) -> tuple[cuconv.ConvProblem, ...]:
+        """Those of a suite."""
+        found = suites.read(suite)
+        return (found.with_batch(self.images) if self.images else found).problems
+
+
+_BOTH = (Kind("float16", LAST), Kind("float32", FIRST))
+_TF32 = Kind("float32", LAST, "tf32")
+SUITES: dict[str, tuple[Kind, ...]] = {
+    "home": _BOTH,
+    "resnet50": (
+        *_BOTH,
+        Kind("float16", FIRST),
+        Kind("float16", LAST, images=256),
+        Kind("float32", LAST),
+        _TF32,
+        Kind("float64", LAST),
+    ),
+    "vgg16": (Kind("float16", LAST), Kind("float16", FIRST), _TF32),
+    "mobilenet_dw": _BOTH,
+    "convnext": _BOTH,
+    "large_kernel": _BOTH,
+    "conv1d": (Kind("float32", FIRST),),
+    "grouped": _BOTH,
+    "first": _BOTH,
+    "unet3d": (Kind("float32", FIRST), Kind("float16", LAST)),
+    "small_batch": _BOTH,
+    "scientific": (Kind("float64", FIRST), Kind("complex64", FIRST), Kind("complex128", FIRST)),
 }
-"""The suites, in the dtypes and layouts that are predicted: `home` by every entry, the others by auto's."""
+"""The suites, by what they are predicted in: `home` by every entry, the others by auto's."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +76,15 @@ class Case:
     suite: str
     problem: cuconv.ConvProblem
     op: str
-    dtype: str
-    layout: str
+    kind: Kind
     algorithm: str = "auto"
 
     def plan(self, arch: str = ARCH) -> Plan:
-        problem, layout = self.problem, self.layout
+        problem, kind = self.problem, self.kind
         return cuconv.plan(
-            self.op, problem.x_shape(layout), problem.w_shape(layout), self.dtype, **problem.options(),
-            layout=layout, algorithm=self.algorithm, backend="cuda", device=arch,
+            self.op, problem.x_shape(kind.layout), problem.w_shape(kind.layout), kind.dtype,
+            **problem.options(), layout=kind.layout, precision=None if self.op == "bgrad" else kind.precision,
+            algorithm=self.algorithm, backend="cuda", device=arch,
         )  # fmt: skip
 
 
@@ -63,10 +92,10 @@ def cases(names: Iterable[str] = SUITES) -> Iterator[Case]:
     """What is predicted of the suites of these names."""
     for name in names:
         ops = ("fprop", "dgrad", "wgrad", *(["bgrad"] if name == "home" else []))
-        for dtype, layout in SUITES[name]:
-            for problem in suites.read(name).problems:
+        for kind in SUITES[name]:
+            for problem in kind.problems(name):
                 for op in ops:
-                    case = Case(name, problem, op, dtype, layout)
+                    case = Case(name, problem, op, kind)
                     yield case
                     if name == "home":
                         yield from _others(case)
@@ -77,7 +106,7 @@ def _others(case: Case) -> Iterator[Case]:
     chosen = case.plan()
     for entry in TABLES["cuda"][case.op]:
         if entry.name != chosen.algorithm and entry.applies(chosen.request, None) is None:
-            yield Case(case.suite, case.problem, case.op, case.dtype, case.layout, entry.name)
+            yield replace(case, algorithm=entry.name)
 
 
 def name(plan: Plan) -> str:

@@ -9,7 +9,8 @@ from unittest import mock
 import numpy as np
 
 from cuconv import arrays, prepared
-from cuconv.cuda.strides import strides_by_role
+from cuconv.cuda.kernel import VECTOR
+from cuconv.cuda.strides import not_in_vectors, strides_by_role
 from cuconv.plan import READY
 from tests.cases import PUBLIC
 from tests.emulator.runner import run_plan
@@ -30,6 +31,15 @@ def run(op: str, *operands: Any, **options: Any) -> np.ndarray:
         return PUBLIC[op](*operands, **options)
 
 
+def aligned_copy(array: np.ndarray) -> np.ndarray:
+    """A copy in C order that begins at a whole vector, as a GPU's new arrays do."""
+    memory = np.empty(array.nbytes + VECTOR, np.uint8)
+    start = -memory.ctypes.data % VECTOR
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
 @contextmanager
 def emulated(seed: int | None = None):
     """Within it every public function takes NumPy arrays for a GPU's and runs its kernels in the emulator."""
@@ -39,6 +49,9 @@ def emulated(seed: int | None = None):
         return _EmulatedOwner(owner.library, "cuda")
 
     def ready(request, schedule, arrays):
+        for role, never in not_in_vectors(request, schedule.launches, arrays).items():
+            if never or arrays[role].ctypes.data % VECTOR:
+                arrays[role] = aligned_copy(arrays[role])
         where = strides_by_role(request, arrays)
         return lambda _: run_plan(schedule.launches, arrays, where, schedule.workspace_bytes, seed=seed)
 

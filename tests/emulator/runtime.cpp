@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
@@ -525,6 +526,58 @@ void add_product(int m, int n, int k, const double* a, const double* b, double* 
   for (int i = 0; i < m; i++)
     for (int l = 0; l < k; l++)
       for (int j = 0; j < n; j++) c[i * n + j] += a[i * k + l] * b[l * n + j];
+}
+
+// The float next to an exact sum, towards zero.
+static float cut_off(double sum) {
+  float value = sum;
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  bits -= std::abs(double(value)) > std::abs(sum) && std::abs(sum) < 0x1p128;
+  memcpy(&value, &bits, sizeof bits);
+  return value;
+}
+
+static double power_of_two(uint64_t biased_exponent) {
+  const uint64_t bits = biased_exponent << 52;
+  double power;
+  memcpy(&power, &bits, sizeof power);
+  return power;
+}
+
+void add_product(int m, int n, int k, int step, const float* a, const float* b, float* c) {
+  constexpr int width = 8;  // columns at a time, which the compiler makes vectors of
+  constexpr int most = 32;
+  if (n % width || k % step || step > most) ::fail("a product of %d columns, %d of %d at a time", n, step, k);
+  for (int row = 0; row < m; row++)
+    for (int column = 0; column < n; column += width)
+      for (int start = 0; start < k; start += step) {
+        float* own = c + row * n + column;
+        // Products of two floats are exact. The sum is there to be infinite or NaN if a term is.
+        double terms[most + 1][width], largest[width], sum[width];
+        for (int j = 0; j < width; j++) {
+          sum[j] = terms[0][j] = own[j];
+          largest[j] = std::max(std::abs(terms[0][j]), 0x1p-400);
+        }
+        for (int l = 0; l < step; l++)
+          for (int j = 0; j < width; j++) {
+            const double term = double(a[row * k + start + l]) * b[(start + l) * n + column + j];
+            terms[l + 1][j] = term;
+            sum[j] += term;
+            largest[j] = std::max(largest[j], std::abs(term));
+          }
+        double units[width];  // in one
+        for (int j = 0; j < width; j++) {
+          uint64_t bits;
+          memcpy(&bits, &largest[j], sizeof bits);
+          units[j] = power_of_two(2 * 1023 + 24 - (bits >> 52));
+        }
+        unsigned cut[width] = {};  // signed numbers of less than 26 bits each
+        for (int l = 0; l <= step; l++)
+          for (int j = 0; j < width; j++) cut[j] += static_cast<int>(terms[l][j] * units[j]);
+        for (int j = 0; j < width; j++)
+          own[j] = std::isfinite(sum[j]) ? cut_off(static_cast<int>(cut[j]) / units[j]) : static_cast<float>(sum[j]);
+      }
 }
 
 }  // namespace emulator

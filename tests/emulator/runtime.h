@@ -44,7 +44,11 @@ void wait_copies();
 enum Kind { READ, WRITE, COPY };  // COPY: an asynchronous copy's read
 void access(const void* address, unsigned bytes, Kind kind);
 
-// c += a b, of row-major matrices: a is m by k, b is k by n.
+// c += a b, of row-major matrices: a is m by k, b is k by n. In double precision every product and every sum is
+// rounded, in the order of k. In single precision it is as tensor cores do it, `step` of k at a time: the products
+// and c are cut off 24 bits below the first bit of the largest of them, added exactly, and their sum is cut off to
+// a float. Nothing is rounded, so sums err towards zero; infinities and NaN are IEEE's.
 void add_product(int m, int n, int k, const double* a, const double* b, double* c);
+void add_product(int m, int n, int k, int step, const float* a, const float* b, float* c);
 
 }  // namespace emulator

@@ -87,6 +87,28 @@ __device__ void product_tf32(const void* a, const void* b, const void*, void* ou
   store_tile(static_cast<float*>(out), d);
 }
 
+// A sum over `steps` instructions, in the instruction's accumulator or, staged, each from zero and added in float.
+template <int steps, bool staged>
+__device__ void long_sum_tf32(const void* a, const void* b, const void*, void* out, const Params&) {
+  const int group = threadIdx.x >> 2, thread = threadIdx.x % 4;
+  const auto* left = static_cast<const float*>(a) + group * 8 * steps + thread;
+  const auto* right = static_cast<const float*>(b) + group * 8 * steps + thread;
+  float d[4] = {};
+  for (int step = 0; step < steps; step++) {
+    unsigned fragment_a[4], fragment_b[2];
+    for (int i = 0; i < 4; i++) fragment_a[i] = float_to_tf32(left[(i % 2 * 8 * steps + step) * 8 + i / 2 * 4]);
+    for (int i = 0; i < 2; i++) fragment_b[i] = float_to_tf32(right[step * 8 + i * 4]);
+    if constexpr (staged) {
+      float part[4] = {};
+      mma_m16n8k8_tf32(part, fragment_a, fragment_b);
+      for (int i = 0; i < 4; i++) d[i] += part[i];
+    } else {
+      mma_m16n8k8_tf32(d, fragment_a, fragment_b);
+    }
+  }
+  store_tile(static_cast<float*>(out), d);
+}
+
 template <int = 0>
 __device__ void product_f64(const void* a, const void* b, const void*, void* out, const Params&) {
   const int group = threadIdx.x >> 2, thread = threadIdx.x % 4;

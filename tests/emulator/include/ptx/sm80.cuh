@@ -1,8 +1,8 @@
 // The emulated twin of cuda_src/ptx/sm80.cuh.
 //
 // A copy's source is read when it is issued, so that a fault names the right line, but its bytes arrive only
-// when they are waited for. A product is summed in double precision and rounded once, which is at least as
-// exact as any hardware: tests of kernels that use it must not expect the same bits of both.
+// when they are waited for. A product of floats is done in two steps, half of k each, as sm_80 does it; later
+// architectures do it in one and keep a bit more, so tests of kernels must not expect the same bits of both.
 #pragma once
 #include <ptx/base.cuh>
 
@@ -77,7 +77,7 @@ __device__ inline void emulator_mma(float (&d)[4], const unsigned (&a)[4], const
   } fragments = {d, a, b};
   emulator::gather(~0u, site, &fragments, [](unsigned, void* const* operands) {
     constexpr int depth = 8 * per_word;
-    double left[16][depth], right[depth][8], sum[16][8];
+    float left[16][depth], right[depth][8], sum[16][8];
     for (int lane = 0; lane < 32; lane++) {
       const Fragments& own = *static_cast<Fragments*>(operands[lane]);
       const int g = lane / 4, t = lane % 4;
@@ -88,7 +88,7 @@ __device__ inline void emulator_mma(float (&d)[4], const unsigned (&a)[4], const
       }
       for (int i = 0; i < 4; i++) sum[g + 8 * (i / 2)][2 * t + i % 2] = own.d[i];
     }
-    emulator::add_product(16, 8, depth, left[0], right[0], sum[0]);
+    emulator::add_product(16, 8, depth, depth / 2, left[0], right[0], sum[0]);
     for (int lane = 0; lane < 32; lane++)
       for (int i = 0; i < 4; i++)
         static_cast<Fragments*>(operands[lane])->d[i] = sum[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2];

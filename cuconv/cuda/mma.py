@@ -1,0 +1,310 @@
+"""`mma`: implicit GEMM on tensor cores. See cuda_src/mma.cuh."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+
+from ..dtypes import DTYPES
+from ..problem import ConvProblem, Request
+from .cost import LAUNCH, Threads, seconds
+from .device import Device
+from .geometry import digits
+from .kernel import VECTOR, Kernel, Launch
+from .schedule import (
+    LIMIT,
+    OPERANDS,
+    Draft,
+    beyond_32_bits,
+    per,
+    pixels,
+    reduce_seconds,
+    split_sum,
+    zero_padded,
+)
+from .transform import channels_last, channels_last_seconds
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A block's tile of the product, the depth of a slice, a warp's part of the tile, how many slices are in
+    shared memory, whether only problems of one or two axes may take it, and the number of blocks that a
+    multiprocessor shall have registers for.
+
+    By the cost model a multiprocessor of an H200 does a slice in `clocks` where it has blocks enough, and a
+    block alone in `latency`.
+    """
+
+    bm: int
+    bn: int
+    bk: int
+    wm: int
+    wn: int
+    stages: int
+    planar: bool
+    residents: int
+    clocks: int
+    latency: int
+
+    @property
+    def threads(self) -> int:
+        return 32 * (self.bm // self.wm) * (self.bn // self.wn)
+
+    @property
+    def newest(self) -> int | None:
+        """The last compute capability, times ten, for which the compiler has registers enough."""
+        return 90 if self.wm * self.wn > 2048 else None
+
+
+@dataclass(frozen=True)
+class Product:
+    """What tensor cores multiply: its name in mma.cuh, the one in `Device.tensor`, gemm_k of an instruction,
+    and by op the tiles to choose from.
+    """
+
+    name: str
+    unit: str
+    k: int
+    tiles: dict[str, tuple[Tile, ...]]
+
+
+def _of_all_ops(*tiles: Tile) -> dict[str, tuple[Tile, ...]]:
+    return dict.fromkeys(("fprop", "dgrad", "wgrad"), tiles)
+
+
+_HALF = _of_all_ops(
+    Tile(128, 128, 32, 64, 64, 4, True, 2, 470, 560),
+    Tile(128, 128, 32, 64, 64, 4, False, 2, 480, 590),
+    Tile(128, 64, 32, 64, 32, 4, False, 2, 345, 450),
+    Tile(64, 64, 32, 32, 32, 4, False, 3, 245, 300),
+)
+_TF32 = _of_all_ops(
+    Tile(128, 128, 16, 64, 64, 4, True, 2, 500, 860),
+    Tile(128, 64, 16, 64, 32, 4, False, 2, 360, 600),
+    Tile(64, 64, 16, 32, 32, 4, False, 3, 255, 400),
+)
+_TF32["dgrad"] = _TF32["dgrad"][1:]  # for which the first one has too few registers
+_FLOAT64 = _of_all_ops(Tile(64, 64, 16, 32, 32, 3, False, 2, 512, 460))
+
+PRODUCTS = {
+    ("float16", None): Product("Float16Product", "half", 16, _HALF),
+    ("bfloat16", None): Product("Bfloat16Product", "half", 16, _HALF),
+    ("float32", "tf32"): Product("Tf32Product", "tf32", 8, _TF32),
+    ("float64", None): Product("Float64Product", "double", 16, _FLOAT64),
+}
+"""By dtype and precision."""
+
+LEAST = 16
+"""Channels and filters that a group needs to be worth a tile, where there is more than one."""
+
+_MULTIPROCESSORS, _CLOCK, _BANDWIDTH, _CACHE = 132, 1.83e9, 3.5e12, 40 << 20
+"""Those of an H200, for which schedules are made."""
+
+_ROUNDS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
+"""How many rounds of blocks, one for each multiprocessor, parts of a sum may fill."""
+
+_FILL = 6
+"""Slices that a block's beginning and end take as long as."""
+
+
+def build(draft: Draft) -> list[Launch]:
+    request, op = draft.request, draft.request.op
+    launches = [channels_last(draft, slot) for slot in _transformed(request, draft.problem)]
+    tile, splits, chunk = choice(draft.problem, request)
+    tile = _on(draft.device, request, tile)
+    item = DTYPES[request.dtype].itemsize
+    items = math.prod(_result(draft.problem, op))
+    blocks = _blocks(draft.problem, op, tile, item)
+    kernel = _kernel(op, _product(request), tile)
+    fields = {"items": items, "digit": digits(_block_digits(draft.problem, op, tile, item))}
+    return launches + split_sum(
+        draft, kernel, blocks, fields, (splits, chunk),
+        channels_last=True, shared_bytes=_shared_bytes(op, tile, item), vectors=True,
+    )  # fmt: skip
+
+
+def applies(request: Request, device: Device | None) -> str | None:
+    problem = zero_padded(request)
+    product = PRODUCTS.get((request.dtype, request.precision))
+    if product is None:
+        precision = "" if request.dtype != "float32" else " with a precision other than 'tf32'"
+        return f"tensor cores do not multiply {request.dtype}{precision}"
+    if device is not None and product.unit not in device.tensor:
+        return f"{device.arch} has no tensor cores for it"
+    if problem.groups > 1 and min(problem.c, problem.k) < LEAST * problem.groups:
+        return f"its groups have fewer than {LEAST} channels or filters"
+    if reason := beyond_32_bits(request):
+        return reason
+    item = DTYPES[request.dtype].itemsize
+    vector, channels = VECTOR // item, max(problem.c, problem.k) // problem.groups
+    if math.prod(problem.filter) * per(channels, vector) * vector >= LIMIT:
+        return "the channels of a filter, times its taps, are 2^30 or more"
+    tile, splits, _ = choice(problem, request)
+    tile = _on(device, request, tile)
+    if splits * _blocks(problem, request.op, tile, item) >= 2**31:
+        return "it would take 2^31 blocks or more"
+    return None
+
+
+def estimate(request: Request, device: Device | None) -> float:
+    assert device is not None
+    problem, op = zero_padded(request), request.op
+    product, item = _product(request), DTYPES[request.dtype].itemsize
+    tile, splits, chunk = choice(problem, request)
+    tile = _on(device, request, tile)
+    if op == "dgrad":  # of whose residues most have fewer taps than the first
+        chunk = math.ceil(problem.gemm(op)[2] / math.prod(problem.stride) / splits)
+    slices = per(chunk, tile.bk)
+    fragments, steps = tile.wm // 16 * (tile.wn // 8), tile.bk // product.k
+    # Of a residue pixels are no neighbours in memory: results are stored one by one if these are fastest.
+    apart = (
+        0 if op != "dgrad" or max(problem.stride) == 1 else 240 if request.layout == "channels_first" else 40
+    )
+    threads = Threads(
+        splits * _blocks(problem, op, tile, item), tile.threads, tile.residents,
+        instructions=slices * (fragments * (steps + 4) + 110) + 2200 + apart * fragments,
+        products=slices * fragments * (steps + 4),
+        waits=4,
+        lines=slices * (tile.wm + tile.wn) * tile.bk * item / 128 * 2 + 300,
+        tensor=2 * slices * tile.bm * tile.bn * tile.bk,
+        unit=product.unit,
+    )  # fmt: skip
+    before = sum(channels_last_seconds(request, device, slot) for slot in _transformed(request, problem))
+    return before + seconds(request, device, threads, request.bytes) + reduce_seconds(request, device, splits)
+
+
+def kernels(dtype: str) -> Iterator[Kernel]:
+    """Every instance for a dtype."""
+    for (of, _), product in PRODUCTS.items():
+        if of == dtype:
+            yield from (_kernel(op, product, tile) for op, tiles in product.tiles.items() for tile in tiles)
+
+
+def choice(problem: ConvProblem, request: Request) -> tuple[Tile, int, int]:
+    """The tile, and into how many parts of what depth gemm_k is cut: what is done first on an H200."""
+    return min(
+        (
+            (tile, splits, chunk)
+            for tile in _product(request).tiles[request.op]
+            if not tile.planar or planar(problem)
+            for splits, chunk in _cuts(problem, request.op, tile, DTYPES[request.dtype].itemsize)
+        ),
+        key=lambda made: _clocks(problem, request, *made),
+    )
+
+
+def _on(device: Device | None, request: Request, tile: Tile) -> Tile:
+    """The tile, or on a device that it is not for the next one that is, which sums in the same order."""
+    tiles = _product(request).tiles[request.op]
+    fit = [
+        each
+        for each in tiles[tiles.index(tile) :]
+        if device is None or each.newest is None or int(device.arch[3:]) <= each.newest
+    ]
+    return fit[0]
+
+
+def _cuts(problem: ConvProblem, op: str, tile: Tile, item: int) -> Iterator[tuple[int, int]]:
+    """The parts to choose from: as many as fill whole rounds of blocks, none shorter than the ring."""
+    depth, blocks = gemm_k(problem, op, item), max(_blocks(problem, op, tile, item), 1)
+    slices = max(per(depth, tile.bk), 1)
+    least = per(depth, LIMIT // tile.bk * tile.bk)
+    found = {max(1, min(_MULTIPROCESSORS * rounds // blocks, slices // tile.stages)) for rounds in _ROUNDS}
+    for splits in sorted({1, *found}):
+        chunk = per(slices, max(splits, least)) * tile.bk
+        yield max(per(depth, chunk), 1), chunk
+
+
+def _clocks(problem: ConvProblem, request: Request, tile: Tile, splits: int, chunk: int) -> float:
+    """Of an H200, for the products and for adding up the parts."""
+    item = DTYPES[request.dtype].itemsize
+    blocks, slices = splits * _blocks(problem, request.op, tile, item), per(chunk, tile.bk)
+    at_once = _MULTIPROCESSORS * tile.residents
+    crowded = per(blocks, _MULTIPROCESSORS) * tile.clocks
+    products = (slices + _FILL) * max(crowded, per(blocks, at_once) * tile.latency)
+    # What blocks at work read is read again from DRAM as far as it does not fit the second-level cache.
+    inputs = sum(math.prod(request.shape(role)) for role in OPERANDS[request.op][:2] if role) * item  # bytes
+    again = max(blocks * slices * (tile.bm + tile.bn) * tile.bk * item - inputs, 0)
+    missed = max(0.0, 1 - _CACHE / max(inputs * min(at_once / max(blocks, 1), 1), 1))
+    work = max(products, _CLOCK * (inputs + again * missed) / _BANDWIDTH)
+    if splits == 1:
+        return work
+    size = (2 * splits + 1) * math.prod(_result(problem, request.op)) * max(item, 4)
+    return work + _CLOCK * (LAUNCH + size / _BANDWIDTH)
+
+
+def _product(request: Request) -> Product:
+    return PRODUCTS[request.dtype, request.precision]
+
+
+def _kernel(op: str, product: Product, tile: Tile) -> Kernel:
+    arguments = (product.name, *astuple(tile)[:6], str(tile.planar).lower())
+    return Kernel("mma.cuh", f"conv_{op}_mma", arguments, tile.threads, tile.residents, tile.newest)
+
+
+def _shared_bytes(op: str, tile: Tile, item: int) -> int:
+    """The struct `Shared`; the ring of slices and the tables of columns, or afterwards the tile of sums."""
+    slices = 0
+    for rows, k_major in ((tile.bm, op != "wgrad"), (tile.bn, op == "fprop")):
+        lines, length = (rows, tile.bk) if k_major else (tile.bk, rows)
+        padded = item == 8 or (item == 4 and not k_major)  # which are read element by element
+        slices += lines * (length * item + (32 if padded else 0))
+    sums = max(tile.bm * (tile.bn + 8), tile.bn * (tile.bm + 4)) * max(item, 4)
+    columns = 32 * tile.threads * (2 if op == "dgrad" else 1)  # of which dgrad's matrices have their own
+    shared = 8 * (tile.bm + tile.bn) + 32 * max(tile.bm, tile.bn) + 20
+    return per(shared, 128) * 128 + max(tile.stages * slices + columns, sums)
+
+
+def planar(problem: ConvProblem) -> bool:
+    """Whether the first axis has one cell in every array, always the same one."""
+    return problem.input[0] == problem.filter[0] == 1 and not any(problem.padding[0])
+
+
+def _result(problem: ConvProblem, op: str) -> tuple[int, ...]:
+    return {"fprop": problem.y_shape, "dgrad": problem.x_shape, "wgrad": problem.w_shape}[op]()
+
+
+def _transformed(request: Request, problem: ConvProblem) -> list[str]:
+    """The slots of the inputs that are not in vectors of channels as they are."""
+    vector = VECTOR // DTYPES[request.dtype].itemsize
+    channels = {"x": problem.c, "w": problem.c, "dy": problem.k}
+    roles = zip("ab", OPERANDS[request.op], strict=False)
+    return [
+        slot
+        for slot, role in roles
+        if role and (request.layout == "channels_first" or channels[role] // problem.groups % vector)
+    ]
+
+
+def gemm_k(problem: ConvProblem, op: str, item: int) -> int:
+    """gemm_k, channels rounded up to whole vectors; of the residue of the stride that has most."""
+    vector = VECTOR // item
+    if op == "wgrad":
+        return problem.n * math.prod(problem.output)
+    channels = (problem.k if op == "dgrad" else problem.c) // problem.groups
+    taps = problem.filter
+    if op == "dgrad":
+        taps = tuple(
+            per(r, s // math.gcd(s, d))
+            for r, s, d in zip(problem.filter, problem.stride, problem.dilation, strict=True)
+        )
+    return math.prod(taps) * per(channels, vector) * vector
+
+
+def _block_digits(problem: ConvProblem, op: str, tile: Tile, item: int) -> tuple[int, ...]:
+    """What blocks of one part of gemm_k are numbered by, the fastest first: tiles, residues, groups."""
+    groups, c, k = problem.groups, problem.c // problem.groups, problem.k // problem.groups
+    if op == "wgrad":
+        vector = VECTOR // item
+        columns = math.prod(problem.filter) * per(c, vector) * vector
+        return per(columns, tile.bn), per(k, tile.bm), groups
+    tiles_m = per(problem.n * math.prod(pixels(problem, op)), tile.bm)
+    if op == "fprop":
+        return per(k, tile.bn), tiles_m, groups
+    return per(c, tile.bn), tiles_m, *reversed(problem.stride), groups
+
+
+def _blocks(problem: ConvProblem, op: str, tile: Tile, item: int) -> int:
+    """Of one part of gemm_k."""
+    return math.prod(_block_digits(problem, op, tile, item))

@@ -1,0 +1,404 @@
+// The matrices of implicit GEMM: where their elements are, for kernels that multiply tile by tile.
+//
+//   op     gemm_m, rows of A                      gemm_n, rows of B  gemm_k, columns of both
+//   fprop  N Z P Q: cells of x                    K / groups: w      (T R S) C/groups
+//   dgrad  N D H W of one residue: cells of dy    C / groups: w      (contributing T R S) K/groups
+//   wgrad  K / groups: dy                         (T R S) C/groups: cells of x     N Z P Q
+//
+// The struct of an op has, for one block's tile, what a thread needs to bring its share: a row of either matrix is made
+// once, a column from a counter of gemm_k, and an element's place is the sum of what both contribute. Counting on takes
+// additions only: the step is taken apart into digits once, and digits carry. Cells in the padding, rows and columns that
+// do not exist are not `there`; their place must not be read, and counts as zero. Nothing branches.
+//
+// gemm_k may be cut into parts of `chunk`, of which a block does one. LANES says which digits run fastest: channels
+// (channels-last arrays), where VECTOR neighbouring ones are brought at once and each tap counts its channels rounded up
+// to whole vectors; or taps and pixels (channels-first ones). Both are right for all strides, vectors apart. PLANAR is for
+// problems whose first axis has one cell in every array: of two axes, or one. It takes fewer registers.
+//
+// Preconditions: coordinates on every axis, padding included, and gemm_k, but for wgrad's pixels, fit 31 bits.
+// Offsets of elements have 64.
+#pragma once
+#include "indexing.cuh"
+#include "numerics.cuh"
+
+enum Lanes { PIXEL_LANES, CHANNEL_LANES };
+
+// -- counting ---------------------------------------------------------------------------------------
+
+// A place in gemm_k, or a pixel: digits, the fastest first, and how many are left from here on.
+struct Counter {
+  int digit[4], left;
+};
+
+// What digits count to, the last one apart, and the digits of the step from one place to the next.
+struct Radices {
+  int extent[3], step[4], by;
+
+  __device__ Radices(const int (&extents)[3], const Counter& steps, int by)
+      : extent{extents[0], extents[1], extents[2]},
+        step{steps.digit[0], steps.digit[1], steps.digit[2], steps.digit[3]},
+        by(by) {}
+  // By division. Of nothing there is no number, and no division by zero either.
+  __device__ Radices(int first, int second, int third, int by)
+      : extent{max(first, 1), max(second, 1), max(third, 1)}, by(by) {
+    const Counter steps = after({}, by);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) step[i] = steps.digit[i];
+  }
+  // The counter so much further, by division.
+  __device__ Counter after(const Counter& from, unsigned further) const {
+    Counter to{{}, from.left - int(further)};
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+      further += from.digit[i];
+      to.digit[i] = further % unsigned(extent[i]);
+      further /= unsigned(extent[i]);
+    }
+    to.digit[3] = from.digit[3] + int(further);
+    return to;
+  }
+  // One step further.
+  __device__ void advance(Counter& at) const {
+    int carry = 0;
+#pragma unroll
+    for (int i = 0; i < 3; ++i) {
+      const int digit = at.digit[i] + step[i] + carry;
+      carry = digit >= extent[i];
+      at.digit[i] = carry ? digit - extent[i] : digit;
+    }
+    at.digit[3] += step[3] + carry;
+    at.left -= by;
+  }
+};
+
+// The digits of a pixel's number, which may have any size, `left` of them being left.
+template <bool PLANAR>
+__device__ inline Counter pixel_at(const Params& p, Index number, int left) {
+  Counter at{{}, left};
+#pragma unroll
+  for (int i = 0; i < (PLANAR ? 2 : 3); ++i) {
+    const Index rest = divide(number, p.pixel[i]);
+    at.digit[i] = int(number - rest * p.pixel[i].divisor);
+    number = rest;
+  }
+  at.digit[3] = int(number);
+  return at;
+}
+
+// How pixels are counted.
+template <bool PLANAR>
+__device__ inline Radices pixel_radices(const Params& p, int by) {
+  const int extents[3] = {int(p.pixel[0].divisor), int(p.pixel[1].divisor), PLANAR ? 1 : int(p.pixel[2].divisor)};
+  return {extents, pixel_at<PLANAR>(p, by, 0), by};
+}
+
+// A tap of one channel.
+struct Tap {
+  int c, t, r, s;
+};
+
+template <Lanes LANES>
+__device__ inline Tap tap_of(const Counter& at) {
+  const int* digit = at.digit;
+  return LANES == CHANNEL_LANES ? Tap{digit[0], digit[3], digit[2], digit[1]}
+                                : Tap{digit[3], digit[2], digit[1], digit[0]};
+}
+
+template <Lanes LANES>
+__device__ inline Radices tap_radices(const GatherAxis (&axis)[3], int channels, int by) {
+  return LANES == CHANNEL_LANES ? Radices{channels, axis[2].taps, axis[1].taps, by}
+                                : Radices{axis[2].taps, axis[1].taps, axis[0].taps, by};
+}
+
+__device__ inline int round_up(int extent, int multiple) { return (extent + multiple - 1) / multiple * multiple; }
+
+// -- places -----------------------------------------------------------------------------------------
+
+// Where an element is, if it is there.
+template <typename T>
+struct Place {
+  const T* at;
+  bool there;
+
+  __device__ Place(const T* data, Index row, Index column, bool there)
+      : at(reinterpret_cast<const T*>(reinterpret_cast<const char*>(data) + row + column)), there(there) {}
+};
+
+// What a row or a column contributes to the place of a cell: coordinates, and the offset in bytes that they make.
+struct Site {
+  int d, h, w;
+  Index offset;
+};
+
+// Far enough out that the sum with any other site is outside: that of what does not exist.
+constexpr int NOWHERE = -(1 << 30);
+
+// What a column, or a row of cells, contributes to places, as it lies in shared memory: what cells take of it is
+// read at once, and the first axis.
+struct Entry {
+  Pack<unsigned, 4> site;  // the offset, and two coordinates
+  int d, there;
+  Index plain;
+
+  __device__ static Entry of(const Site& site, bool there, Index plain) {
+    return {{unsigned(site.offset), unsigned(site.offset >> 32), unsigned(site.h), unsigned(site.w)},
+            site.d,
+            there,
+            plain};
+  }
+  template <typename Column>
+  __device__ static Entry of(const Column& column) {
+    return of(column.cell, column.there, column.plain);
+  }
+  __device__ Site cell() const {
+    const Pack<unsigned, 4> four = site;
+    const auto offset = static_cast<unsigned long long>(four.value[1]) << 32 | four.value[0];
+    return {d, int(four.value[2]), int(four.value[3]), Index(offset)};
+  }
+};
+
+// What a row contributes to the place of an element that is no cell, in bytes.
+struct PlainRow {
+  Index offset;
+  bool there;
+};
+
+// Cells of x, or of dy in dgrad, where pixels and taps meet. Vectors have their channels side by side.
+template <typename T, int VECTOR, bool PLANAR>
+struct Source {
+  static constexpr Index BYTES = sizeof(T);
+  const T* data;
+  const GatherAxis (&axis)[3];
+  const Index (&stride)[5];
+
+  __device__ Site pixel(const Counter& at) const {
+    const int d = PLANAR ? 0 : axis[0].source(at.digit[2], 0), h = axis[1].source(at.digit[1], 0), w = axis[2].source(at.digit[0], 0);
+    return {d, h, w, BYTES * (at.digit[3] * stride[0] + d * stride[2] + h * stride[3] + w * stride[4])};
+  }
+  __device__ Site tap(const Tap& at) const {
+    // Of taps past the last one coordinates may wrap around.
+    const int d = PLANAR ? 0 : int(unsigned(at.t) * axis[0].delta), h = unsigned(at.r) * axis[1].delta;
+    const int w = unsigned(at.s) * axis[2].delta;
+    return {d, h, w, BYTES * ((VECTOR > 1 ? at.c : at.c * stride[1]) + d * stride[2] + h * stride[3] + w * stride[4])};
+  }
+  __device__ Place<T> operator()(const Site& pixel, const Site& tap) const {
+    const bool inside = (PLANAR | (unsigned(pixel.d) + tap.d < unsigned(axis[0].sources))) &
+                        (unsigned(pixel.h) + tap.h < unsigned(axis[1].sources)) &
+                        (unsigned(pixel.w) + tap.w < unsigned(axis[2].sources));
+    return {data, pixel.offset, tap.offset, inside};
+  }
+};
+
+// -- fprop, and one residue of dgrad ----------------------------------------------------------------
+
+// Pixels by channels of the result. The source has `channels` per group, the result `results`.
+template <typename T, Lanes LANES, int VECTOR, bool PLANAR>
+struct PixelsByChannels {
+  static constexpr Index BYTES = sizeof(T);
+  struct Column {
+    Site cell;
+    Index plain;  // of a filter's element
+    bool there;
+  };
+  using RowA = Site;
+  using RowB = PlainRow;
+  static constexpr bool CELLS_ARE_A = true;
+
+  const Params& p;
+  const GatherAxis (&axis)[3];
+  int channels, padded, depth;  // of this part of gemm_k
+  Radices taps;
+  Source<T, VECTOR, PLANAR> source;
+  const T* filters;
+  Index filter_stride, channel_stride;  // of w, between the result's and the source's channels
+  Counter first_tap;
+  Index first_row;
+  int rows, columns;  // of the tile, that exist, but for those at the ends of smaller residues
+  Index channel;      // of the tile's first column, in the result
+
+  __device__ PixelsByChannels(const Params& p, const GatherAxis (&axis)[3], const void* a, const void* b, int channels,
+                              int results, Index filter_stride, Index channel_stride, Index group, Index part,
+                              Index first_row, int first_column, int bm, int bn, int bk)
+      : p(p),
+        axis(axis),
+        channels(channels),
+        padded(round_up(channels, VECTOR)),
+        depth(axis[0].taps * axis[1].taps * axis[2].taps * padded),
+        taps(tap_radices<LANES>(axis, padded, bk)),
+        source{static_cast<const T*>(a) + group * padded * p.a[1], axis, p.a},
+        filters(static_cast<const T*>(b) + p.b_start + group * p.filters * p.b[0] + first_column * filter_stride +
+                axis[0].tap_first * p.b[2] + axis[1].tap_first * p.b[3] + axis[2].tap_first * p.b[4]),
+        filter_stride(filter_stride),
+        channel_stride(channel_stride),
+        first_row(first_row),
+        rows(int(min_index(p.batch * p.pixel[0].divisor * p.pixel[1].divisor * p.pixel[2].divisor - first_row, bm))),
+        columns(int(min_index(results - first_column, bn))),
+        channel(group * results + first_column) {
+    const int begin = int(part * p.chunk);
+    depth = int(min_index(depth - begin, p.chunk));
+    first_tap = taps.after({{}, depth + begin}, begin);
+  }
+
+  __device__ Counter counter(int k) const { return counter(first_tap, k); }
+  __device__ Counter counter(const Counter& from, int k) const { return taps.after(from, k); }
+  __device__ void advance(Counter& at) const { taps.advance(at); }
+  __device__ Column column(const Counter& at) const {
+    const Tap tap = tap_of<LANES>(at);
+    Column column{source.tap(tap),
+                  BYTES * (tap.c * channel_stride + (PLANAR ? 0 : tap.t * axis[0].tap_step * p.b[2]) +
+                           tap.r * axis[1].tap_step * p.b[3] + tap.s * axis[2].tap_step * p.b[4]),
+                  at.left > 0 && tap.c < channels};
+    if (!column.there) column.cell.h = NOWHERE;
+    return column;
+  }
+  template <int COUNT>
+  __device__ void rows_a(RowA (&row)[COUNT], int first, int step) const {
+    const Radices pixels = pixel_radices<PLANAR>(p, step);
+    Counter at = pixel_at<PLANAR>(p, first_row + first, rows - first);
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+      row[i] = source.pixel(at);
+      if (!exists(at)) row[i].h = NOWHERE;
+      pixels.advance(at);
+    }
+  }
+  template <int COUNT>
+  __device__ void rows_b(RowB (&row)[COUNT], int first, int step) const {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) row[i] = {BYTES * ((first + i * step) * filter_stride), first + i * step < columns};
+  }
+  __device__ Place<T> a(const RowA& row, const Column& column) const { return source(row, column.cell); }
+  __device__ Place<T> b(const RowB& row, const Column& column) const {
+    return {filters, row.offset, column.plain, bool(row.there & column.there)};
+  }
+
+  __device__ bool exists(const Counter& at) const {
+    return at.left > 0 && at.digit[0] < axis[2].outputs && at.digit[1] < axis[1].outputs &&
+           (PLANAR || at.digit[2] < axis[0].outputs);
+  }
+
+  // Where the result's elements are: at row_place(i) + column_place(j), of the result or of this part of it.
+  __device__ Index row_place(int i) const {
+    const Counter at = pixel_at<PLANAR>(p, first_row + i, rows - i);
+    if (!exists(at)) return NONE;
+    return p.out_start + at.digit[3] * p.out[0] + axis[0].cell(at.digit[2]) * p.out[2] +
+           axis[1].cell(at.digit[1]) * p.out[3] + axis[2].cell(at.digit[0]) * p.out[4];
+  }
+  __device__ Index column_place(int j) const { return j < columns ? (channel + j) * p.out[1] : NONE; }
+  // Whether rows, or columns, of which the last is as far from the first as neighbours would be, are neighbours.
+  __device__ bool neighbours(bool rows) const {
+    Index pixels = 1;
+    bool dense = true;
+#pragma unroll
+    for (int i = 2; i >= 0; --i) {
+      dense = dense && (axis[i].outputs == 1 || p.out[2 + i] == pixels);
+      pixels *= axis[i].outputs;
+    }
+    return dense || !rows;
+  }
+  // Whether they are whole packs from those of all other lines.
+  __device__ bool whole_packs(bool rows, int pack) const {
+    return (rows ? p.out[1] : p.out_start | p.out[0] | p.out[2] | p.out[3] | p.out[4]) % pack == 0;
+  }
+};
+
+// -- wgrad ------------------------------------------------------------------------------------------
+
+// Filters by taps, summed over pixels.
+template <typename T, Lanes LANES, int VECTOR, bool PLANAR>
+struct FiltersByTaps {
+  static constexpr Index BYTES = sizeof(T);
+  struct Column {
+    Site cell;
+    Index plain;  // of an element of dy
+    bool there;
+  };
+  using RowA = PlainRow;
+  using RowB = Site;
+  static constexpr bool CELLS_ARE_A = false;
+
+  const Params& p;
+  const GatherAxis (&axis)[3];
+  int channels, padded, depth;
+  Radices pixels;
+  Index begin;  // of this part of gemm_k
+  Source<T, VECTOR, PLANAR> source;
+  const T* grads;
+  int rows, columns, first_column;
+  Index filter;  // of the tile's first row, in the result
+
+  __device__ FiltersByTaps(const Params& p, const GatherAxis (&axis)[3], const void* a, const void* b, Index group,
+                           Index part, int first_row, int first_column, int bm, int bn, int bk)
+      : p(p),
+        axis(axis),
+        channels(int(p.channels)),
+        padded(round_up(channels, VECTOR)),
+        depth(int(min_index(p.batch * axis[0].outputs * axis[1].outputs * axis[2].outputs - part * p.chunk, p.chunk))),
+        pixels(pixel_radices<PLANAR>(p, bk)),
+        begin(part * p.chunk),
+        source{static_cast<const T*>(a) + group * padded * p.a[1], axis, p.a},
+        grads(static_cast<const T*>(b) + p.b_start + (group * round_up(int(p.filters), VECTOR) + first_row) * p.b[1]),
+        rows(int(min_index(p.filters - first_row, bm))),
+        columns(axis[0].taps * axis[1].taps * axis[2].taps * padded),
+        first_column(first_column),
+        filter(group * p.filters + first_row) {}
+
+  __device__ Counter counter(int k) const { return pixel_at<PLANAR>(p, begin + k, depth - k); }
+  __device__ Counter counter(const Counter& from, int k) const { return pixels.after(from, k); }
+  __device__ void advance(Counter& at) const { pixels.advance(at); }
+  __device__ Column column(const Counter& at) const {
+    Column column{source.pixel(at),
+                  BYTES * (at.digit[3] * p.b[0] + (PLANAR ? 0 : at.digit[2] * p.b[2]) + at.digit[1] * p.b[3] + at.digit[0] * p.b[4]),
+                  at.left > 0};
+    if (!column.there) column.cell.h = NOWHERE;
+    return column;
+  }
+  template <int COUNT>
+  __device__ void rows_a(RowA (&row)[COUNT], int first, int step) const {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) row[i] = {BYTES * ((first + i * step) * p.b[1]), first + i * step < rows};
+  }
+  template <int COUNT>
+  __device__ void rows_b(RowB (&row)[COUNT], int first, int step) const {
+    const Radices taps = tap_radices<LANES>(axis, padded, step);
+    Counter at = taps.after({{}, columns}, first_column + first);
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+      row[i] = source.tap(tap_of<LANES>(at));
+      if (at.left <= 0) row[i].h = NOWHERE;
+      taps.advance(at);
+    }
+  }
+  __device__ Place<T> a(const RowA& row, const Column& column) const {
+    return {grads, row.offset, column.plain, bool(row.there & column.there)};
+  }
+  __device__ Place<T> b(const RowB& row, const Column& column) const { return source(column.cell, row); }
+
+  __device__ Index row_place(int i) const { return i < rows ? p.out_start + (filter + i) * p.out[0] : NONE; }
+  __device__ Index column_place(int j) const {
+    const Tap tap = tap_of<LANES>(tap_radices<LANES>(axis, padded, 0).after({{}, columns}, first_column + j));
+    if (first_column + j >= columns || tap.c >= channels) return NONE;
+    return tap.c * p.out[1] + tap.t * p.out[2] + tap.r * p.out[3] + tap.s * p.out[4];
+  }
+  __device__ bool neighbours(bool) const { return true; }
+  __device__ bool whole_packs(bool, int pack) const { return (p.out_start | p.out[0]) % pack == 0; }
+};
+
+// -- a thread's share -------------------------------------------------------------------------------
+
+// Which rows and which column of a slice, ROWS x BK elements, a thread brings, VECTOR at once. Neighbouring threads
+// run along gemm_k if K_MAJOR, and along the rows otherwise; each has one column, or VECTOR of them, and COUNT rows.
+template <int ROWS, int BK, int VECTOR, int THREADS, bool K_MAJOR>
+struct Share {
+  static constexpr int ACROSS = K_MAJOR ? THREADS * VECTOR / BK : THREADS / BK;
+  static constexpr int STEP = K_MAJOR ? ACROSS : ACROSS * VECTOR, COUNT = ROWS / STEP;
+  static_assert(THREADS % ACROSS == 0 && ROWS % STEP == 0, "all threads bring as much");
+
+  __device__ static int row() { return K_MAJOR ? threadIdx.x / (BK / VECTOR) : threadIdx.x % ACROSS * VECTOR; }
+  __device__ static int column() {
+    if (K_MAJOR) return threadIdx.x % (BK / VECTOR) * VECTOR;
+    // Where eight threads have two columns, these are four apart, which swizzled shared memory tells apart.
+    const int column = threadIdx.x / ACROSS;
+    return ACROSS == 4 ? column / 8 * 8 + column % 2 * 4 + column % 8 / 2 : column;
+  }
+};

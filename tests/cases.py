@@ -16,6 +16,7 @@ import cuconv
 from cuconv import dtypes, processor
 from cuconv.cpu import blocking, blockwise, col2im
 from cuconv.cuda import mma, schedule, simt
+from cuconv.cuda.kernel import VECTOR
 from cuconv.plan import TABLES, device_of, forget
 from cuconv.problem import ACTIVATIONS, PADDING_MODES
 
@@ -260,10 +261,12 @@ def in_parts(problem, request, number, parts=3):
     tiles = [
         tile
         for tile in mma.PRODUCTS[request.dtype, request.precision].tiles[request.op]
-        if mma.planar(problem) or not tile.planar
+        if schedule.planar(problem) or not tile.planar
     ]
     tile = tiles[max(number, -len(tiles))]
-    slices = schedule.per(mma.gemm_k(problem, request.op, DTYPES[request.dtype].itemsize), tile.bk)
+    slices = schedule.per(
+        schedule.gemm_k(problem, request.op, VECTOR // DTYPES[request.dtype].itemsize), tile.bk
+    )
     chunk = max(schedule.per(slices, parts), 1) * tile.bk
     return tile, max(schedule.per(slices * tile.bk, chunk), 1), chunk
 

@@ -13,6 +13,7 @@ from benchmarks import suites
 from cuconv.cuda import mma, schedule
 from cuconv.cuda.algorithms import TABLE
 from cuconv.cuda.device import DEFAULT, DEVICES, device
+from cuconv.cuda.kernel import VECTOR
 from cuconv.cuda.strides import not_in_vectors
 from cuconv.plan import INPUTS, RESULT, forget, make_plan
 from cuconv.problem import LAYOUTS, Request
@@ -98,17 +99,18 @@ def test_every_tile_in_one_part_and_in_several(dtype, number):
 
 def test_a_tile_of_plane_problems_is_for_those_whose_first_axis_has_one_cell():
     planar = {
-        line: mma.planar(cuconv.ConvProblem.parse(line).volumetric) for line in (*SEVERAL.values(), VOLUME)
+        line: schedule.planar(cuconv.ConvProblem.parse(line).volumetric)
+        for line in (*SEVERAL.values(), VOLUME)
     }
     assert planar == dict.fromkeys(SEVERAL.values(), True) | {VOLUME: False}
-    assert mma.planar(cuconv.ConvProblem.parse("n1c8d1h5w6 k8t1r2s3 sd2sh1sw1 p0"))
+    assert schedule.planar(cuconv.ConvProblem.parse("n1c8d1h5w6 k8t1r2s3 sd2sh1sw1 p0"))
     for line in (
         CROPPED,
         "n1c8d1h5w6 k8t1r2s3 pd1ph0pw0",
         "n1c8d2h5w6 k8t2r2s3",
         "n1c8d2h5w6 k8t1r2s3 pd-1:0ph0pw0",
     ):
-        assert not mma.planar(cuconv.ConvProblem.parse(line)), line
+        assert not schedule.planar(cuconv.ConvProblem.parse(line)), line
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -396,7 +398,7 @@ def test_long_sums_of_few_tiles_are_cut_into_parts():
             request = request_of(op, line, dtype)
             problem = schedule.zero_padded(request)
             tile, splits, chunk = mma.choice(problem, request)
-            depth = mma.gemm_k(problem, op, DTYPES[dtype].itemsize)
+            depth = schedule.gemm_k(problem, op, VECTOR // DTYPES[dtype].itemsize)
             assert (splits > 1) == cut, (dtype, op, line)
             assert (splits - 1) * chunk < depth <= splits * chunk
             assert chunk % tile.bk == 0

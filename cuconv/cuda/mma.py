@@ -17,9 +17,12 @@ from .schedule import (
     OPERANDS,
     Draft,
     beyond_32_bits,
+    gemm_k,
     per,
     pixels,
+    planar,
     reduce_seconds,
+    result_shape,
     split_sum,
     zero_padded,
 )
@@ -114,7 +117,7 @@ def build(draft: Draft) -> list[Launch]:
     tile, splits, chunk = choice(draft.problem, request)
     tile = _on(draft.device, request, tile)
     item = DTYPES[request.dtype].itemsize
-    items = math.prod(_result(draft.problem, op))
+    items = math.prod(result_shape(draft.problem, op))
     blocks = _blocks(draft.problem, op, tile, item)
     kernel = _kernel(op, _product(request), tile)
     fields = {"items": items, "digit": digits(_block_digits(draft.problem, op, tile, item))}
@@ -207,7 +210,7 @@ def _on(device: Device | None, request: Request, tile: Tile) -> Tile:
 
 def _cuts(problem: ConvProblem, op: str, tile: Tile, item: int) -> Iterator[tuple[int, int]]:
     """The parts to choose from: as many as fill whole rounds of blocks, none shorter than the ring."""
-    depth, blocks = gemm_k(problem, op, item), max(_blocks(problem, op, tile, item), 1)
+    depth, blocks = gemm_k(problem, op, VECTOR // item), max(_blocks(problem, op, tile, item), 1)
     slices = max(per(depth, tile.bk), 1)
     least = per(depth, LIMIT // tile.bk * tile.bk)
     found = {max(1, min(_MULTIPROCESSORS * rounds // blocks, slices // tile.stages)) for rounds in _ROUNDS}
@@ -230,7 +233,7 @@ def _clocks(problem: ConvProblem, request: Request, tile: Tile, splits: int, chu
     work = max(products, _CLOCK * (inputs + again * missed) / _BANDWIDTH)
     if splits == 1:
         return work
-    size = (2 * splits + 1) * math.prod(_result(problem, request.op)) * max(item, 4)
+    size = (2 * splits + 1) * math.prod(result_shape(problem, request.op)) * max(item, 4)
     return work + _CLOCK * (LAUNCH + size / _BANDWIDTH)
 
 
@@ -256,15 +259,6 @@ def _shared_bytes(op: str, tile: Tile, item: int) -> int:
     return per(shared, 128) * 128 + max(tile.stages * slices + columns, sums)
 
 
-def planar(problem: ConvProblem) -> bool:
-    """Whether the first axis has one cell in every array, always the same one."""
-    return problem.input[0] == problem.filter[0] == 1 and not any(problem.padding[0])
-
-
-def _result(problem: ConvProblem, op: str) -> tuple[int, ...]:
-    return {"fprop": problem.y_shape, "dgrad": problem.x_shape, "wgrad": problem.w_shape}[op]()
-
-
 def _transformed(request: Request, problem: ConvProblem) -> list[str]:
     """The slots of the inputs that are not in vectors of channels as they are."""
     vector = VECTOR // DTYPES[request.dtype].itemsize
@@ -275,21 +269,6 @@ def _transformed(request: Request, problem: ConvProblem) -> list[str]:
         for slot, role in roles
         if role and (request.layout == "channels_first" or channels[role] // problem.groups % vector)
     ]
-
-
-def gemm_k(problem: ConvProblem, op: str, item: int) -> int:
-    """gemm_k, channels rounded up to whole vectors; of the residue of the stride that has most."""
-    vector = VECTOR // item
-    if op == "wgrad":
-        return problem.n * math.prod(problem.output)
-    channels = (problem.k if op == "dgrad" else problem.c) // problem.groups
-    taps = problem.filter
-    if op == "dgrad":
-        taps = tuple(
-            per(r, s // math.gcd(s, d))
-            for r, s, d in zip(problem.filter, problem.stride, problem.dilation, strict=True)
-        )
-    return math.prod(taps) * per(channels, vector) * vector
 
 
 def _block_digits(problem: ConvProblem, op: str, tile: Tile, item: int) -> tuple[int, ...]:

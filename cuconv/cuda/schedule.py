@@ -56,6 +56,33 @@ def pixels(problem: ConvProblem, op: str) -> tuple[int, ...]:
     return tuple(per(extent, stride) for extent, stride in zip(problem.input, problem.stride, strict=True))
 
 
+def planar(problem: ConvProblem) -> bool:
+    """Whether the first axis has one cell in every array, always the same one."""
+    return problem.input[0] == problem.filter[0] == 1 and not any(problem.padding[0])
+
+
+def result_shape(problem: ConvProblem, op: str) -> tuple[int, ...]:
+    """The shape of a result, canonical."""
+    return {
+        "fprop": problem.y_shape(),
+        "dgrad": problem.x_shape(),
+        "wgrad": problem.w_shape(),
+        "bgrad": (problem.k, 1, 1, 1, 1),
+    }[op]
+
+
+def gemm_k(problem: ConvProblem, op: str, vector: int = 1) -> int:
+    """gemm_k, channels rounded up to whole vectors; of the residue of the stride that has most."""
+    if op == "wgrad":
+        return problem.gemm(op)[2]
+    channels, taps = problem.c // problem.groups, math.prod(problem.filter)
+    if op == "dgrad":
+        periods = (s // math.gcd(s, d) for s, d in zip(problem.stride, problem.dilation, strict=True))
+        channels = problem.k // problem.groups
+        taps = math.prod(per(r, period) for r, period in zip(problem.filter, periods, strict=True))
+    return taps * per(channels, vector) * vector
+
+
 def per(extent: int, tile: int) -> int:
     """How many tiles cover an extent."""
     return -(-extent // tile)
@@ -296,13 +323,7 @@ def split_sum(
     if splits == 1:
         return [draft.launch(kernel, tiles, fields, **changes)]
     dtype, op = draft.request.dtype, draft.request.op
-    problem = draft.problem
-    shape = {
-        "fprop": problem.y_shape(),
-        "dgrad": problem.x_shape(),
-        "wgrad": problem.w_shape(),
-        "bgrad": (problem.k, 1, 1, 1, 1),
-    }[op]
+    shape = result_shape(draft.problem, op)
     summands = draft.room((splits, *shape), sum_dtype(op, dtype), channels_last)
     extents = (shape[0], shape[1], shape[2:])
     kernel_of_parts = _reduce_kernel(dtype, summands.dtype)

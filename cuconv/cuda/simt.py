@@ -17,8 +17,12 @@ from .schedule import (
     LIMIT,
     Draft,
     beyond_32_bits,
+    gemm_k,
     per,
+    pixels,
+    planar,
     reduce_seconds,
+    result_shape,
     split_sum,
     zero_padded,
 )
@@ -83,7 +87,7 @@ def build(draft: Draft) -> list[Launch]:
     tile, splits, chunk = _schedule(request, problem)
     kernel = _kernel(request.op, request.dtype, tile, draft.lanes, vector)
     blocks = _blocks(problem, request.op, tile)
-    items = math.prod(_result(problem, request.op))
+    items = math.prod(result_shape(problem, request.op))
     return split_sum(
         draft, kernel, blocks, {"items": items}, (splits, chunk), request.layout == "channels_last",
         vectors=vector > 1,
@@ -113,7 +117,7 @@ def estimate(request: Request, device: Device | None) -> float:
 
 def _seconds(request: Request, problem: ConvProblem, device: Device, choice: Choice) -> float:
     tile, splits, chunk = choice
-    slices = per(chunk, tile.bk) * _products(problem, request.op)[3] / max(_depth(problem, request.op), 1)
+    slices = per(chunk, tile.bk) * _products(problem, request.op)[3] / max(gemm_k(problem, request.op), 1)
     products = real_products(request) * tile.tm * tile.tn * tile.bk
     operands = tile.bk * (tile.tm + tile.tn) * _item(DTYPES[request.dtype].accumulator) / VECTOR
     elements = (tile.bm + tile.bn) * tile.bk / tile.threads
@@ -168,8 +172,7 @@ def _products(problem: ConvProblem, op: str) -> tuple[int, int, int, int]:
     if op != "dgrad":
         return problem.groups, m, n, k
     residues = math.prod(problem.stride)
-    pixels = problem.n * math.prod(per(h, s) for h, s in zip(problem.input, problem.stride, strict=True))
-    return problem.groups * residues, pixels, n, per(k, residues)
+    return problem.groups * residues, problem.n * math.prod(pixels(problem, op)), n, per(k, residues)
 
 
 def _blocks(problem: ConvProblem, op: str, tile: Tile) -> int:
@@ -178,27 +181,9 @@ def _blocks(problem: ConvProblem, op: str, tile: Tile) -> int:
     return count * per(m, tile.bm) * per(n, tile.bn)
 
 
-def _result(problem: ConvProblem, op: str) -> tuple[int, ...]:
-    return {"fprop": problem.y_shape, "dgrad": problem.x_shape, "wgrad": problem.w_shape}[op]()
-
-
-def _depth(problem: ConvProblem, op: str) -> int:
-    """gemm_k; of the residue of the stride that has most."""
-    if op != "dgrad":
-        return problem.gemm(op)[2]
-    periods = (s // math.gcd(s, d) for s, d in zip(problem.stride, problem.dilation, strict=True))
-    taps = math.prod(per(r, period) for r, period in zip(problem.filter, periods, strict=True))
-    return problem.k // problem.groups * taps
-
-
-def _planar(problem: ConvProblem) -> bool:
-    """Whether the first axis has one cell in every array, and nothing is cropped to make it so."""
-    return problem.input[0] == problem.filter[0] == 1 and problem.padding[0] == (0, 0)
-
-
 def _schedule(request: Request, problem: ConvProblem) -> Choice:
     """What is done first on an H200."""
-    tiles = [tile for tile in TILES[request.op][request.dtype] if not tile.planar or _planar(problem)]
+    tiles = [tile for tile in TILES[request.op][request.dtype] if not tile.planar or planar(problem)]
     if request.layout == "channels_last" and _vector(request, problem) == 1:
         tiles = tiles[-1:]
     choices = [(tile, *cut) for tile in tiles for cut in _cuts(problem, request.op, tile)]
@@ -207,7 +192,7 @@ def _schedule(request: Request, problem: ConvProblem) -> Choice:
 
 def _cuts(problem: ConvProblem, op: str, tile: Tile) -> list[tuple[int, int]]:
     """The parts to choose from, as many as fill whole rounds of blocks; the most come first."""
-    depth, blocks = _depth(problem, op), max(_blocks(problem, op, tile), 1)
+    depth, blocks = gemm_k(problem, op), max(_blocks(problem, op, tile), 1)
     most, least = max(4 * depth // schedule.PART, 1), per(depth, LIMIT)
     splits = {min(max(rounds * _H200.multiprocessors // blocks, 1), most) for rounds in (1, 2, 3, 4, 6)} | {1}
     chunks = {max(per(per(depth, max(count, least)), tile.bk), 1) * tile.bk for count in splits}

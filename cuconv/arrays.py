@@ -7,6 +7,7 @@ copy. Nothing here imports cupy: whoever passes a CuPy array has done so.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +29,16 @@ _DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
 
 @dataclass(frozen=True)
 class Owner:
-    """A library and the kind of memory its array lives in; arrays of one call must share both."""
+    """A library and the kind of memory its array lives in; arrays of one call must share both.
+
+    Libraries other than NumPy and CuPy have a namespace with their own `from_dlpack`, and, where they tell, a
+    device among several of one kind, which the arrays must share too.
+    """
 
     library: str
     backend: str
+    home: Any = None
+    device: Any = None
 
     def __str__(self) -> str:
         return f"{self.library} array on the {'GPU' if self.backend == 'cuda' else 'CPU'}"
@@ -120,8 +127,11 @@ def adopt(out_dtype: Any = None, widens: bool = False, **arguments: Array | None
     first, owner = next(iter(owners.items()))
     for name, other in owners.items():
         if other != owner:
+            came, expected = f"a {other}", f"the same kind of array as {first} ({owner})"
+            if str(other) == str(owner):
+                came, expected = f"one on {other.device}", f"on the device of {first}, {owner.device}"
             raise TypeError(
-                f"{name} must be the same kind of array as {first} ({owner}), got a {other}; "
+                f"{name} must be {expected}, got {came}; "
                 "nothing is copied between libraries or devices in silence"
             )
     views = {name: view_of(name, array, owner) for name, array in given.items()}
@@ -268,16 +278,21 @@ def owner_of(name: str, array: Array) -> Owner:
         return _NUMPY
     if type(array).__module__.partition(".")[0] == "cupy" and hasattr(array, "dtype"):
         return OWNERS.setdefault(type(array), _CUPY)
-    known = type(array) in _LIBRARIES
+    known = _LIBRARIES.get(type(array))
     speaks_dlpack = known or (hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"))
     if speaks_dlpack and not isinstance(array, type):
         try:
             device = int(array.__dlpack_device__()[0])
         except Exception as error:  # whatever the library raises
             raise TypeError(f"{name} cannot be read through DLPack: {error}") from error
-        library = _LIBRARIES[type(array)] if known else _library(type(array))
+        library = known or _library(array)
         if library is not None and device in _DLPACK_CPU + _DLPACK_CUDA:
-            return Owner(library, "cuda" if device in _DLPACK_CUDA else "cpu")
+            return Owner(
+                library[0],
+                "cuda" if device in _DLPACK_CUDA else "cpu",
+                library[1],
+                getattr(array, "device", None),
+            )
     hint = ""
     if isinstance(array, (list, tuple)):
         hint = "; numpy.asarray makes one of it"
@@ -289,25 +304,26 @@ def owner_of(name: str, array: Array) -> Owner:
     )
 
 
-_LIBRARIES: dict[type, str] = {}
-"""Of arrays that have come through DLPack, by their type."""
+_LIBRARIES: dict[type, tuple[str, Any]] = {}
+"""Of arrays that have come through DLPack, by type: the library's name, and where its `from_dlpack` is."""
 
 
-def _library(kind: type) -> str | None:
-    """The library of a type of arrays; a subclass belongs to that of the class it extends."""
-    for library in (base.__module__.partition(".")[0] for base in kind.__mro__):
-        if _from_dlpack(library) is not None:
-            return _LIBRARIES.setdefault(kind, library)
+def _library(array: Array) -> tuple[str, Any] | None:
+    """The library of an array; a subclass belongs to that of the class it extends."""
+    for kind in type(array).__mro__:
+        name = kind.__module__.partition(".")[0]
+        for home in _homes(array, name):
+            if hasattr(home, "from_dlpack"):
+                return _LIBRARIES.setdefault(type(array), (name, home))
     return None
 
 
-def _from_dlpack(library: str) -> Any:
-    """The library's own `from_dlpack`, wherever it keeps it, or None."""
-    for place in (library, f"{library}.dlpack"):
-        function = getattr(sys.modules.get(place), "from_dlpack", None)
-        if function is not None:
-            return function
-    return None
+def _homes(array: Array, library: str) -> Iterator[Any]:
+    """Where a library may keep its `from_dlpack`: the namespace of the array API standard, or its modules."""
+    if hasattr(array, "__array_namespace__"):
+        yield array.__array_namespace__()
+    yield sys.modules.get(library)
+    yield sys.modules.get(f"{library}.dlpack")
 
 
 _PENDING = {"is_neg": ("negates", "resolve_neg"), "is_conj": ("conjugates", "resolve_conj")}
@@ -328,11 +344,10 @@ def view_of(name: str, array: Array, owner: Owner) -> Array:
                 f"{name} is a view that {owner.library} {pending} only on reading it ({question}), which "
                 f"DLPack does not pass on: {name}.{resolve}() makes a plain copy"
             )
-    module = sys.modules[owner.library]
-    bfloat16 = getattr(module, "bfloat16", None)
+    bfloat16 = getattr(owner.home, "bfloat16", None)
     try:
-        if owner.backend == "cpu" and bfloat16 is not None and getattr(array, "dtype", None) is bfloat16:
-            return np.from_dlpack(array.view(module.int16)).view(ml_dtypes.bfloat16)
+        if owner.backend == "cpu" and bfloat16 is not None and getattr(array, "dtype", None) == bfloat16:
+            return np.from_dlpack(array.view(owner.home.int16)).view(ml_dtypes.bfloat16)
         view = owner.namespace.from_dlpack(array)
     except Exception as error:  # whatever the library raises
         raise TypeError(f"{name} cannot be read through DLPack: {error}") from error
@@ -355,10 +370,13 @@ def given_back(result: Array, owner: Owner, place: Array | None = None) -> Array
 
 def _handed_over(result: Array, owner: Owner) -> Array:
     """An array of the owner's library on the memory of one of the backend's: the inverse of `view_of`."""
-    from_dlpack = _from_dlpack(owner.library)
     if owner.backend == "cpu" and result.dtype == ml_dtypes.bfloat16:
-        return from_dlpack(result.view(np.int16)).view(sys.modules[owner.library].bfloat16)
-    return from_dlpack(result)
+        array = owner.home.from_dlpack(result.view(np.int16)).view(owner.home.bfloat16)
+    else:
+        array = owner.home.from_dlpack(result)
+    if owner.device is None or array.device == owner.device:
+        return array
+    return array.to_device(owner.device)  # of several that share a memory
 
 
 def on_host(array: Array) -> np.ndarray:

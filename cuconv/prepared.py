@@ -2,9 +2,9 @@
 
 A public function checks its arguments and says what is to be run, and by which plan: the long way, which
 alone makes errors. What was run is kept by all that it follows from: the function, the GPU or the CPU's
-threads, shape, strides and dtype of each array, value and type of each option. The same call again is one
-look-up, memory for the results, and the launches; where it would write what it must not (memory that other
-arguments may share, a read-only array) it goes the long way again, to its error.
+threads, shape, strides, dtype and device of each array, value and type of each option. The same call again is
+one look-up, memory for the results, and the launches; where it would write what it must not (memory that
+other arguments may share, a read-only array) it goes the long way again, to its error.
 
 Plans that `algorithm="tune"` found are kept like others. Environment variables count when a call is first
 made.
@@ -111,7 +111,10 @@ def _look(values: Iterable[Any], parts: list[Any], given: list[Array], views: li
             if isinstance(value, _SELDOM):
                 parts.append(value)
                 continue
-            view = view_of("", value, owner_of("", value))
+            owner = owner_of("", value)
+            if owner.device is not None:
+                parts.append(owner.device)
+            view = view_of("", value, owner)
         parts += view.shape, view.strides, view.dtype
         given.append(value)
         views.append(view)

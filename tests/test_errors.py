@@ -610,7 +610,8 @@ def test_dlpack_devices(monkeypatch, device, backend, place):
     monkeypatch.setitem(sys.modules, "strange", types.SimpleNamespace())
     monkeypatch.setitem(sys.modules, place, types.SimpleNamespace(from_dlpack=lambda array: array))
     tensor = fake("strange", __dlpack__=None, __dlpack_device__=lambda self: (device, 0))
-    assert cuconv.arrays.owner_of("x", tensor) == cuconv.arrays.Owner("strange", backend)
+    owner = cuconv.arrays.owner_of("x", tensor)
+    assert owner == cuconv.arrays.Owner("strange", backend, sys.modules[place])
 
 
 @pytest.mark.parametrize("error", [BufferError, RuntimeError, TypeError, ValueError])

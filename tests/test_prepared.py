@@ -468,10 +468,10 @@ def test_another_librarys_arrays(cupy, monkeypatch):
 
     class Tensor(Array):
         __module__ = "other"
-        device, pending = 2, False
+        kind, pending = 2, False
 
         def __dlpack_device__(self):
-            return (self.device, 0)
+            return (self.kind, 0)
 
         def __dlpack__(self, **options):
             raise AssertionError("not read here")

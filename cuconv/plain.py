@@ -76,6 +76,12 @@ def number(argument: str, value: Any) -> Any:
     return value
 
 
+def turned(array: Array, axes: Sequence[int]) -> Array:
+    """The array reversed along some axes."""
+    steps = (slice(None, None, -1 if axis in axes else 1) for axis in range(array.ndim))
+    return array[(*steps, ...)]
+
+
 def two_needs(needs: Any, of: dict[str, Array]) -> list[bool]:
     """Which gradients of two operands are wanted; TypeError where one of integers is."""
     if is_one(needs) or len(entries("needs", needs)) != 2:
@@ -243,7 +249,7 @@ class Correlation:
         x = self._taken(x)
         return x if self._border is None else self._border.forward(x, self._one)
 
-    def _parts(self) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+    def _parts(self) -> Iterator[tuple[Any, Any]]:
         """For each tap on the summed axes: the cells of the padded x that it meets, and itself."""
         every = [slice(None)] * len(self._x_shape)
         for taps in np.ndindex(*(self._w_shape[axis] for axis in self._summed)):
@@ -251,7 +257,7 @@ class Correlation:
             for axis, tap in zip(self._summed, taps, strict=True):
                 of_x[axis] = slice(tap, tap + self.y_shape[axis])
                 of_w[axis] = slice(tap, tap + 1)
-            yield tuple(of_x), tuple(of_w)
+            yield (*of_x, ...), (*of_w, ...)  # with the dots a view also where there are no axes
 
     def _volume_shape(self, shape: Shape) -> Shape:
         """(N, C, *spatial) of x or y, from their extents; of w (1, K, *spatial)."""

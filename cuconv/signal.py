@@ -23,6 +23,7 @@ from .plain import (
     converted,
     gradient_of,
     number,
+    turned,
     two_needs,
 )
 from .plan import TABLES
@@ -304,19 +305,14 @@ class _Convolution:
     def _operands(self) -> tuple[Array, Array]:
         """x and w. Turned, w makes the correlation a convolution; for `correlate` in2 was turned before."""
         in1, in2 = (self._of_convolution(name, self.given[name]) for name in ("in1", "in2"))
-        return (in2, self._turned(in1)) if self.exchanged else (in1, self._turned(in2))
+        return (in2, turned(in1, self.axes)) if self.exchanged else (in1, turned(in2, self.axes))
 
     def _of_convolution(self, name: str, array: Array) -> Array:
         """What is convolved for in1 or in2, and likewise its gradient for what is convolved."""
         if not self.correlates:
             return array
         array = array.conj() if name == self.conjugated else array
-        return self._turned(array) if name == "in2" else array
-
-    def _turned(self, array: Array) -> Array:
-        """The array reversed along the axes that are convolved."""
-        steps = (slice(None, None, -1 if axis in self.axes else 1) for axis in range(array.ndim))
-        return array[tuple(steps)]
+        return turned(array, self.axes) if name == "in2" else array
 
     def result(self) -> Array:
         """What the function returns."""
@@ -343,7 +339,7 @@ class _Convolution:
             if self.exchanged == (name == "in2"):
                 found = self.correlation.input_grad(dy, w)
             else:
-                found = self._turned(self.correlation.weight_grad(x, dy))
+                found = turned(self.correlation.weight_grad(x, dy), self.axes)
             found = self._of_convolution(name, found)
             return given_back(gradient_of(operand, found), self.owner)
 

@@ -40,7 +40,7 @@ class DeviceArray:
         return DeviceArray(self.on_host.real)
 
     def __getitem__(self, index):
-        return DeviceArray(self.on_host[index])
+        return DeviceArray(np.asarray(self.on_host[index]))
 
     def __setitem__(self, index, value):
         self.on_host[index] = there(value)

@@ -86,7 +86,7 @@ def broadcast_only(call):
 def test_the_same_as_scipy(function):
     """Shape, dtype, and numbers: bit for bit where SciPy does not transform."""
     modes = set()
-    for call in calls(function, 250):
+    for call in calls(function, 200):
         transforms = function in FUNCTIONS[4:]
         if transforms and broadcast_only(call):
             continue
@@ -136,7 +136,7 @@ def test_gradients_are_the_adjoint_maps(function):
     The fillvalue is an input too: what it gives is not linear in in1.
     """
     dtypes = ("float32", "float64", "complex64", "complex128")
-    for call in calls(function, 150, dtypes=dtypes):
+    for call in calls(function, 120, dtypes=dtypes):
         y = call.of(signal)
         dy = call.array(y.shape, y.dtype)
         d_in1, d_in2 = call.of(signal, dy, suffix="_grad")

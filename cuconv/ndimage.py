@@ -31,6 +31,7 @@ from .plain import (
     converted,
     gradient_of,
     number,
+    supported,
     turned,
     two_needs,
 )
@@ -334,7 +335,7 @@ class _Call:
             self.dtype = np.promote_types(dtypes[0], np.complex64) if is_complex else dtypes[0]
         else:
             self.dtype = np.dtype(output) if self.place is None else self.place.dtype
-        if self.dtype.name not in SUPPORTED[1:]:
+        if not supported(self.dtype) or self.dtype.kind == "b":
             came = "that of the input, bool" if output is None else self.dtype
             raise TypeError(f"output must have dtype {', '.join(SUPPORTED[1:])}, got {came}")
         if is_complex and self.dtype.kind != "c":

@@ -25,6 +25,13 @@ SUPPORTED = (
     *("float16", "float32", "float64", "complex64", "complex128"),
 )
 
+_SUPPORTED = {(np.dtype(name).kind, np.dtype(name).itemsize) for name in SUPPORTED}
+
+
+def supported(dtype: np.dtype) -> bool:
+    """Whether a dtype is one of `SUPPORTED`, in any byte order."""
+    return (dtype.kind, dtype.itemsize) in _SUPPORTED
+
 
 def adopted(**arguments: Any) -> tuple[Owner, dict[str, Array]]:
     """Who owns a call's arrays, and these by the caller's names, as the backend computes with them.
@@ -50,7 +57,7 @@ def adopted(**arguments: Any) -> tuple[Owner, dict[str, Array]]:
         for name, value in arguments.items()
     }
     for name, view in views.items():
-        if view.dtype.name not in SUPPORTED:
+        if not supported(view.dtype):
             raise TypeError(f"{name} must have dtype {', '.join(SUPPORTED)}, got {view.dtype}")
     return owner, views
 

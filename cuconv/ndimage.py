@@ -329,12 +329,17 @@ class _Call:
         self.first = next(iter(self.given.values()))
         if "dy" in self.given:
             check_dy(self.first, self.first.shape, complex_result=True)
-        dtypes = [array.dtype for array in self.given.values()]
-        is_complex = any(dtype.kind == "c" for dtype in dtypes)
-        if output is None:
-            self.dtype = np.promote_types(dtypes[0], np.complex64) if is_complex else dtypes[0]
+        is_complex = any(array.dtype.kind == "c" for array in self.given.values())
+        if self.place is not None:
+            self.dtype = self.place.dtype
+        elif output is not None:
+            try:
+                self.dtype = np.dtype(output)
+            except TypeError:
+                raise TypeError(f"output must be an array or a dtype, got {shown(output)}") from None
         else:
-            self.dtype = np.dtype(output) if self.place is None else self.place.dtype
+            least = np.dtype(np.complex64) if is_complex else self.first.dtype
+            self.dtype = np.result_type(self.first.dtype, least)  # in native byte order
         if not supported(self.dtype) or self.dtype.kind == "b":
             came = "that of the input, bool" if output is None else self.dtype
             raise TypeError(f"output must have dtype {', '.join(SUPPORTED[1:])}, got {came}")
@@ -426,7 +431,7 @@ def _taken(convolution: bool, weights: Array) -> Array:
 # -- filters of one line after the other -----------------------------------------------------------------
 
 Line = tuple[int, Any, str]
-"""An axis, an odd number of weights to correlate it with, and SciPy's mode."""
+"""An axis, the weights, an odd number, that it is correlated with, and SciPy's mode."""
 
 
 def _gaussians(
@@ -434,15 +439,18 @@ def _gaussians(
 ) -> list[Line]:
     axes = tuple(range(rank)) if axes is None else axes_of("axes", axes, rank)
     lines: list[Line] = []
-    options = dict(sigma=sigma, order=order, mode=mode, radius=radius)
-    for axis, *of_axis in zip(axes, *(_each(*option, len(axes)) for option in options.items()), strict=True):
-        width, derivative, mode, reach = of_axis
+    widths, orders, radii = (
+        _each(name, values, len(axes))
+        for name, values in (("sigma", sigma), ("order", order), ("radius", radius))
+    )
+    modes = _modes(mode, len(axes))
+    for axis, width, derivative, reach, of_axis in zip(axes, widths, orders, radii, modes, strict=True):
         width = _not_negative("sigma", width)
         derivative = integer("order", derivative, 0)
         reach = int(_not_negative("truncate", truncate) * width + 0.5) if reach is None else reach
         reach = integer("radius", reach, 0)
         if width > 1e-15:  # SciPy's own bound
-            lines.append((axis, _gaussian(width, derivative, reach)[::-1], mode))
+            lines.append((axis, _gaussian(width, derivative, reach)[::-1], of_axis))
     return lines
 
 
@@ -456,7 +464,7 @@ def _gaussian(sigma: float, order: int, radius: int) -> np.ndarray:
 
 def _sobels(rank: int, axis: Any, mode: Any) -> list[Line]:
     (along,) = axes_of("axis", (axis,), rank)
-    modes = _each("mode", mode, rank)
+    modes = _modes(mode, rank)
     across = [(each, [1, 2, 1], modes[each]) for each in range(rank) if each != along]
     return [(along, [-1, 0, 1], modes[along]), *across]
 
@@ -464,7 +472,7 @@ def _sobels(rank: int, axis: Any, mode: Any) -> list[Line]:
 def _laplaces(rank: int, mode: Any, axes: Any) -> list[list[Line]]:
     """The lines of which each is a summand; without any axis the input is the only one."""
     axes = tuple(range(rank)) if axes is None else axes_of("axes", axes, rank)
-    modes = _each("mode", mode, len(axes))
+    modes = _modes(mode, len(axes))
     return [[(axis, [1, -2, 1], mode)] for axis, mode in zip(axes, modes, strict=True)] or [[]]
 
 
@@ -482,8 +490,8 @@ def _back_through(call: _Call, lines: list[Line], cval: Any) -> Array:
     dy = call.first
     for axis, taps, mode in reversed(lines):
         w, before = _line(call, axis, taps)
-        _outside(mode, cval, dy.dtype, dy.dtype)
-        dy = _correlation(call.xp, dy.dtype, dy.shape, w.shape, before, mode).input_grad(dy, w)
+        _outside(mode, cval, call.dtype, call.dtype)
+        dy = _correlation(call.xp, call.dtype, dy.shape, w.shape, before, mode).input_grad(dy, w)
     return converted(dy if lines else dy.copy(), call.dtype)
 
 
@@ -539,6 +547,11 @@ def _each(argument: str, value: Any, count: int) -> Sequence[Any]:
     if len(values) != count:
         raise ValueError(f"{argument} must be one, or {count}, one for each axis, got {shown(value)}")
     return values
+
+
+def _modes(mode: Any, count: int) -> list[str]:
+    """SciPy's mode for each axis."""
+    return [one_of("mode", each, _MODES) for each in _each("mode", mode, count)]
 
 
 def _not_negative(argument: str, value: Any) -> float:

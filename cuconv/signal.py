@@ -243,7 +243,7 @@ class _Convolution:
         boundary = one_of("boundary", boundary if of_images else "fill", _BOUNDARIES)
         shapes = shape1, shape2 = self.given["in1"].shape, self.given["in2"].shape
         if len(shape1) != len(shape2) or (of_images and len(shape1) != 2):
-            expected = "2 axes each" if of_images else "as many axes"
+            expected = "2 axes each" if of_images else "the same number of axes"
             raise ValueError(f"in1 and in2 must have {expected}, got shapes {shape1} and {shape2}")
         self.dtype, self.working = self._dtypes(floating, method)
         self.fillvalue = _fitting("fillvalue", fillvalue, self.dtype)

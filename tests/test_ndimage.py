@@ -259,6 +259,11 @@ def test_memory_of_any_strides_and_byte_order():
     x, w = rng.integers(0, 9, (6, 8)).astype(">u2")[::-1, ::2].T, np.broadcast_to(3, (2, 3))
     y = ndimage.convolve(x, w)
     np.testing.assert_array_equal(y, scipy.ndimage.convolve(x, w))
+    for module in (ndimage, scipy.ndimage):
+        z = module.laplace(x.astype(">f4"))
+        np.testing.assert_array_equal(z, scipy.ndimage.laplace(x.astype("f4")))
+        assert z.dtype.isnative
+    np.testing.assert_array_equal(ndimage.sobel_grad(z), ndimage.sobel_grad(z.astype(">f4")))
     for axes in ((0, 2), (1,)):
         y = ndimage.correlate(rng.random((3, 4, 5)), np.ones((2,) * len(axes)), axes=axes)
         assert y.flags.c_contiguous
@@ -324,7 +329,7 @@ ERRORS = [
     ),
     (lambda: ndimage.correlate(X > 0, W), TypeError, "output must have dtype int8"),
     (lambda: ndimage.correlate(X, W, bool), TypeError, "got bool"),
-    (lambda: ndimage.correlate(X, W, "real"), TypeError, "real"),
+    (lambda: ndimage.correlate(X, W, "real"), TypeError, "output must be an array or a dtype, got 'real'"),
     (
         lambda: ndimage.correlate(X, W, W),
         ValueError,
@@ -399,6 +404,21 @@ def test_arrays_on_a_gpu_stay_there(function):
         np.testing.assert_array_equal(place.get(), scipy.ndimage.correlate(x.get(), [[1, 2], [3, 4]]))
         with pytest.raises(TypeError, match="output must be the same kind of array as input"):
             ndimage.correlate(x, [[1, 2], [3, 4]], np.empty((3, 4)))
+
+
+@pytest.mark.peer
+def test_arrays_of_other_libraries_come_back():
+    torch = pytest.importorskip("torch")
+    x, w = torch.arange(12.0, dtype=torch.float32).reshape(3, 4), [[1, 2], [3, 4]]
+    expected = scipy.ndimage.convolve(x.numpy(), w)
+    place = torch.empty_like(x)
+    for y in (ndimage.convolve(x, w), ndimage.convolve(x, w, place)):
+        assert isinstance(y, torch.Tensor)
+        np.testing.assert_array_equal(y.numpy(), expected)
+    assert y is place
+    d_x, d_w = ndimage.convolve_grad(x, x, torch.ones(2, 2))
+    assert isinstance(d_x, torch.Tensor)
+    assert d_w.shape == (2, 2)
 
 
 @pytest.mark.gpu

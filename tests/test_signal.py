@@ -206,7 +206,7 @@ ERRORS = [
     (
         lambda: signal.convolve(IMAGE, FILTER[0]),
         ValueError,
-        "in1 and in2 must have as many axes, got shapes (4, 5)",
+        "in1 and in2 must have the same number of axes, got shapes (4, 5)",
     ),
     (
         lambda: signal.convolve2d([1], [1]),

@@ -1,0 +1,405 @@
+"""The convolutions of scipy.signal, by its names, on NumPy and CuPy arrays, with their gradients.
+
+`X_grad` takes dy, the gradient of what `X` returns, then the arguments of `X`, and returns the gradients of
+in1 and in2. The interfaces are those of SciPy 1.17 and of cupyx.scipy.signal; SciPy is not imported.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .arrays import Array, given_back
+from .options import one_of, shown
+from .plain import (
+    Correlation,
+    Shape,
+    adopted,
+    axes_of,
+    check_dy,
+    converted,
+    gradient_of,
+    number,
+    turned,
+    two_needs,
+)
+from .plan import TABLES
+
+__all__ = [
+    "convolve",
+    "convolve2d",
+    "convolve2d_grad",
+    "convolve_grad",
+    "correlate",
+    "correlate2d",
+    "correlate2d_grad",
+    "correlate_grad",
+    "fftconvolve",
+    "fftconvolve_grad",
+    "oaconvolve",
+    "oaconvolve_grad",
+]
+
+Gradients = tuple[Array | None, Array | None]
+
+_BOUNDARIES = {"fill": "zeros", "wrap": "circular", "symm": "symmetric"}
+"""SciPy's words, and the padding modes of `conv`."""
+
+
+def convolve(in1: Any, in2: Any, mode: str = "full", method: str = "auto") -> Array:
+    """Convolve two n-D arrays.
+
+        y[p] = sum over i of  in1[i] in2[p - i]
+
+    mode     "full": all p where the two overlap, n1 + n2 - 1 of them on each axis; "same": the n1 in their
+             middle, the shape of in1; "valid": those where the smaller lies inside the larger
+    method   "auto" and "direct": plain sums; "fft": by Fourier transforms, where the backend has them, which
+             round, and mix all cells of an array
+    returns  y, of NumPy's common dtype of in1 and in2. Integers are exact modulo its range; with "fft" they
+             are rounded from float64
+
+    Any number of axes, as many for both. Arrays are of NumPy, CuPy or a library with DLPack; numbers and
+    lists become arrays. Raises ValueError for shapes and values, TypeError for dtypes and kinds of array,
+    before any work. Source: `scipy.signal.convolve`.
+    """
+    return _Convolution(in1, in2, mode, method).result()
+
+
+def convolve_grad(
+    dy: Any,
+    in1: Any,
+    in2: Any,
+    mode: str = "full",
+    method: str = "auto",
+    *,
+    needs: Sequence[bool] = (True, True),
+) -> Gradients:
+    """The gradients of `convolve` with respect to in1 and in2, given dy, the gradient of its result.
+
+    It is the adjoint map: <dy, convolve(in1, in2)> = <d_in1, in1> = <d_in2, in2>, of real parts where one of
+    in1 and in2 is real.
+
+    needs    which of the two to compute; the other is None. Integers have no gradient
+    returns  (d_in1, d_in2), of the shapes and dtypes of in1 and in2
+    """
+    return _Convolution(in1, in2, mode, method, dy=dy).gradients(needs)
+
+
+def correlate(in1: Any, in2: Any, mode: str = "full", method: str = "auto") -> Array:
+    """Cross-correlate two n-D arrays: `convolve` with in2 reversed on each axis, and conjugated.
+
+        y[p] = sum over i of  in1[i + p] conj(in2[i]),    p from -(n2 - 1) to n1 - 1 in "full"
+
+    Arguments, result and errors are those of `convolve`. Source: `scipy.signal.correlate`.
+    """
+    return _Convolution(in1, in2, mode, method, correlates=True).result()
+
+
+def correlate_grad(
+    dy: Any,
+    in1: Any,
+    in2: Any,
+    mode: str = "full",
+    method: str = "auto",
+    *,
+    needs: Sequence[bool] = (True, True),
+) -> Gradients:
+    """The gradients of `correlate` with respect to in1 and in2, given dy: see `convolve_grad`."""
+    return _Convolution(in1, in2, mode, method, correlates=True, dy=dy).gradients(needs)
+
+
+def convolve2d(
+    in1: Any, in2: Any, mode: str = "full", boundary: str = "fill", fillvalue: complex = 0
+) -> Array:
+    """Convolve two 2-D arrays, with a choice of what lies outside of in1.
+
+    boundary   "fill": fillvalue; "wrap": the other end; "symm": the mirror image that repeats the outermost
+               cell
+    fillvalue  a number that the dtype of the result holds
+
+    Formula, mode, result and errors are those of `convolve`. Source: `scipy.signal.convolve2d`.
+    """
+    return _Convolution(in1, in2, mode, boundary=boundary, fillvalue=fillvalue).result()
+
+
+def convolve2d_grad(
+    dy: Any,
+    in1: Any,
+    in2: Any,
+    mode: str = "full",
+    boundary: str = "fill",
+    fillvalue: complex = 0,
+    *,
+    needs: Sequence[bool] = (True, True),
+) -> Gradients:
+    """The gradients of `convolve2d` with respect to in1 and in2, given dy: see `convolve_grad`.
+
+    With a fillvalue other than 0 the result depends on in2 also through the border: d_in2 has that part.
+    """
+    return _Convolution(in1, in2, mode, boundary=boundary, fillvalue=fillvalue, dy=dy).gradients(needs)
+
+
+def correlate2d(
+    in1: Any, in2: Any, mode: str = "full", boundary: str = "fill", fillvalue: complex = 0
+) -> Array:
+    """Cross-correlate two 2-D arrays, with a choice of what lies outside of in1.
+
+    Formula, result and errors are those of `correlate`, boundary and fillvalue those of `convolve2d`. With
+    mode="same" and an in2 of even length y begins a cell later than that of `correlate`. Source:
+    `scipy.signal.correlate2d`.
+    """
+    return _Convolution(
+        in1, in2, mode, correlates=True, boundary=boundary, fillvalue=fillvalue
+    ).result()  # fmt: skip
+
+
+def correlate2d_grad(
+    dy: Any,
+    in1: Any,
+    in2: Any,
+    mode: str = "full",
+    boundary: str = "fill",
+    fillvalue: complex = 0,
+    *,
+    needs: Sequence[bool] = (True, True),
+) -> Gradients:
+    """The gradients of `correlate2d` with respect to in1 and in2, given dy: see `convolve2d_grad`."""
+    return _Convolution(
+        in1, in2, mode, correlates=True, boundary=boundary, fillvalue=fillvalue, dy=dy
+    ).gradients(needs)  # fmt: skip
+
+
+def fftconvolve(in1: Any, in2: Any, mode: str = "full", axes: int | Sequence[int] | None = None) -> Array:
+    """Convolve two n-D arrays along some axes, by Fourier transforms where the backend has them.
+
+    axes     which to convolve, all by default; on the others in1 and in2 are broadcast, as NumPy does
+    returns  y of floats: integers and truth values are taken for float64, float16 for float32. Where in1 or
+             in2 is empty, an empty array of one axis, as in SciPy
+
+    NumPy arrays are transformed (`algorithm="fft"`), in double precision; CuPy arrays are summed as in
+    `convolve`. Formula, mode and errors are those of `convolve`. Source: `scipy.signal.fftconvolve`.
+    """
+    return _Convolution(in1, in2, mode, "fft", axes=axes, floating=True).result()
+
+
+def fftconvolve_grad(
+    dy: Any,
+    in1: Any,
+    in2: Any,
+    mode: str = "full",
+    axes: int | Sequence[int] | None = None,
+    *,
+    needs: Sequence[bool] = (True, True),
+) -> Gradients:
+    """The gradients of `fftconvolve` with respect to in1 and in2, given dy: see `convolve_grad`."""
+    return _Convolution(in1, in2, mode, "fft", axes=axes, floating=True, dy=dy).gradients(needs)
+
+
+def oaconvolve(in1: Any, in2: Any, mode: str = "full", axes: int | Sequence[int] | None = None) -> Array:
+    """The same as `fftconvolve`: arrays are transformed whole, not in parts that overlap."""
+    return fftconvolve(in1, in2, mode, axes)
+
+
+def oaconvolve_grad(
+    dy: Any,
+    in1: Any,
+    in2: Any,
+    mode: str = "full",
+    axes: int | Sequence[int] | None = None,
+    *,
+    needs: Sequence[bool] = (True, True),
+) -> Gradients:
+    """The gradients of `oaconvolve` with respect to in1 and in2, given dy: see `convolve_grad`."""
+    return fftconvolve_grad(dy, in1, in2, mode, axes, needs=needs)
+
+
+class _Convolution:
+    """One call: its operands, checked, and the correlation of the one with the other that it is.
+
+    x, which the correlation pads, is the larger operand; it is in1 where not zeros lie outside of it.
+    """
+
+    def __init__(
+        self,
+        in1: Any,
+        in2: Any,
+        mode: str,
+        method: str = "auto",
+        *,
+        correlates: bool = False,
+        boundary: str | None = None,
+        fillvalue: complex = 0,
+        axes: int | Sequence[int] | None = None,
+        floating: bool = False,
+        dy: Any = None,
+    ) -> None:
+        self.owner, self.given = adopted(in1=in1, in2=in2, **({} if dy is None else {"dy": dy}))
+        one_of("mode", mode, ("full", "same", "valid"))
+        one_of("method", method, ("auto", "direct", "fft"))
+        of_images = boundary is not None
+        boundary = one_of("boundary", boundary if of_images else "fill", _BOUNDARIES)
+        shapes = shape1, shape2 = self.given["in1"].shape, self.given["in2"].shape
+        if len(shape1) != len(shape2) or (of_images and len(shape1) != 2):
+            expected = "2 axes each" if of_images else "the same number of axes"
+            raise ValueError(f"in1 and in2 must have {expected}, got shapes {shape1} and {shape2}")
+        self.dtype, self.working = self._dtypes(floating, method)
+        self.fillvalue = _fitting("fillvalue", fillvalue, self.dtype)
+        self.axes = _convolved(axes, shape1, shape2, mode) if floating else tuple(range(len(shape1)))
+        if mode == "valid":  # sees nothing of what lies outside
+            _check_valid(shape1, shape2, self.axes)
+            boundary = "fill"
+        if mode == "valid" or boundary != "fill":
+            self.fillvalue = 0
+        size1, size2 = (math.prod(shape[axis] for axis in self.axes) for shape in shapes)
+        self.exchanged = boundary == "fill" and self.fillvalue == 0 and size1 < size2
+
+        # SciPy's and CuPy's correlate2d conjugate the smaller operand in mode "valid", also where it is in1.
+        as_exchanged = of_images and mode == "valid" and self.exchanged
+        self.correlates, self.conjugated = correlates, "in1" if as_exchanged else "in2"
+        self.correlation = self._correlation(
+            mode, _BOUNDARIES[boundary], "fft" if method == "fft" and self._transforms() else "auto",
+            later=correlates and of_images,
+        )  # fmt: skip
+        empty = [name for name in ("in1", "in2") if 0 in self.given[name].shape]
+        self.nothing = None if not empty else (0,) if floating else self.correlation.y_shape
+        if self.nothing is not None and 0 not in self.nothing:
+            raise ValueError(f"{empty[0]} must not be empty, got shape {self.given[empty[0]].shape}")
+
+    def _dtypes(self, floating: bool, method: str) -> tuple[np.dtype, np.dtype]:
+        """The dtypes of the result and of the sums."""
+        dtypes = []
+        for name in ("in1", "in2"):
+            dtype = self.given[name].dtype
+            if floating:
+                dtype = np.result_type(dtype, np.float32) if dtype.kind in "fc" else np.dtype(np.float64)
+            elif dtype.kind == "b":
+                advice = f"{name}.view('uint8') counts what is True"
+                raise TypeError(f"{name} must be of numbers, got bool; {advice}")
+            dtypes.append(dtype)
+        result = np.result_type(*dtypes)
+        if result.kind in "fc":
+            return result, result
+        if method == "fft":
+            return result, np.dtype(np.float64)
+        return result, np.dtype(np.int32 if result.itemsize <= 4 else np.int64)
+
+    def _transforms(self) -> bool:
+        """Whether the backend has Fourier transforms."""
+        return any(entry.name == "fft" for entry in TABLES[self.owner.backend]["fprop"])
+
+    def _correlation(self, mode: str, padding_mode: str, algorithm: str, later: bool) -> Correlation:
+        shape1, shape2 = self.given["in1"].shape, self.given["in2"].shape
+        pairs = [
+            _padding(mode, later, n1, n2, self.exchanged) if axis in self.axes else None
+            for axis, (n1, n2) in enumerate(zip(shape1, shape2, strict=True))
+        ]
+        x_shape, w_shape = (shape2, shape1) if self.exchanged else (shape1, shape2)
+        fill = np.asarray(self.fillvalue, self.dtype).astype(self.working)
+        return Correlation(
+            self.owner.namespace, self.working, x_shape, w_shape, pairs, padding_mode, fill[()], algorithm
+        )
+
+    def _operands(self) -> tuple[Array, Array]:
+        """x and w. Turned, w makes the correlation a convolution; for `correlate` in2 was turned before."""
+        in1, in2 = (self._of_convolution(name, self.given[name]) for name in ("in1", "in2"))
+        return (in2, turned(in1, self.axes)) if self.exchanged else (in1, turned(in2, self.axes))
+
+    def _of_convolution(self, name: str, array: Array) -> Array:
+        """What is convolved for in1 or in2, and likewise its gradient for what is convolved."""
+        if not self.correlates:
+            return array
+        array = array.conj() if name == self.conjugated else array
+        return turned(array, self.axes) if name == "in2" else array
+
+    def result(self) -> Array:
+        """What the function returns."""
+        if self.nothing is not None:
+            y = self.owner.namespace.empty(self.nothing, self.dtype)
+        else:
+            y = self.correlation.forward(*self._operands())
+        if self.dtype.kind in "iu" and y.dtype.kind == "f":
+            y = self.owner.namespace.rint(y)
+        return given_back(converted(y, self.dtype), self.owner)
+
+    def gradients(self, needs: Sequence[bool]) -> Gradients:
+        """What the function's gradient returns."""
+        dy = self.given.pop("dy")
+        wanted = two_needs(needs, self.given)
+        shape = self.correlation.y_shape if self.nothing is None else self.nothing
+        check_dy(dy, shape, self.dtype.kind == "c")
+        x, w = self._operands()
+
+        def gradient(name: str) -> Array:
+            operand = self.given[name]
+            if self.nothing is not None:
+                return given_back(self.owner.namespace.zeros_like(operand), self.owner)
+            if self.exchanged == (name == "in2"):
+                found = self.correlation.input_grad(dy, w)
+            else:
+                found = turned(self.correlation.weight_grad(x, dy), self.axes)
+            found = self._of_convolution(name, found)
+            return given_back(gradient_of(operand, found), self.owner)
+
+        d_in1, d_in2 = (
+            gradient(name) if need else None for name, need in zip(self.given, wanted, strict=True)
+        )
+        return d_in1, d_in2
+
+
+def _padding(mode: str, later: bool, n1: int, n2: int, exchanged: bool) -> tuple[int, int]:
+    """How many cells of padding a mode takes before and behind x, which is in1, or in2 where exchanged.
+
+    Of the full convolution's n1 + n2 - 1 cells a mode takes `length` from `start` on; "same" begins a cell
+    later by `later` where n2 is even.
+    """
+    start, length = {
+        "full": (0, n1 + n2 - 1),
+        "same": ((n2 - 1 + later) // 2, n1),
+        "valid": (min(n1, n2) - 1, abs(n1 - n2) + 1),
+    }[mode]
+    h, r = (n2, n1) if exchanged else (n1, n2)
+    before = r - 1 - start
+    return before, length + r - 1 - h - before
+
+
+def _convolved(axes: Any, shape1: Shape, shape2: Shape, mode: str) -> tuple[int, ...]:
+    """The axes that `axes` names, without those on which one of in1 and in2 is broadcast."""
+    rank = len(shape1)
+    named = range(rank) if axes is None else axes_of("axes", axes, rank)
+    if axes is not None and not named:
+        raise ValueError("axes must name an axis at least, got none")
+    convolved = []
+    for axis, (n1, n2) in enumerate(zip(shape1, shape2, strict=True)):
+        if (axis in named and n1 != 1 and n2 != 1) or (mode == "same" and n1 == 1 < n2):
+            convolved.append(axis)  # for "same" the broadcast extent is cut to that of in1, as SciPy does
+        elif n1 != n2 and n1 != 1 and n2 != 1:
+            raise ValueError(
+                f"in1 and in2 must have the same extents, or 1, on the axes that are not convolved, got "
+                f"shapes {shape1} and {shape2}, and axes {shown(axes)}"
+            )
+    return tuple(convolved)
+
+
+def _check_valid(shape1: Shape, shape2: Shape, axes: tuple[int, ...]) -> None:
+    """Raise unless the one contains the other along the axes."""
+    larger = {shape1[axis] > shape2[axis] for axis in axes if shape1[axis] != shape2[axis]}
+    if len(larger) > 1:
+        raise ValueError(
+            "mode='valid' needs an in1 that is at least as large as in2 on every axis, or the reverse, got "
+            f"shapes {shape1} and {shape2}"
+        )
+
+
+def _fitting(argument: str, value: Any, dtype: np.dtype) -> Any:
+    """The number, if the dtype holds it."""
+    value = number(argument, value)
+    if dtype.kind in "iu":
+        fits = value == np.rint(np.real(value)) and np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
+    else:
+        fits = dtype.kind == "c" or not isinstance(value, complex)
+    if not fits:
+        raise ValueError(f"{argument} must be a number that {dtype} holds, got {shown(value)}")
+    return value

@@ -7,7 +7,7 @@ copy. Nothing here imports cupy: whoever passes a CuPy array has done so.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,22 +123,12 @@ def adopt(out_dtype: Any = None, widens: bool = False, **arguments: Array | None
         for name, array in arguments.items()
         if array is not None or not name.startswith(("bias", "out"))
     }
-    owners = {name: owner_of(name, array) for name, array in given.items()}
-    first, owner = next(iter(owners.items()))
-    for name, other in owners.items():
-        if other != owner:
-            came, expected = f"a {other}", f"the same kind of array as {first} ({owner})"
-            if str(other) == str(owner):
-                came, expected = f"one on {other.device}", f"on the device of {first}, {owner.device}"
-            raise TypeError(
-                f"{name} must be {expected}, got {came}; "
-                "nothing is copied between libraries or devices in silence"
-            )
+    owner = owner_of_all(given)
     views = {name: view_of(name, array, owner) for name, array in given.items()}
     if out_dtype is not None:
         name, inputs = _integers(out_dtype, {name: view.dtype for name, view in views.items()})
         return Operands(owner, name, given, views, inputs)
-    dtype = views[first].dtype
+    first, dtype = next((name, view.dtype) for name, view in views.items())
     for name, view in views.items():
         if view.dtype not in _NAMES:
             raise TypeError(
@@ -151,6 +141,22 @@ def adopt(out_dtype: Any = None, widens: bool = False, **arguments: Array | None
                 f"{_advice(name, given, views, widens)}"
             )
     return Operands(owner, _NAMES[dtype], given, views)
+
+
+def owner_of_all(given: Mapping[str, Array]) -> Owner:
+    """The library and device of one or more arrays by name, or TypeError unless all have the same."""
+    owners = {name: owner_of(name, array) for name, array in given.items()}
+    first, owner = next(iter(owners.items()))
+    for name, other in owners.items():
+        if other != owner:
+            came, expected = f"a {other}", f"the same kind of array as {first} ({owner})"
+            if str(other) == str(owner):
+                came, expected = f"one on {other.device}", f"on the device of {first}, {owner.device}"
+            raise TypeError(
+                f"{name} must be {expected}, got {came}; "
+                "nothing is copied between libraries or devices in silence"
+            )
+    return owner
 
 
 def _integers(out_dtype: Any, dtypes: dict[str, Any]) -> tuple[str, tuple[str, str] | None]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .api import conv, conv_input_grad, conv_weight_grad
-from .arrays import OWNERS, Array, Owner, owner_of, view_of
+from .arrays import OWNERS, Array, Owner, owner_of_all, view_of
 from .dtypes import holds
 from .options import entries, flag, integer, integers, is_one, shown
 
@@ -44,14 +44,7 @@ def adopted(**arguments: Any) -> tuple[Owner, dict[str, Array]]:
         for name, value in arguments.items()
         if not isinstance(value, (list, tuple, Number, np.generic))
     }
-    owners = {name: owner_of(name, array) for name, array in given.items()}
-    first, owner = next(iter(owners.items()), ("", OWNERS[np.ndarray]))
-    for name, other in owners.items():
-        if other != owner:
-            raise TypeError(
-                f"{name} must be the same kind of array as {first} ({owner}), got a {other}; "
-                "nothing is copied between libraries or devices in silence"
-            )
+    owner = owner_of_all(given) if given else OWNERS[np.ndarray]
     views = {
         name: view_of(name, value, owner) if name in given else owner.namespace.asarray(value)
         for name, value in arguments.items()

@@ -28,7 +28,8 @@ PAGES = {
 }
 README, CONTRIBUTING, REFERENCE = PAGES["README.md"], PAGES["CONTRIBUTING.md"], PAGES["docs/reference.md"]
 cupy = jit.usable_cupy()
-PROGRAM, ON_A_GPU = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PROGRAM, ON_A_GPU, *RECIPES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ADAPTERS = ("docs/cudnn.md", "docs/scipy.md", "docs/torch.md")
 
 
 def test_readme_program_runs(capsys):
@@ -68,6 +69,26 @@ def test_readme_program_runs_on_a_gpu():
     first, *_, last = ON_A_GPU.splitlines()
     scope = run("\n".join([first, *PROGRAM.splitlines()[1:-1], last]))
     assert isinstance(scope["dx"], cupy.ndarray)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.splitlines()[0])
+def test_readme_recipes_run(recipe):
+    library = re.match(r"import ([a-z]+)", recipe)[1]
+    pytest.importorskip(library)
+    exec(recipe, {})
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("page", ADAPTERS)
+def test_programs_of_the_adapters_pages_run(page):
+    """In order, each with what those before it left behind."""
+    programs = re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL)
+    if any("import torch" in program for program in programs):
+        pytest.importorskip("torch")
+    scope = {}
+    for program in programs:
+        exec(program, scope)
 
 
 def test_readme_begins_with_the_picture_and_two_commands():

@@ -6,6 +6,7 @@ import importlib
 import pickle
 import sys
 import types
+import weakref
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -718,21 +719,37 @@ def test_a_tensors_memory_as_cupy_takes_it(stand_in, dtype):
     assert tensors._on_gpu(None) is None
 
 
-def test_a_call_is_made_on_pytorchs_device_stream_and_memory(stand_in):
+def test_a_call_is_made_on_pytorchs_device_and_stream(stand_in):
     device = torch.device("cuda", 1)
     for pointer in (77, 77, 0):
         stand_in.current.cuda_stream = pointer
         with tensors._on_its_stream(device):
-            expected = [("device", device), ("stream", pointer), ("allocator", tensors._workspace)]
-            assert stand_in.noted == expected
+            assert stand_in.noted[:2] == [("device", device), ("stream", pointer)]
         assert stand_in.noted == []
     assert stand_in.streams == [77, 0]  # once for each
 
 
-def test_workspaces_are_tensors(stand_in, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: "cpu")
-    address, size, owner, *_ = tensors._workspace(1000)
-    assert (address, size, owner.nbytes, owner.dtype) == (owner.data_ptr(), 1000, 1000, torch.uint8)
+def test_workspaces_are_tensors_until_the_call_is_over(stand_in, monkeypatch):
+    """Also if CuPy's pointer is kept, as it is for a call that is captured in a graph."""
+    made, empty = [], torch.empty
+
+    def noted(size, dtype, device):
+        made.append((empty(size, dtype=dtype), device))
+        return made[-1][0]
+
+    device = torch.device("cuda", 1)
+    monkeypatch.setattr(torch, "empty", noted)
+    with tensors._on_its_stream(device):
+        ((_, allocate),) = (what for what in stand_in.noted if what[0] == "allocator")
+        kept = allocate(1000)
+        ((tensor, where),) = made
+        assert where == device
+        assert kept[:3] == (tensor.data_ptr(), 1000, None)
+        made.clear()
+        alive = weakref.ref(tensor)
+        del tensor, allocate
+        assert alive() is not None
+    assert alive() is None
 
 
 on_a_gpu = [

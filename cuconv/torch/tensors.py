@@ -37,31 +37,31 @@ def _on_gpu(tensor: Tensor | None) -> Any:
         return None
     dtype = _DTYPES[tensor.dtype]
     strides = [step * dtype.itemsize for step in tensor.stride()]
-    memory = _memory(tensor)
-    return jit.require_cupy().ndarray(tuple(tensor.shape), dtype, memory, strides)
+    return jit.require_cupy().ndarray(tuple(tensor.shape), dtype, _memory(tensor, tensor), strides)
 
 
-def _memory(tensor: Tensor) -> Any:
-    """A tensor's memory, as CuPy takes it. It keeps the tensor, to whose device it belongs."""
+def _memory(tensor: Tensor, owner: Any) -> Any:
+    """A tensor's memory, as CuPy takes it, with what it is to keep."""
     cuda = jit.require_cupy().cuda
-    memory = cuda.UnownedMemory(tensor.data_ptr(), tensor.nbytes, tensor, tensor.device.index)
+    memory = cuda.UnownedMemory(tensor.data_ptr(), tensor.nbytes, owner, tensor.device.index)
     return cuda.MemoryPointer(memory, 0)
-
-
-def _workspace(size: int) -> Any:
-    """Memory to work in, as CuPy asks for it, from PyTorch's allocator."""
-    return _memory(torch.empty(size, dtype=torch.uint8, device=torch.cuda.current_device()))
 
 
 @contextmanager
 def _on_its_stream(device: Any) -> Iterator[None]:
-    """Within it CuPy has PyTorch's current stream of a device, and its memory."""
+    """Within it CuPy has PyTorch's current stream of a device, and memory of PyTorch's to work in."""
     cuda = jit.require_cupy().cuda
+    held: list[Tensor] = []  # until all is launched; what is captured in a graph has a pool of its own
+
+    def allocator(size: int) -> Any:
+        held.append(torch.empty(size, dtype=torch.uint8, device=device))
+        return _memory(held[-1], None)
+
     with torch.cuda.device(device):
         stream = torch.cuda.current_stream()
         key = (device.index, stream.cuda_stream)
         ours = _streams.get(key) or _streams.setdefault(key, cuda.Stream.from_external(stream))
-        with ours, cuda.using_allocator(_workspace):
+        with ours, cuda.using_allocator(allocator):
             yield
 
 
@@ -95,9 +95,8 @@ def kind_of(tensor: Tensor | None) -> Kind | None:
     return None if tensor is None else (tensor.shape, tensor.dtype, tensor.device, tensor.layout)
 
 
-def check(input: Kind | None, **others: Kind | None) -> None:
-    """Raise unless the tensors are plain ones, of one dtype and on one device."""
-    assert input is not None
+def check(input: Any, **others: Any) -> None:
+    """Raise unless tensors of these kinds are plain ones, of one dtype and on one device."""
     _, dtype, device, layout = input
     if layout is not torch.strided or device.type not in ("cpu", "cuda", "meta"):
         raise TypeError(f"input must be a dense tensor on a CPU or a CUDA GPU, got {layout} on {device}")

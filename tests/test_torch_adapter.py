@@ -30,6 +30,15 @@ functional = torch.nn.functional
 FLOATS = [torch.float32, torch.float64, torch.complex64, torch.complex128]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    """PyTorch's own would wait for one another where others work too, for most of the time."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def draw(generator, *shape, dtype=torch.float64, exact=False):
     """Normal numbers, or integers so small that all sums of their products are exact."""
     if exact:

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import cuconv
 from cuconv.cuda import jit
 
 torch = pytest.importorskip("torch")
@@ -476,6 +477,15 @@ def test_modules_are_pytorchs(name):
                 results.append((y, *torch.autograd.grad(y.sum(), [leaf, *each.parameters()])))
             for got, expected in zip(*results, strict=True):
                 torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "circular", "replicate"])
+def test_padding_wider_than_the_input(mode):
+    """As cuconv has it; PyTorch's modules raise for the first two."""
+    module = ours.Conv1d(2, 3, 4, padding=11, padding_mode=mode, dtype=torch.float64)
+    x = draw(seeded(0), 1, 2, 5)
+    expected = cuconv.conv(x, module.weight.detach(), module.bias.detach(), padding=11, padding_mode=mode)
+    torch.testing.assert_close(module(x).detach(), expected)
 
 
 def test_output_size_of_a_transposed_module():

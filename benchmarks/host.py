@@ -90,12 +90,17 @@ def torch_calls(clock: Clock) -> dict[str, Call]:
         return {}
     import torch
 
+    import cuconv.torch
+
     if clock.device == "cuda" and not torch.cuda.is_available():
         return {}
     timed_calls.ready_torch(clock, threads=1)
     x, w = (torch.ones(shape, device=clock.device) for shape in (X, W))
     theirs = {f"PyTorch on {clock.device}": lambda: torch.nn.functional.conv2d(x, w, padding=1)}
-    ours = {"conv of PyTorch's tensors": lambda: cuconv.conv(x, w, padding=1)}
+    ours = {
+        "conv of PyTorch's tensors": lambda: cuconv.conv(x, w, padding=1),
+        "cuconv.torch.conv2d": lambda: cuconv.torch.conv2d(x, w, padding=1),
+    }
     return ours | theirs if clock.device == "cuda" else theirs
 
 

@@ -419,6 +419,15 @@ def test_exported_for_any_batch_and_height():
     assert torch.equal(exported.module()(x), model(x))
 
 
+def test_traced_as_pytorchs_modules_are():
+    """By torch.fx, which knows no shapes, and by torch.jit.trace."""
+    layers = torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ConvTranspose2d(4, 2, 3, 2, output_padding=1)
+    model, x = ours.replace_convs(torch.nn.Sequential(*layers)), torch.randn(2, 3, 9, 8)
+    for traced in (torch.fx.symbolic_trace(model), torch.jit.trace(model, x)):
+        for images in (x, x[:1, :, :5]):
+            assert torch.equal(traced(images), model(images))
+
+
 def test_fake_tensors_are_checked_like_others():
     x, w = torch.empty(2, 4, 9, device="meta"), torch.empty(6, 2, 3, device="meta")
     assert ours.conv1d(x, w, groups=2).shape == (2, 6, 7)

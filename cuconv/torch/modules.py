@@ -11,6 +11,10 @@ from torch import Tensor
 from .functions import convolve, convolve_transposed
 
 
+for _function in ("convolve", "convolve_transposed"):
+    torch.fx.wrap(_function)  # not traced into, like what torch.nn's own modules do
+
+
 class _Conv:
     """What turns PyTorch's modules into ours: they keep their parameters, options and all else."""
 

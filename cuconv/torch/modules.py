@@ -10,7 +10,6 @@ from torch import Tensor
 
 from .functions import convolve, convolve_transposed
 
-
 for _function in ("convolve", "convolve_transposed"):
     torch.fx.wrap(_function)  # not traced into, like what torch.nn's own modules do
 

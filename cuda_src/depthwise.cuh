@@ -8,14 +8,15 @@
 //
 // For every dtype, rank and layout, padded with zeros. One of the spatial axes, the second as the launch orders them,
 // is the sliding one. On it a thread owns OUT results, a strip, so far apart that they read one column of cells: with
-// stride s, dilation d and g = gcd(s, d), results d / g apart read every d-th cell, each of them s / g cells further than
-// the one before, so that tap i of result o meets cell o * STEP + i, STEP = s / g. The column is read once into registers
-// and used up to TAPS times over. More taps on that axis are done TAPS at a time; on the other axes taps are looped over.
+// stride s, dilation d and g = gcd(s, d), results d / g apart read every d-th cell, each of them s / g cells further
+// than the one before, so that tap i of result o meets cell o * STEP + i, STEP = s / g. The column is read once into
+// registers and used up to TAPS times over. More taps on that axis are done TAPS at a time; on the other axes taps are
+// looped over.
 //
 // `lanes` neighbouring threads differ in their channels: 1, so that they differ in the last spatial axis, or 32 for
-// channels-last arrays. In fprop and dgrad every element of the result has one thread; for channels-last arrays a thread
-// also owns WIDE neighbouring channels, read as one vector. In wgrad a block sums over one part of dy for a patch of
-// TAPS x ACROSS taps, by a tree in shared memory; parts are added by `conv_reduce`. All orders are fixed.
+// channels-last arrays. In fprop and dgrad every element of the result has one thread; for channels-last arrays a
+// thread also owns WIDE neighbouring channels, read as one vector. In wgrad a block sums over one part of dy for a
+// patch of TAPS x ACROSS taps, by a tree in shared memory; parts are added by `conv_reduce`. All orders are fixed.
 //
 // Preconditions (cuda/depthwise.py): groups == C; coordinates, and the number of work items
 // per image (in wgrad, of all images), fit 31 bits; OUT > 1 only for the STEP that the problem has; WIDE > 1 only for
@@ -46,8 +47,9 @@ __device__ inline Pack<T, WIDE> load_pack(const T* data, Index stride, bool whol
   return *reinterpret_cast<const Pack<T, WIDE>*>(data);
 }
 
-// A work item is a strip of OUT results of the sliding axis: which strip it is, its cells on the other two axes, and its
-// pack of WIDE channels (in wgrad its image). digit[] has the divisors of the three fastest digits of an item's number.
+// A work item is a strip of OUT results of the sliding axis: which strip it is, its cells on the other two axes, and
+// its pack of WIDE channels (in wgrad its image). digit[] has the divisors of the three fastest digits of an item's
+// number.
 struct Item {
   int outer, first, strip, last;
 };

@@ -5,15 +5,15 @@
 //   dgrad  N D H W of one residue: cells of dy    C / groups: w      (contributing T R S) K/groups
 //   wgrad  K / groups: dy                         (T R S) C/groups: cells of x     N Z P Q
 //
-// The struct of an op has, for one block's tile, what a thread needs to bring its share: a row of either matrix is made
-// once, a column from a counter of gemm_k, and an element's place is the sum of what both contribute. Counting on takes
-// additions only: the step is taken apart into digits once, and digits carry. Cells in the padding, rows and columns that
-// do not exist are not `there`; their place must not be read, and counts as zero. Nothing branches.
+// The struct of an op has, for one block's tile, what a thread needs to bring its share: rows of both matrices by their
+// numbers, a column from a counter of gemm_k, and an element's place is the sum of what a row and a column contribute.
+// Cells in the padding, rows and columns that do not exist are not `there`; their place must not be read, and counts as
+// zero. Nothing branches.
 //
 // gemm_k may be cut into parts of `chunk`, of which a block does one. LANES says which digits run fastest: channels
-// (channels-last arrays), where VECTOR neighbouring ones are brought at once and each tap counts its channels rounded up
-// to whole vectors; or taps and pixels (channels-first ones). Both are right for all strides, vectors apart. PLANAR is for
-// problems whose first axis has one cell in every array: of two axes, or one. It takes fewer registers.
+// (channels-last arrays), where VECTOR neighbouring ones are brought at once and each tap counts its channels rounded
+// up to whole vectors; or taps and pixels (channels-first ones). Both are right for all strides, vectors apart. PLANAR
+// is for problems whose first axis has one cell in every array: of two axes, or one. It takes fewer registers.
 //
 // Preconditions: coordinates on every axis, padding included, and gemm_k, but for wgrad's pixels, fit 31 bits.
 // Offsets of elements have 64.
@@ -30,22 +30,11 @@ struct Counter {
   int digit[4], left;
 };
 
-// What digits count to, the last one apart, and the digits of the step from one place to the next.
+// What digits count to, the last one apart.
 struct Radices {
-  int extent[3], step[4], by;
+  int extent[3];
 
-  __device__ Radices(const int (&extents)[3], const Counter& steps, int by)
-      : extent{extents[0], extents[1], extents[2]},
-        step{steps.digit[0], steps.digit[1], steps.digit[2], steps.digit[3]},
-        by(by) {}
-  // By division. Of nothing there is no number, and no division by zero either.
-  __device__ Radices(int first, int second, int third, int by)
-      : extent{max(first, 1), max(second, 1), max(third, 1)}, by(by) {
-    const Counter steps = after({}, by);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) step[i] = steps.digit[i];
-  }
-  // The counter so much further, by division.
+  // The counter so much further.
   __device__ Counter after(const Counter& from, unsigned further) const {
     Counter to{{}, from.left - int(further)};
 #pragma unroll
@@ -56,18 +45,6 @@ struct Radices {
     }
     to.digit[3] = from.digit[3] + int(further);
     return to;
-  }
-  // One step further.
-  __device__ void advance(Counter& at) const {
-    int carry = 0;
-#pragma unroll
-    for (int i = 0; i < 3; ++i) {
-      const int digit = at.digit[i] + step[i] + carry;
-      carry = digit >= extent[i];
-      at.digit[i] = carry ? digit - extent[i] : digit;
-    }
-    at.digit[3] += step[3] + carry;
-    at.left -= by;
   }
 };
 
@@ -87,9 +64,8 @@ __device__ inline Counter pixel_at(const Params& p, Index number, int left) {
 
 // How pixels are counted.
 template <bool PLANAR>
-__device__ inline Radices pixel_radices(const Params& p, int by) {
-  const int extents[3] = {int(p.pixel[0].divisor), int(p.pixel[1].divisor), PLANAR ? 1 : int(p.pixel[2].divisor)};
-  return {extents, pixel_at<PLANAR>(p, by, 0), by};
+__device__ inline Radices pixel_radices(const Params& p) {
+  return {int(p.pixel[0].divisor), int(p.pixel[1].divisor), PLANAR ? 1 : int(p.pixel[2].divisor)};
 }
 
 // A tap of one channel.
@@ -104,10 +80,11 @@ __device__ inline Tap tap_of(const Counter& at) {
                                 : Tap{digit[3], digit[2], digit[1], digit[0]};
 }
 
+// How taps are counted. Of nothing there is no number, and no division by zero either.
 template <Lanes LANES>
-__device__ inline Radices tap_radices(const GatherAxis (&axis)[3], int channels, int by) {
-  return LANES == CHANNEL_LANES ? Radices{channels, axis[2].taps, axis[1].taps, by}
-                                : Radices{axis[2].taps, axis[1].taps, axis[0].taps, by};
+__device__ inline Radices tap_radices(const GatherAxis (&axis)[3], int channels) {
+  const int t = max(axis[0].taps, 1), r = max(axis[1].taps, 1), s = max(axis[2].taps, 1);
+  return LANES == CHANNEL_LANES ? Radices{max(channels, 1), s, r} : Radices{s, r, t};
 }
 
 __device__ inline int round_up(int extent, int multiple) { return (extent + multiple - 1) / multiple * multiple; }
@@ -172,7 +149,8 @@ struct Source {
   const Index (&stride)[5];
 
   __device__ Site pixel(const Counter& at) const {
-    const int d = PLANAR ? 0 : axis[0].source(at.digit[2], 0), h = axis[1].source(at.digit[1], 0), w = axis[2].source(at.digit[0], 0);
+    const int d = PLANAR ? 0 : axis[0].source(at.digit[2], 0);
+    const int h = axis[1].source(at.digit[1], 0), w = axis[2].source(at.digit[0], 0);
     return {d, h, w, BYTES * (at.digit[3] * stride[0] + d * stride[2] + h * stride[3] + w * stride[4])};
   }
   __device__ Site tap(const Tap& at) const {
@@ -214,17 +192,18 @@ struct PixelsByChannels {
   Counter first_tap;
   Index first_row;
   int rows, columns;  // of the tile, that exist, but for those at the ends of smaller residues
-  Index channel;      // of the tile's first column, in the result
+  int channel;        // of the tile's first column, in the result
+  Index start;        // of the result, or of this part of it
 
   __device__ PixelsByChannels(const Params& p, const GatherAxis (&axis)[3], const void* a, const void* b, int channels,
                               int results, Index filter_stride, Index channel_stride, Index group, Index part,
-                              Index first_row, int first_column, int bm, int bn, int bk)
+                              Index first_row, int first_column, int bm, int bn)
       : p(p),
         axis(axis),
         channels(channels),
         padded(round_up(channels, VECTOR)),
         depth(axis[0].taps * axis[1].taps * axis[2].taps * padded),
-        taps(tap_radices<LANES>(axis, padded, bk)),
+        taps(tap_radices<LANES>(axis, padded)),
         source{static_cast<const T*>(a) + group * padded * p.a[1], axis, p.a},
         filters(static_cast<const T*>(b) + p.b_start + group * p.filters * p.b[0] + first_column * filter_stride +
                 axis[0].tap_first * p.b[2] + axis[1].tap_first * p.b[3] + axis[2].tap_first * p.b[4]),
@@ -233,7 +212,8 @@ struct PixelsByChannels {
         first_row(first_row),
         rows(int(min_index(p.batch * p.pixel[0].divisor * p.pixel[1].divisor * p.pixel[2].divisor - first_row, bm))),
         columns(int(min_index(results - first_column, bn))),
-        channel(group * results + first_column) {
+        channel(int(group) * results + first_column),
+        start(p.out_start + part * p.items) {
     const int begin = int(part * p.chunk);
     depth = int(min_index(depth - begin, p.chunk));
     first_tap = taps.after({{}, depth + begin}, begin);
@@ -241,7 +221,6 @@ struct PixelsByChannels {
 
   __device__ Counter counter(int k) const { return counter(first_tap, k); }
   __device__ Counter counter(const Counter& from, int k) const { return taps.after(from, k); }
-  __device__ void advance(Counter& at) const { taps.advance(at); }
   __device__ Column column(const Counter& at) const {
     const Tap tap = tap_of<LANES>(at);
     Column column{source.tap(tap),
@@ -251,37 +230,29 @@ struct PixelsByChannels {
     if (!column.there) column.cell.h = NOWHERE;
     return column;
   }
-  template <int COUNT>
-  __device__ void rows_a(RowA (&row)[COUNT], int first, int step) const {
-    const Radices pixels = pixel_radices<PLANAR>(p, step);
-    Counter at = pixel_at<PLANAR>(p, first_row + first, rows - first);
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i) {
-      row[i] = source.pixel(at);
-      if (!exists(at)) row[i].h = NOWHERE;
-      pixels.advance(at);
-    }
+  __device__ Site row_of_cells(int i) const {
+    const Counter at = pixel(i);
+    Site row = source.pixel(at);
+    if (!exists(at)) row.h = NOWHERE;
+    return row;
   }
-  template <int COUNT>
-  __device__ void rows_b(RowB (&row)[COUNT], int first, int step) const {
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i) row[i] = {BYTES * ((first + i * step) * filter_stride), first + i * step < columns};
-  }
+  __device__ PlainRow plain_row(int i) const { return {BYTES * (i * filter_stride), i < columns}; }
   __device__ Place<T> a(const RowA& row, const Column& column) const { return source(row, column.cell); }
   __device__ Place<T> b(const RowB& row, const Column& column) const {
     return {filters, row.offset, column.plain, bool(row.there & column.there)};
   }
 
+  __device__ Counter pixel(int i) const { return pixel_at<PLANAR>(p, first_row + i, rows - i); }
   __device__ bool exists(const Counter& at) const {
     return at.left > 0 && at.digit[0] < axis[2].outputs && at.digit[1] < axis[1].outputs &&
            (PLANAR || at.digit[2] < axis[0].outputs);
   }
 
-  // Where the result's elements are: at row_place(i) + column_place(j), of the result or of this part of it.
+  // Where the result's elements are: at row_place(i) + column_place(j).
   __device__ Index row_place(int i) const {
-    const Counter at = pixel_at<PLANAR>(p, first_row + i, rows - i);
+    const Counter at = pixel(i);
     if (!exists(at)) return NONE;
-    return p.out_start + at.digit[3] * p.out[0] + axis[0].cell(at.digit[2]) * p.out[2] +
+    return start + at.digit[3] * p.out[0] + axis[0].cell(at.digit[2]) * p.out[2] +
            axis[1].cell(at.digit[1]) * p.out[3] + axis[2].cell(at.digit[0]) * p.out[4];
   }
   __device__ Index column_place(int j) const { return j < columns ? (channel + j) * p.out[1] : NONE; }
@@ -296,9 +267,10 @@ struct PixelsByChannels {
     }
     return dense || !rows;
   }
-  // Whether they are whole packs from those of all other lines.
+  // Whether they are whole packs from those of all other lines, and parts.
   __device__ bool whole_packs(bool rows, int pack) const {
-    return (rows ? p.out[1] : p.out_start | p.out[0] | p.out[2] | p.out[3] | p.out[4]) % pack == 0;
+    const Index parts = p.splits > 1 ? p.items : 0;
+    return (rows ? p.out[1] : parts | p.out_start | p.out[0] | p.out[2] | p.out[3] | p.out[4]) % pack == 0;
   }
 };
 
@@ -326,63 +298,77 @@ struct FiltersByTaps {
   const T* grads;
   int rows, columns, first_column;
   Index filter;  // of the tile's first row, in the result
+  Index start;   // of this part of the result
 
   __device__ FiltersByTaps(const Params& p, const GatherAxis (&axis)[3], const void* a, const void* b, Index group,
-                           Index part, int first_row, int first_column, int bm, int bn, int bk)
+                           Index part, int first_row, int first_column, int bm)
       : p(p),
         axis(axis),
         channels(int(p.channels)),
         padded(round_up(channels, VECTOR)),
         depth(int(min_index(p.batch * axis[0].outputs * axis[1].outputs * axis[2].outputs - part * p.chunk, p.chunk))),
-        pixels(pixel_radices<PLANAR>(p, bk)),
+        pixels(pixel_radices<PLANAR>(p)),
         begin(part * p.chunk),
         source{static_cast<const T*>(a) + group * padded * p.a[1], axis, p.a},
         grads(static_cast<const T*>(b) + p.b_start + (group * round_up(int(p.filters), VECTOR) + first_row) * p.b[1]),
         rows(int(min_index(p.filters - first_row, bm))),
         columns(axis[0].taps * axis[1].taps * axis[2].taps * padded),
         first_column(first_column),
-        filter(group * p.filters + first_row) {}
+        filter(group * p.filters + first_row),
+        start(p.out_start + part * p.items) {}
 
   __device__ Counter counter(int k) const { return pixel_at<PLANAR>(p, begin + k, depth - k); }
   __device__ Counter counter(const Counter& from, int k) const { return pixels.after(from, k); }
-  __device__ void advance(Counter& at) const { pixels.advance(at); }
   __device__ Column column(const Counter& at) const {
     Column column{source.pixel(at),
-                  BYTES * (at.digit[3] * p.b[0] + (PLANAR ? 0 : at.digit[2] * p.b[2]) + at.digit[1] * p.b[3] + at.digit[0] * p.b[4]),
+                  BYTES * (at.digit[3] * p.b[0] + (PLANAR ? 0 : at.digit[2] * p.b[2]) + at.digit[1] * p.b[3] +
+                           at.digit[0] * p.b[4]),
                   at.left > 0};
     if (!column.there) column.cell.h = NOWHERE;
     return column;
   }
-  template <int COUNT>
-  __device__ void rows_a(RowA (&row)[COUNT], int first, int step) const {
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i) row[i] = {BYTES * ((first + i * step) * p.b[1]), first + i * step < rows};
+  __device__ Site row_of_cells(int j) const {
+    const Counter at = tap(j);
+    Site row = source.tap(tap_of<LANES>(at));
+    if (at.left <= 0) row.h = NOWHERE;
+    return row;
   }
-  template <int COUNT>
-  __device__ void rows_b(RowB (&row)[COUNT], int first, int step) const {
-    const Radices taps = tap_radices<LANES>(axis, padded, step);
-    Counter at = taps.after({{}, columns}, first_column + first);
-#pragma unroll
-    for (int i = 0; i < COUNT; ++i) {
-      row[i] = source.tap(tap_of<LANES>(at));
-      if (at.left <= 0) row[i].h = NOWHERE;
-      taps.advance(at);
-    }
-  }
+  __device__ PlainRow plain_row(int i) const { return {BYTES * (i * p.b[1]), i < rows}; }
   __device__ Place<T> a(const RowA& row, const Column& column) const {
     return {grads, row.offset, column.plain, bool(row.there & column.there)};
   }
   __device__ Place<T> b(const RowB& row, const Column& column) const { return source(column.cell, row); }
 
-  __device__ Index row_place(int i) const { return i < rows ? p.out_start + (filter + i) * p.out[0] : NONE; }
+  __device__ Counter tap(int j) const {
+    return tap_radices<LANES>(axis, padded).after({{}, columns}, first_column + j);
+  }
+
+  __device__ Index row_place(int i) const { return i < rows ? start + (filter + i) * p.out[0] : NONE; }
   __device__ Index column_place(int j) const {
-    const Tap tap = tap_of<LANES>(tap_radices<LANES>(axis, padded, 0).after({{}, columns}, first_column + j));
-    if (first_column + j >= columns || tap.c >= channels) return NONE;
-    return tap.c * p.out[1] + tap.t * p.out[2] + tap.r * p.out[3] + tap.s * p.out[4];
+    const Counter at = tap(j);
+    const auto [c, t, r, s] = tap_of<LANES>(at);
+    if (at.left <= 0 || c >= channels) return NONE;
+    return c * p.out[1] + t * p.out[2] + r * p.out[3] + s * p.out[4];
   }
   __device__ bool neighbours(bool) const { return true; }
-  __device__ bool whole_packs(bool, int pack) const { return (p.out_start | p.out[0]) % pack == 0; }
+  __device__ bool whole_packs(bool, int pack) const {
+    return ((p.splits > 1 ? p.items : 0) | p.out_start | p.out[0]) % pack == 0;
+  }
 };
+
+// -- what a block puts down ------------------------------------------------------------------------
+
+// Where the result is going to be, the rows of the matrix of cells and the beginning of gemm_k, by all threads: what
+// these are made of would take registers while slices are multiplied. Whoever reads them waits for the block first.
+template <typename Matrices, int BM, int BN, int CELLS>
+__device__ inline void put_places(const Matrices& matrices, Index (&rows)[BM], Index (&columns)[BN],
+                                  Entry (&cells)[CELLS], Counter& first) {
+  if (threadIdx.x == 0) first = matrices.counter(0);
+  for (int i = threadIdx.x; i < BM; i += blockDim.x) rows[i] = matrices.row_place(i);
+  for (int j = threadIdx.x; j < BN; j += blockDim.x) columns[j] = matrices.column_place(j);
+  for (int i = threadIdx.x; i < (Matrices::CELLS_ARE_A ? BM : BN); i += blockDim.x)
+    cells[i] = Entry::of(matrices.row_of_cells(i), true, 0);
+}
 
 // -- a thread's share -------------------------------------------------------------------------------
 

@@ -83,15 +83,13 @@ __device__ inline Index offset_of(Index start, const Index (&strides)[5], const 
 }
 
 // The digits of a linear index, the last axis fastest, for the few that a block has to take apart.
-template <typename Number, int DIGITS>
-__device__ inline void split(Index index, const Number (&extents)[DIGITS], Number (&digits)[DIGITS]) {
-  Number rest = Number(index);
-#pragma unroll
+template <int DIGITS>
+__device__ inline void split(Index index, const Index (&extents)[DIGITS], Index (&digits)[DIGITS]) {
   for (int i = DIGITS - 1; i > 0; --i) {
-    digits[i] = rest % extents[i];
-    rest /= extents[i];
+    digits[i] = index % extents[i];
+    index /= extents[i];
   }
-  digits[0] = rest;
+  digits[0] = index;
 }
 
 __device__ inline Index min_index(Index a, Index b) { return a < b ? a : b; }

@@ -1,11 +1,12 @@
 // Convolution and its gradients on tensor cores: implicit GEMM by mma.sync, for sm_80 and newer.
 //
-// The matrices are those of gather.cuh. A block owns a BM x BN tile of their product, a warp WM x WN of it in registers.
-// Slices of both matrices, BK deep, come by asynchronous copies of 16 bytes and lie in a ring of STAGES in shared memory,
-// STAGES - 1 ahead of the one that is multiplied. What lies in a slice goes by lines, rows of the matrix or columns,
-// whichever is contiguous in global memory; a line's chunks of 16 bytes are swizzled, or lines padded, so that neither the
-// copies nor the loads of fragments meet in one bank. What columns, and rows of cells, contribute to places lies in tables
-// in shared memory, which all threads fill together every few slices: sums leave few registers for anything else.
+// The matrices are those of gather.cuh. A block owns a BM x BN tile of their product, a warp WM x WN of it in
+// registers. Slices of both matrices, BK deep, come by asynchronous copies of 16 bytes and lie in a ring of STAGES in
+// shared memory, STAGES - 1 ahead of the one that is multiplied. What lies in a slice goes by lines, rows of the matrix
+// or columns, whichever is contiguous in global memory; a line's chunks of 16 bytes are swizzled, or lines padded, so
+// that neither the copies nor the loads of fragments meet in one bank. What columns, and rows of cells, contribute to
+// places lies in tables in shared memory, which all threads fill together every few slices: sums leave few registers
+// for anything else.
 //
 // A Product is a type of elements and the instruction that multiplies them; another one is another struct.
 // Tensor cores truncate sums in single precision. So each slice is summed from zero and then added to the sum by an
@@ -21,8 +22,8 @@
 
 // -- slices in shared memory ------------------------------------------------------------------------
 
-// ROWS x BK elements; a line is a row if K_MAJOR, otherwise a column. An ldmatrix reads a chunk of each of 8 lines, which
-// are swizzled. ELEMENTWISE reads take 32 bytes of each of 4 lines at a time, which are padded.
+// ROWS x BK elements; a line is a row if K_MAJOR, otherwise a column. An ldmatrix reads a chunk of each of 8 lines,
+// which are swizzled. ELEMENTWISE reads take 32 bytes of each of 4 lines at a time, which are padded.
 template <typename T, int ROWS_, int BK_, bool K_MAJOR_, bool ELEMENTWISE>
 struct Slice {
   static constexpr int ROWS = ROWS_, BK = BK_;
@@ -167,7 +168,8 @@ struct Tile {
   static constexpr int WARPS = (BM / WM) * (BN / WN), THREADS = 32 * WARPS;
   static constexpr int VECTOR = 16 / sizeof(typename Product::Element);
   static constexpr int STEPS = BK / Product::K;
-  static_assert(BM % WM == 0 && BN % WN == 0 && WM % 16 == 0 && WN % 16 == 0 && BK % Product::K == 0, "whole fragments");
+  static_assert(BM % WM == 0 && BN % WN == 0, "whole warps");
+  static_assert(WM % 16 == 0 && WN % 16 == 0 && BK % Product::K == 0, "whole fragments");
 
   using Sums = typename Product::Sum[WM / 16][WN / 8][4];
 
@@ -225,42 +227,23 @@ struct Shared {
   Index rows[Tile::BM], columns[Tile::BN];                 // where the result is going to be
   Entry cells[Tile::BM > Tile::BN ? Tile::BM : Tile::BN];  // the rows of the matrix of cells
   Counter first;                                           // the beginning of gemm_k
+  int channel;                                             // of the result, the tile's first column
 };
 
 // Where slices begin.
 template <typename Tile>
 constexpr int RING = (sizeof(Shared<Tile>) + 127) / 128 * 128;
 
-// Puts these down.
-template <typename Tile, typename Matrices>
-__device__ inline void put_places(const Matrices& matrices, Shared<Tile>& shared) {
-  if (threadIdx.x == 0) shared.first = matrices.counter(0);
-  for (int i = threadIdx.x; i < Tile::BM; i += Tile::THREADS) shared.rows[i] = matrices.row_place(i);
-  for (int j = threadIdx.x; j < Tile::BN; j += Tile::THREADS) shared.columns[j] = matrices.column_place(j);
-  for (int i = threadIdx.x; i < (Matrices::CELLS_ARE_A ? Tile::BM : Tile::BN); i += Tile::THREADS) {
-    Site site[1];
-    if constexpr (Matrices::CELLS_ARE_A)
-      matrices.rows_a(site, i, 0);
-    else
-      matrices.rows_b(site, i, 0);
-    shared.cells[i] = Entry::of(site[0], true, 0);
-  }
+// A thread's rows, of cells and of the other matrix.
+template <typename Share, typename Matrices>
+__device__ inline void take_rows(const Matrices&, const Entry* cells, Site (&row)[Share::COUNT]) {
+#pragma unroll
+  for (int i = 0; i < Share::COUNT; ++i) row[i] = cells[Share::row() + i * Share::STEP].cell();
 }
-
-// A thread's rows of both matrices.
-template <typename ShareA, typename ShareB, typename Matrices>
-__device__ inline void take_rows(const Matrices& matrices, const Entry* cells,
-                                 typename Matrices::RowA (&row_a)[ShareA::COUNT],
-                                 typename Matrices::RowB (&row_b)[ShareB::COUNT]) {
-  if constexpr (Matrices::CELLS_ARE_A) {
+template <typename Share, typename Matrices>
+__device__ inline void take_rows(const Matrices& matrices, const Entry*, PlainRow (&row)[Share::COUNT]) {
 #pragma unroll
-    for (int i = 0; i < ShareA::COUNT; ++i) row_a[i] = cells[ShareA::row() + i * ShareA::STEP].cell();
-    matrices.rows_b(row_b, ShareB::row(), ShareB::STEP);
-  } else {
-    matrices.rows_a(row_a, ShareA::row(), ShareA::STEP);
-#pragma unroll
-    for (int i = 0; i < ShareB::COUNT; ++i) row_b[i] = cells[ShareB::row() + i * ShareB::STEP].cell();
-  }
+  for (int i = 0; i < Share::COUNT; ++i) row[i] = matrices.plain_row(Share::row() + i * Share::STEP);
 }
 
 // sum = A B for this block's tile.
@@ -313,7 +296,8 @@ __device__ inline void multiply(const Matrices& matrices, const Shared<Tile>& sh
     const Entry* const entry_b =
         ALIKE ? entry_a : columns_b + slice % SLICES * COLUMNS_B + ShareB::column() / STEP_B;
     Column column_a{}, column_b{};  // of which each matrix takes its part
-    Column &of_cells = Matrices::CELLS_ARE_A ? column_a : column_b, &others = Matrices::CELLS_ARE_A ? column_b : column_a;
+    Column& of_cells = Matrices::CELLS_ARE_A ? column_a : column_b;
+    Column& others = Matrices::CELLS_ARE_A ? column_b : column_a;
     of_cells.cell = (Matrices::CELLS_ARE_A ? entry_a : entry_b)->cell();
     others.plain = (Matrices::CELLS_ARE_A ? entry_b : entry_a)->plain;
     others.there = (Matrices::CELLS_ARE_A ? entry_b : entry_a)->there != 0;
@@ -325,19 +309,20 @@ __device__ inline void multiply(const Matrices& matrices, const Shared<Tile>& sh
   };
 
   const int slices = (shared.first.left + Tile::BK - 1) / Tile::BK;
-  int stage = 0, free = Tile::STAGES - 1;
+  int stage = 0, free = Tile::STAGES - 1, next = 0;  // the slice that is multiplied, and the next one to be brought
 #pragma unroll 1
-  for (int begin = 0; begin < slices + Tile::STAGES - 1; begin += SLICES) {
+  while (next < slices + Tile::STAGES - 1) {
+    const int end = min(next + SLICES, slices + Tile::STAGES - 1);
     __syncthreads();  // nobody reads the table any more
-    put_columns(begin);
-    take_rows<ShareA, ShareB>(matrices, shared.cells, row_a, row_b);
-    if (begin == 0) {
+    put_columns(next);
+    take_rows<ShareA>(matrices, shared.cells, row_a);
+    take_rows<ShareB>(matrices, shared.cells, row_b);
+    if (next == 0) {
 #pragma unroll
-      for (int slice = 0; slice < Tile::STAGES - 1; ++slice) copy(slice, slice);
+      for (; next < Tile::STAGES - 1; ++next) copy(next, next);
     }
-    const int end = min(begin + SLICES, slices + Tile::STAGES - 1);
 #pragma unroll 1
-    for (int next = max(begin, Tile::STAGES - 1); next < end; ++next) {
+    for (; next < end; ++next) {
       cp_async_wait<Tile::STAGES - 2>();
       __syncthreads();  // the slice is there for all, and nobody reads the one before any more
       copy(next, free);
@@ -369,8 +354,7 @@ __device__ inline void each_line(const Index* lines, const Sum (*tile)[PITCH], P
 // ROWS_FASTEST, otherwise channels of a pixel. They are stored at once where they are neighbours in memory too.
 template <typename Tile, bool ROWS_FASTEST, typename Matrices>
 __device__ inline void store_tile(const Matrices& matrices, const Shared<Tile>& shared, unsigned char* ring,
-                                  const typename Tile::Sums& sum, void* out, Index copy, const void* bias,
-                                  Index channel) {
+                                  const typename Tile::Sums& sum, void* out, const void* bias, Index channel) {
   using T = typename Tile::Product::Element;
   using Sum = typename Tile::Product::Sum;
   constexpr int V = 16 / sizeof(Sum), LINES = ROWS_FASTEST ? Tile::BN : Tile::BM;
@@ -402,11 +386,12 @@ __device__ inline void store_tile(const Matrices& matrices, const Shared<Tile>& 
 #pragma unroll
   for (int v = 0; v < V; ++v) place[v] = places[first + v];
   const Params& p = matrices.p;
-  const bool whole = reinterpret_cast<size_t>(out) % 16 == 0 && place[0] != NONE && place[V - 1] == place[0] + V - 1 && (copy + place[0]) % V == 0 &&
-                     matrices.neighbours(ROWS_FASTEST) && matrices.whole_packs(ROWS_FASTEST, V);
+  const bool whole = reinterpret_cast<size_t>(out) % 16 == 0 && place[0] != NONE &&
+                     place[V - 1] == place[0] + V - 1 && place[0] % V == 0 && matrices.neighbours(ROWS_FASTEST) &&
+                     matrices.whole_packs(ROWS_FASTEST, V);
   if (whole && p.partial) {
     each_line<LINES, LENGTH, Tile::THREADS>(lines, tile, [&](int, Index start, Pack<Sum, V> sums) {
-      *reinterpret_cast<Pack<Sum, V>*>(static_cast<Sum*>(out) + (copy + start + place[0])) = sums;
+      *reinterpret_cast<Pack<Sum, V>*>(static_cast<Sum*>(out) + (start + place[0])) = sums;
     });
   } else if (whole && !bias && p.activation == IDENTITY && !p.accumulate) {
     each_line<LINES, LENGTH, Tile::THREADS>(lines, tile, [&](int, Index start, Pack<Sum, V> sums) {
@@ -417,7 +402,7 @@ __device__ inline void store_tile(const Matrices& matrices, const Shared<Tile>& 
     });
   } else {
     each_line<LINES, LENGTH, Tile::THREADS>(lines, tile, [&](int line, Index start, Pack<Sum, V> sums) {
-      finish_pack<T>(p, out, copy + start, place, whole, sums, bias, channel + (ROWS_FASTEST ? line : first),
+      finish_pack<T>(p, out, start, place, whole, sums, bias, channel + (ROWS_FASTEST ? line : first),
                      ROWS_FASTEST ? 0 : 1);
     });
   }
@@ -436,15 +421,15 @@ __device__ inline void pixels_by_channels(const void* a, const void* b, const vo
   unsigned char* const ring = memory + RING<Tile>;
   const PixelsByChannels<typename Tile::Product::Element, CHANNEL_LANES, Tile::VECTOR, Tile::PLANAR> matrices(
       p, axis, a, b, channels, results, filter_stride, channel_stride, group, part, tile_m * Tile::BM,
-      int(tile_n) * Tile::BN, Tile::BM, Tile::BN, Tile::BK);
-  put_places(matrices, shared);
+      int(tile_n) * Tile::BN, Tile::BM, Tile::BN);
+  put_places(matrices, shared.rows, shared.columns, shared.cells, shared.first);
+  if (threadIdx.x == 0) shared.channel = matrices.channel;
   typename Tile::Sums sum;
   multiply<Tile, true, B_K_MAJOR>(matrices, shared, ring, sum);
-  const Index channel = group * results + tile_n * Tile::BN;
   if (p.lanes > 1 || p.partial)
-    store_tile<Tile, false>(matrices, shared, ring, sum, out, part * p.items, bias, channel);
+    store_tile<Tile, false>(matrices, shared, ring, sum, out, bias, shared.channel);
   else
-    store_tile<Tile, true>(matrices, shared, ring, sum, out, part * p.items, bias, channel);
+    store_tile<Tile, true>(matrices, shared, ring, sum, out, bias, shared.channel);
 }
 
 template <typename Product, int BM, int BN, int BK, int WM, int WN, int STAGES, bool PLANAR>
@@ -452,9 +437,8 @@ __device__ void conv_fprop_mma(const void* a, const void* b, const void* bias, v
   const GatherAxis axis[3] = {forward_axis(p.axis[0]), forward_axis(p.axis[1]), forward_axis(p.axis[2])};
   Index digit[3];  // tile_n, tile_m, group
   const Index part = take_digits(p, blockIdx.x, digit);
-  pixels_by_channels<Tile<Product, BM, BN, BK, WM, WN, STAGES, PLANAR>, true>(a, b, bias, out, p, axis, int(p.channels),
-                                                                      int(p.filters), p.b[0], 1, digit[1],
-                                                                      digit[0], digit[2], part);
+  pixels_by_channels<Tile<Product, BM, BN, BK, WM, WN, STAGES, PLANAR>, true>(
+      a, b, bias, out, p, axis, int(p.channels), int(p.filters), p.b[0], 1, digit[1], digit[0], digit[2], part);
 }
 
 // As fprop, with one set of blocks per residue of the stride, each large enough for the first, largest one.
@@ -469,9 +453,8 @@ __device__ void conv_dgrad_mma(const void* a, const void* b, const void* bias, v
     axis[2] = residue_axis(p.axis[2], int(digit[2]));
   }
   __syncthreads();  // the axes are there
-  pixels_by_channels<Tile<Product, BM, BN, BK, WM, WN, STAGES, PLANAR>, false>(a, b, bias, out, p, axis, int(p.filters),
-                                                                       int(p.channels), 1, p.b[0], digit[1],
-                                                                       digit[0], digit[5], part);
+  pixels_by_channels<Tile<Product, BM, BN, BK, WM, WN, STAGES, PLANAR>, false>(
+      a, b, bias, out, p, axis, int(p.filters), int(p.channels), 1, p.b[0], digit[1], digit[0], digit[5], part);
 }
 
 template <typename Product, int BM, int BN, int BK, int WM, int WN, int STAGES, bool PLANAR>
@@ -484,9 +467,9 @@ __device__ void conv_wgrad_mma(const void* a, const void* b, const void*, void* 
   Index digit[3];  // tile_n, tile_m, group
   const Index part = take_digits(p, blockIdx.x, digit);
   const FiltersByTaps<typename Product::Element, CHANNEL_LANES, Tile::VECTOR, Tile::PLANAR> matrices(
-      p, axis, a, b, digit[2], part, int(digit[1]) * BM, int(digit[0]) * BN, BM, BN, BK);
-  put_places(matrices, shared);
+      p, axis, a, b, digit[2], part, int(digit[1]) * BM, int(digit[0]) * BN, BM);
+  put_places(matrices, shared.rows, shared.columns, shared.cells, shared.first);
   typename Tile::Sums sum;
   multiply<Tile, false, false>(matrices, shared, ring, sum);
-  store_tile<Tile, false>(matrices, shared, ring, sum, out, part * p.items, nullptr, 0);
+  store_tile<Tile, false>(matrices, shared, ring, sum, out, nullptr, 0);
 }

@@ -236,8 +236,9 @@ __device__ inline void store_pack(const Params& p, void* out, Index start, const
 
 // The same after bias and activation; the sums differ by `apart` in their channels.
 template <typename T, int COUNT>
-__device__ inline void finish_pack(const Params& p, void* out, Index start, const Index (&place)[COUNT], bool neighbours,
-                                   Pack<Accumulator<T>, COUNT> sums, const void* bias, Index channel, int apart) {
+__device__ inline void finish_pack(const Params& p, void* out, Index start, const Index (&place)[COUNT],
+                                   bool neighbours, Pack<Accumulator<T>, COUNT> sums, const void* bias, Index channel,
+                                   int apart) {
 #pragma unroll
   for (int i = 0; i < COUNT; ++i)
     if (place[i] != NONE) sums.value[i] = finished<T>(p, sums.value[i], bias, channel + i * apart);

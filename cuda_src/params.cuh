@@ -10,8 +10,8 @@
 
 using Index = long long;
 
-// For 0 <= n < 2^63, n / divisor is (n * multiplier >> 64) >> shift, or n itself where the divisor is 1: a real division
-// of 64 bits is a call, around which registers would be spilled.
+// For 0 <= n < 2^63, n / divisor is (n * multiplier >> 64) >> shift, or n itself where the divisor is 1: a real
+// division of 64 bits is a call, around which registers would be spilled.
 struct Divisor {
   Index divisor;
   unsigned long long multiplier;
@@ -39,7 +39,7 @@ struct Params {
   Index mode;           // PaddingMode, see padding.cuh
   Index activation;     // Activation, see numerics.cuh
   Index accumulate;     // add the result to what is there
-  Index conjugate;      // conjugate the second factor of every product, and if 2 their sum, which leaves the first one so
+  Index conjugate;      // conjugate the second factor of every product, and if 2 their sum: that leaves the first so
   Index partial;        // write plain sums in the accumulator's type, for a later launch to finish
   Index splits, chunk;  // how many parts a long sum is cut into, and the length of each
   Index lanes;          // how many neighbouring threads differ in their channels

@@ -1,10 +1,10 @@
 // Convolution and its gradients as tiled matrix products on the ordinary cores, without lowering: implicit GEMM.
 //
-// The matrices are those of gather.cuh, for every dtype, rank and layout, padded with zeros. A block owns a BM x BN tile of
-// their product, a thread TM x TN elements of it in registers. Slices of both matrices, BK deep, go through two buffers
-// in shared memory: while one is multiplied, the next is on its way from global memory in registers, so that one barrier
-// per slice is enough. What columns contribute to places is computed by all threads together, one each, and lies
-// in a table in shared memory: nothing is counted or divided in the loop over slices, and nothing branches there.
+// The matrices are those of gather.cuh, for every dtype, rank and layout, padded with zeros. A block owns a BM x BN
+// tile of their product, a thread TM x TN elements of it in registers. Slices of both matrices, BK deep, go through two
+// buffers in shared memory: while one is multiplied, the next is on its way from global memory in registers, so that
+// one barrier per slice is enough. What columns contribute to places is computed by all threads together, one each, and
+// lies in a table in shared memory: nothing is counted or divided in the loop over slices, and nothing branches there.
 //
 // Each thread brings elements of one column of a slice, VECTOR neighbours at once: channels of channels-last arrays
 // (CHANNEL_LANES), or one, where these do not go by vectors and in channels-first arrays (PIXEL_LANES).
@@ -77,16 +77,10 @@ struct Rows<PlainRow, COUNT, STEP> {
   int count;  // that exist
 
   template <typename Matrices>
-  __device__ Rows(const Matrices& matrices, const Entry*, int row) : count(0) {
-    PlainRow rows[COUNT];
-    if constexpr (Matrices::CELLS_ARE_A)
-      matrices.rows_b(rows, row, STEP);
-    else
-      matrices.rows_a(rows, row, STEP);
-    first = rows[0];
-    step = COUNT > 1 ? rows[COUNT > 1].offset - first.offset : 0;
+  __device__ Rows(const Matrices& matrices, const Entry*, int row)
+      : first(matrices.plain_row(row)), step(matrices.plain_row(row + STEP).offset - first.offset), count(0) {
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i) count += rows[i].there;
+    for (int i = 0; i < COUNT; ++i) count += matrices.plain_row(row + i * STEP).there;
   }
   template <typename Place, typename Use>
   __device__ void each(Place place, Use use) const {
@@ -196,26 +190,6 @@ struct Shared {
     Acc patch[PATCH_M * PATCH_N + Tile::V * (PATCH_M > PATCH_N ? PATCH_M : PATCH_N)];
   };
 };
-
-// Puts down where the result is going to be, and its rows or columns that are cells': all that these are made of would
-// take registers while slices are multiplied.
-template <typename Tile, typename Matrices>
-__device__ inline void put_places(const Matrices& matrices, Shared<Tile>& shared, Index copy) {
-  if (threadIdx.x == 0) shared.first = matrices.counter(0);
-  for (int i = threadIdx.x; i < Tile::BM; i += Tile::THREADS) {
-    const Index place = matrices.row_place(i);
-    shared.rows[i] = place == NONE ? NONE : copy + place;
-  }
-  for (int j = threadIdx.x; j < Tile::BN; j += Tile::THREADS) shared.columns[j] = matrices.column_place(j);
-  for (int i = threadIdx.x; i < (Matrices::CELLS_ARE_A ? Tile::BM : Tile::BN); i += Tile::THREADS) {
-    Site site[1];
-    if constexpr (Matrices::CELLS_ARE_A)
-      matrices.rows_a(site, i, 0);
-    else
-      matrices.rows_b(site, i, 0);
-    shared.rows_of_cells[i] = Entry::of(site[0], true, 0);
-  }
-}
 
 // sum = A B for this block's tile.
 template <typename Tile, int VECTOR, bool A_K_MAJOR, bool B_K_MAJOR, typename Matrices>
@@ -347,24 +321,25 @@ __device__ inline void store_tile(const Tile& tile, const Matrices& matrices, Sh
 template <typename Tile, Lanes LANES, int VECTOR, bool PLANAR, bool B_K_MAJOR>
 __device__ inline void pixels_by_channels(const void* a, const void* b, const void* bias, void* out, const Params& p,
                                           const GatherAxis (&axis)[3], int channels, int results, Index filter_stride,
-                                          Index channel_stride, unsigned tile_m, unsigned tile_n, unsigned group,
-                                          unsigned part) {
+                                          Index channel_stride, Index tile_m, Index tile_n, Index group, Index part) {
   using T = typename Tile::T;
   using Matrices = PixelsByChannels<T, LANES, VECTOR, PLANAR>;
   __shared__ Shared<Tile> shared[1];
   const Matrices matrices(p, axis, a, b, channels, results, filter_stride, channel_stride, group, part,
-                          Index(tile_m) * Tile::BM, int(tile_n) * Tile::BN, Tile::BM, Tile::BN, Tile::BK);
-  put_places(matrices, shared[0], part * p.items);
+                          tile_m * Tile::BM, int(tile_n) * Tile::BN, Tile::BM, Tile::BN);
+  put_places(matrices, shared[0].rows, shared[0].columns, shared[0].rows_of_cells, shared[0].first);
   const bool biased = bias && !p.partial;
-  for (int j = threadIdx.x; j < Tile::BN && biased; j += Tile::THREADS)
-    shared[0].bias[j] = widen(load_if(static_cast<const T*>(bias) + (matrices.channel + j) * p.bias, j < matrices.columns));
+  for (int j = threadIdx.x; j < Tile::BN && biased; j += Tile::THREADS) {
+    const T* const at = static_cast<const T*>(bias) + (matrices.channel + j) * p.bias;
+    shared[0].bias[j] = widen(load_if(at, j < matrices.columns));
+  }
   const Tile tile;
   typename Tile::Sums sum;
   // Of filters with their taps side by side neighbours run along gemm_k, whatever the matrix has elsewhere.
   const Index step = axis[2].taps > 1 ? p.b[4] : axis[1].taps > 1 ? p.b[3] : axis[0].taps > 1 ? p.b[2] : channel_stride;
   const bool b_along_k = LANES == CHANNEL_LANES ? B_K_MAJOR : magnitude(step) < magnitude(filter_stride);
-  multiply<Tile, VECTOR, LANES == CHANNEL_LANES, LANES == PIXEL_LANES || B_K_MAJOR>(tile, matrices, b_along_k, shared[0],
-                                                                                    sum);
+  multiply<Tile, VECTOR, LANES == CHANNEL_LANES, LANES == PIXEL_LANES || B_K_MAJOR>(tile, matrices, b_along_k,
+                                                                                    shared[0], sum);
   if (biased) {
 #pragma unroll
     for (int j = 0; j < Tile::TN; ++j) {
@@ -379,31 +354,26 @@ __device__ inline void pixels_by_channels(const void* a, const void* b, const vo
 template <typename T, int BM, int BN, int BK, int TM, int TN, Lanes LANES, int VECTOR, bool PLANAR>
 __device__ void conv_fprop_simt(const void* a, const void* b, const void* bias, void* out, const Params& p) {
   const GatherAxis axis[3] = {forward_axis(p.axis[0]), forward_axis(p.axis[1]), forward_axis(p.axis[2])};
-  const Index pixels = p.batch * p.axis[0].output * p.axis[1].output * p.axis[2].output;
-  const unsigned extents[4] = {0, unsigned(p.groups), unsigned(tiles(pixels, BM)), unsigned(tiles(p.filters, BN))};
-  unsigned digit[4];  // part, group, tile_m, tile_n
-  split(blockIdx.x, extents, digit);
-  pixels_by_channels<Tile<T, BM, BN, BK, TM, TN>, LANES, VECTOR, PLANAR, true>(a, b, bias, out, p, axis, int(p.channels),
-                                                                       int(p.filters), p.b[0], p.b[1], digit[2],
-                                                                       digit[3], digit[1], digit[0]);
+  Index digit[3];  // tile_n, tile_m, group
+  const Index part = take_digits(p, blockIdx.x, digit);
+  pixels_by_channels<Tile<T, BM, BN, BK, TM, TN>, LANES, VECTOR, PLANAR, true>(
+      a, b, bias, out, p, axis, int(p.channels), int(p.filters), p.b[0], p.b[1], digit[1], digit[0], digit[2], part);
 }
 
 // As fprop, with one set of blocks per residue of the stride, each large enough for the first, largest one.
 template <typename T, int BM, int BN, int BK, int TM, int TN, Lanes LANES, int VECTOR, bool PLANAR>
 __device__ void conv_dgrad_simt(const void* a, const void* b, const void* bias, void* out, const Params& p) {
-  const Axis &d = p.axis[0], &h = p.axis[1], &w = p.axis[2];
-  const Index pixels = p.batch * tiles(d.input, d.stride) * tiles(h.input, h.stride) * tiles(w.input, w.stride);
-  const unsigned extents[7] = {0, unsigned(p.groups), unsigned(d.stride), unsigned(h.stride), unsigned(w.stride), unsigned(tiles(pixels, BM)), unsigned(tiles(p.channels, BN))};
-  unsigned digit[7];  // part, group, residues, tile_m, tile_n
-  split(blockIdx.x, extents, digit);
+  Index digit[6];  // tile_n, tile_m, residues of w, h and d, group
+  const Index part = take_digits(p, blockIdx.x, digit);
   __shared__ GatherAxis axis[3];
-  if (threadIdx.x == 0) axis[0] = residue_axis(d, int(digit[2]));
-  if (threadIdx.x == 1) axis[1] = residue_axis(h, int(digit[3]));
-  if (threadIdx.x == 2) axis[2] = residue_axis(w, int(digit[4]));
+  if (threadIdx.x == 0) {
+    axis[0] = residue_axis(p.axis[0], int(digit[4]));
+    axis[1] = residue_axis(p.axis[1], int(digit[3]));
+    axis[2] = residue_axis(p.axis[2], int(digit[2]));
+  }
   __syncthreads();  // the axes are there
-  pixels_by_channels<Tile<T, BM, BN, BK, TM, TN>, LANES, VECTOR, PLANAR, false>(a, b, bias, out, p, axis, int(p.filters),
-                                                                        int(p.channels), p.b[1], p.b[0], digit[5],
-                                                                        digit[6], digit[1], digit[0]);
+  pixels_by_channels<Tile<T, BM, BN, BK, TM, TN>, LANES, VECTOR, PLANAR, false>(
+      a, b, bias, out, p, axis, int(p.filters), int(p.channels), p.b[1], p.b[0], digit[1], digit[0], digit[5], part);
 }
 
 template <typename T, int BM, int BN, int BK, int TM, int TN, Lanes LANES, int VECTOR, bool PLANAR>
@@ -412,12 +382,10 @@ __device__ void conv_wgrad_simt(const void* a, const void* b, const void*, void*
   using Matrices = FiltersByTaps<T, LANES, VECTOR, PLANAR>;
   __shared__ Shared<Tile> shared[1];
   const GatherAxis axis[3] = {forward_axis(p.axis[0]), forward_axis(p.axis[1]), forward_axis(p.axis[2])};
-  const int columns = axis[0].taps * axis[1].taps * axis[2].taps * round_up(int(p.channels), VECTOR);
-  const unsigned extents[4] = {0, unsigned(p.groups), unsigned(tiles(p.filters, BM)), unsigned(tiles(columns, BN))};
-  unsigned digit[4];  // part of the sum, group, tile_m, tile_n
-  split(blockIdx.x, extents, digit);
-  const Matrices matrices(p, axis, a, b, digit[1], digit[0], int(digit[2]) * BM, int(digit[3]) * BN, BM, BN, BK);
-  put_places(matrices, shared[0], digit[0] * p.items);
+  Index digit[3];  // tile_n, tile_m, group
+  const Index part = take_digits(p, blockIdx.x, digit);
+  const Matrices matrices(p, axis, a, b, digit[2], part, int(digit[1]) * BM, int(digit[0]) * BN, BM);
+  put_places(matrices, shared[0].rows, shared[0].columns, shared[0].rows_of_cells, shared[0].first);
   const Tile tile;
   typename Tile::Sums sum;
   multiply<Tile, VECTOR, LANES == PIXEL_LANES, LANES == PIXEL_LANES>(tile, matrices, LANES == PIXEL_LANES, shared[0],

@@ -43,8 +43,8 @@ __device__ inline void block_sum(Acc (&cell)[COUNT][THREADS], int lanes) {
   }
 }
 
-// A block owns `lanes` channels (1, or 32 for channels-last arrays) of one of `splits` runs of `chunk` cells. It sums in
-// double precision, integers apart, which costs little beside reading dy.
+// A block owns `lanes` channels (1, or 32 for channels-last arrays) of one of `splits` runs of `chunk` cells. It sums
+// in double precision, integers apart, which costs little beside reading dy.
 template <typename T, int THREADS>
 __device__ void conv_bgrad_sum(const void* a, const void*, const void*, void* out, const Params& p) {
   using Sum = Double<T>;

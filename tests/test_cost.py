@@ -422,7 +422,7 @@ BUDGETS = {
     ("simt", "dgrad", "channels_first"): (2.19, 1.25, 0.63, 0),
     ("simt", "dgrad", "channels_last"): (8.29, 1.29, 0.59, 0),
     ("simt", "fprop", "channels_first"): (1.95, 1.28, 0.63, 0),
-    ("simt", "fprop", "channels_last"): (10.95, 1.47, 0.61, 0),
+    ("simt", "fprop", "channels_last"): (10.95, 1.47, 0.6, 0),
     ("simt", "wgrad", "channels_first"): (1.43, 1.14, 0.72, 0),
     ("simt", "wgrad", "channels_last"): (9.57, 1.1, 0.68, 0),
     ("sum", "bgrad", "channels_first"): (1.21, 1.0, 0.0, 0),

@@ -207,8 +207,9 @@ def test_matrices(op, lanes, vector, line):
             a, b, rows, names = tables[group, residue]
             expected = np.zeros((BM + BN, columns + 1), "f")
             expected[:, -1] = -1
+            of_part = [row if row == -1 else row + part * columns for row in rows]
             for matrix, places_of, first, size, at in (
-                (a, rows, tile_m * BM, BM, 0),
+                (a, of_part, tile_m * BM, BM, 0),
                 (b, names, tile_n * BN, BN, BM),
             ):
                 some = np.array(matrix[first : first + size], "f")

@@ -17,9 +17,9 @@ from .schedule import (
     OPERANDS,
     Draft,
     beyond_32_bits,
+    block_digits,
     gemm_k,
     per,
-    pixels,
     planar,
     reduce_seconds,
     result_shape,
@@ -117,12 +117,11 @@ def build(draft: Draft) -> list[Launch]:
     tile, splits, chunk = choice(draft.problem, request)
     tile = _on(draft.device, request, tile)
     item = DTYPES[request.dtype].itemsize
-    items = math.prod(result_shape(draft.problem, op))
-    blocks = _blocks(draft.problem, op, tile, item)
+    blocks = block_digits(draft.problem, op, tile.bm, tile.bn, VECTOR // item)
     kernel = _kernel(op, _product(request), tile)
-    fields = {"items": items, "digit": digits(_block_digits(draft.problem, op, tile, item))}
+    fields = {"items": math.prod(result_shape(draft.problem, op)), "digit": digits(blocks)}
     return launches + split_sum(
-        draft, kernel, blocks, fields, (splits, chunk),
+        draft, kernel, math.prod(blocks), fields, (splits, chunk),
         channels_last=True, shared_bytes=_shared_bytes(op, tile, item), vectors=True,
     )  # fmt: skip
 
@@ -255,7 +254,7 @@ def _shared_bytes(op: str, tile: Tile, item: int) -> int:
         slices += lines * (length * item + (32 if padded else 0))
     sums = max(tile.bm * (tile.bn + 8), tile.bn * (tile.bm + 4)) * max(item, 4)
     columns = 32 * tile.threads * (2 if op == "dgrad" else 1)  # of which dgrad's matrices have their own
-    shared = 8 * (tile.bm + tile.bn) + 32 * max(tile.bm, tile.bn) + 20
+    shared = 8 * (tile.bm + tile.bn) + 32 * max(tile.bm, tile.bn) + 24
     return per(shared, 128) * 128 + max(tile.stages * slices + columns, sums)
 
 
@@ -271,19 +270,6 @@ def _transformed(request: Request, problem: ConvProblem) -> list[str]:
     ]
 
 
-def _block_digits(problem: ConvProblem, op: str, tile: Tile, item: int) -> tuple[int, ...]:
-    """What blocks of one part of gemm_k are numbered by, the fastest first: tiles, residues, groups."""
-    groups, c, k = problem.groups, problem.c // problem.groups, problem.k // problem.groups
-    if op == "wgrad":
-        vector = VECTOR // item
-        columns = math.prod(problem.filter) * per(c, vector) * vector
-        return per(columns, tile.bn), per(k, tile.bm), groups
-    tiles_m = per(problem.n * math.prod(pixels(problem, op)), tile.bm)
-    if op == "fprop":
-        return per(k, tile.bn), tiles_m, groups
-    return per(c, tile.bn), tiles_m, *reversed(problem.stride), groups
-
-
 def _blocks(problem: ConvProblem, op: str, tile: Tile, item: int) -> int:
     """Of one part of gemm_k."""
-    return math.prod(_block_digits(problem, op, tile, item))
+    return math.prod(block_digits(problem, op, tile.bm, tile.bn, VECTOR // item))

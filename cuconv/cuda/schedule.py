@@ -88,6 +88,21 @@ def per(extent: int, tile: int) -> int:
     return -(-extent // tile)
 
 
+def block_digits(problem: ConvProblem, op: str, bm: int, bn: int, vector: int = 1) -> tuple[int, ...]:
+    """What blocks of one part of gemm_k are numbered by, the fastest first: tiles, residues, groups.
+
+    wgrad's columns count channels rounded up to whole vectors.
+    """
+    groups, c, k = problem.groups, problem.c // problem.groups, problem.k // problem.groups
+    if op == "wgrad":
+        columns = math.prod(problem.filter) * per(c, vector) * vector
+        return per(columns, bn), per(k, bm), groups
+    tiles_m = per(problem.n * math.prod(pixels(problem, op)), bm)
+    if op == "fprop":
+        return per(k, bn), tiles_m, groups
+    return per(c, bn), tiles_m, *reversed(problem.stride), groups
+
+
 @dataclass
 class Draft:
     """A request on its way to launches: its problem, volumetric and padded with zeros, and its operands.

@@ -11,15 +11,16 @@ from ..problem import ConvProblem, Request
 from . import schedule
 from .cost import Threads, real_products, seconds
 from .device import DEVICES, Device
+from .geometry import digits
 from .kernel import VECTOR, Kernel, Launch
 from .schedule import (
     C_TYPES,
     LIMIT,
     Draft,
     beyond_32_bits,
+    block_digits,
     gemm_k,
     per,
-    pixels,
     planar,
     reduce_seconds,
     result_shape,
@@ -86,10 +87,10 @@ def build(draft: Draft) -> list[Launch]:
     vector = _vector(request, problem)
     tile, splits, chunk = _schedule(request, problem)
     kernel = _kernel(request.op, request.dtype, tile, draft.lanes, vector)
-    blocks = _blocks(problem, request.op, tile)
-    items = math.prod(result_shape(problem, request.op))
+    blocks = block_digits(problem, request.op, tile.bm, tile.bn)
+    fields = {"items": math.prod(result_shape(problem, request.op)), "digit": digits(blocks)}
     return split_sum(
-        draft, kernel, blocks, {"items": items}, (splits, chunk), request.layout == "channels_last",
+        draft, kernel, math.prod(blocks), fields, (splits, chunk), request.layout == "channels_last",
         vectors=vector > 1,
     )  # fmt: skip
 
@@ -117,7 +118,9 @@ def estimate(request: Request, device: Device | None) -> float:
 
 def _seconds(request: Request, problem: ConvProblem, device: Device, choice: Choice) -> float:
     tile, splits, chunk = choice
-    slices = per(chunk, tile.bk) * _products(problem, request.op)[3] / max(gemm_k(problem, request.op), 1)
+    # Of dgrad's residues most have fewer taps than the first.
+    depth = per(problem.gemm(request.op)[2], math.prod(problem.stride) if request.op == "dgrad" else 1)
+    slices = per(chunk, tile.bk) * depth / max(gemm_k(problem, request.op), 1)
     products = real_products(request) * tile.tm * tile.tn * tile.bk
     operands = tile.bk * (tile.tm + tile.tn) * _item(DTYPES[request.dtype].accumulator) / VECTOR
     elements = (tile.bm + tile.bn) * tile.bk / tile.threads
@@ -166,19 +169,9 @@ def _vector(request: Request, problem: ConvProblem) -> int:
     return _most(request.dtype) if fits and request.layout == "channels_last" else 1
 
 
-def _products(problem: ConvProblem, op: str) -> tuple[int, int, int, int]:
-    """(how many, gemm_m, gemm_n, gemm_k) of the products that one launch does, one per group and residue."""
-    m, n, k = problem.gemm(op)
-    if op != "dgrad":
-        return problem.groups, m, n, k
-    residues = math.prod(problem.stride)
-    return problem.groups * residues, problem.n * math.prod(pixels(problem, op)), n, per(k, residues)
-
-
 def _blocks(problem: ConvProblem, op: str, tile: Tile) -> int:
     """Of one part of gemm_k."""
-    count, m, n, _ = _products(problem, op)
-    return count * per(m, tile.bm) * per(n, tile.bn)
+    return math.prod(block_digits(problem, op, tile.bm, tile.bn))
 
 
 def _schedule(request: Request, problem: ConvProblem) -> Choice:

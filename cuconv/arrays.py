@@ -356,7 +356,10 @@ def view_of(name: str, array: Array, owner: Owner) -> Array:
             return np.from_dlpack(array.view(owner.home.int16)).view(ml_dtypes.bfloat16)
         view = owner.namespace.from_dlpack(array)
     except Exception as error:  # whatever the library raises
-        raise TypeError(f"{name} cannot be read through DLPack: {error}") from error
+        hint = ""
+        if getattr(array, "requires_grad", False) is True:
+            hint = f"; what {owner.library} differentiates is in cuconv.{owner.library}"
+        raise TypeError(f"{name} cannot be read through DLPack: {error}{hint}") from error
     if owner.backend == "cpu" and view.size and view.flags.owndata:
         # For a null pointer NumPy takes memory of its own.
         raise TypeError(f"{name} cannot be read through DLPack: it has no memory, only a shape")

@@ -54,7 +54,7 @@ from . import arrays
 from .api import conv, conv_input_grad, conv_weight_grad
 from .arrays import Array, Operands
 from .dtypes import described
-from .options import checked_keywords, integer, one_of, per_axis, shown
+from .options import checked_keywords, flag, integer, one_of, per_axis, shown
 from .problem import ConvProblem
 
 __all__ = [
@@ -130,8 +130,8 @@ def convolution_backward_filter(
     Shapes, dtypes, options and errors are those of the module `cuconv.cudnn`.
     """
     call = _checked(
-        ("x", "gW", "gy"), dict(x=x, gy=gy, gW=gW), "gW", auto_tune and not deterministic, tensor_core,
-        (pad, stride, dilation, groups), (d_layout, w_layout), beta,
+        ("x", "gW", "gy"), dict(x=x, gy=gy, gW=gW), "gW", auto_tune, tensor_core,
+        (pad, stride, dilation, groups), (d_layout, w_layout), beta, deterministic,
     )  # fmt: skip
     call.write(conv_weight_grad, call["x"], call["gy"], call["gW"].shape)
 
@@ -162,8 +162,8 @@ def convolution_backward_data(
     `cuconv.cudnn`.
     """
     call = _checked(
-        ("y", "W", "x"), dict(W=W, x=x, b=b, y=y), "y", auto_tune and not deterministic, tensor_core,
-        (pad, stride, dilation, groups), (d_layout, w_layout), beta,
+        ("y", "W", "x"), dict(W=W, x=x, b=b, y=y), "y", auto_tune, tensor_core,
+        (pad, stride, dilation, groups), (d_layout, w_layout), beta, deterministic,
     )  # fmt: skip
     call.write(conv_input_grad, call["x"], call["W"], call["y"].shape, then_add=call["b"])
 
@@ -204,6 +204,7 @@ def _checked(
     geometry: tuple[Any, Any, Any, Any],
     layouts: tuple[int, int],
     beta: float,
+    deterministic: bool = False,
 ) -> _Call:
     """A call, once all that it is given has been found to fit.
 
@@ -212,6 +213,7 @@ def _checked(
     """
     image, filters, output = roles
     one_of("tensor_core", tensor_core, ("always", "auto", "never"))
+    auto_tune, deterministic = _truth("auto_tune", auto_tune), _truth("deterministic", deterministic)
     layout, of_filters = map(_layout, ("d_layout", "w_layout"), layouts)
     given = {name: array for name, array in given.items() if name != "b" or array is not None}
     operands = arrays.adopt(**given)
@@ -238,7 +240,10 @@ def _checked(
     )
     expected = problem.y_shape(layout)
     if operands.shape(output) != expected:
-        raise ValueError(f"{output} must have shape {expected} in {problem}, got {operands.shape(output)}")
+        raise ValueError(
+            f"{output} must have shape {expected}, to go with {image} {shapes[0]} and {filters} {shapes[1]}, "
+            f"got {operands.shape(output)}"
+        )
     if "b" in given:
         channels, bias = problem.c if out == image else problem.k, operands.views["b"]
         if bias.size != channels:
@@ -247,7 +252,9 @@ def _checked(
             )
         operands.views["b"] = bias.reshape(-1)
     operands.check_out(out, operands.shape(out))
-    options = problem.options() | dict(layout=layout, algorithm="tune" if auto_tune else "auto")
+    options = problem.options() | dict(
+        layout=layout, algorithm="tune" if auto_tune and not deterministic else "auto"
+    )
     return _Call(operands, out, beta, options)
 
 
@@ -265,14 +272,20 @@ def _problem(
     return ConvProblem.from_shapes(*shapes, stride, pad, dilation, groups, layout=layout, names=names)
 
 
+def _truth(argument: str, value: Any) -> bool:
+    """A truth value; CuPy took numbers for one."""
+    return bool(value) if isinstance(value, numbers.Integral) else flag(argument, value)
+
+
 def _layout(argument: str, value: Any) -> str:
     """cuconv's word for a layout that is given as cuDNN's number."""
-    if integer(argument, value) not in _LAYOUTS:
-        raise ValueError(
+    is_number = isinstance(value, numbers.Integral)
+    if not is_number or value not in _LAYOUTS:
+        raise (ValueError if is_number else TypeError)(
             f"{argument} must be CUDNN_TENSOR_NCHW, {CUDNN_TENSOR_NCHW}, or CUDNN_TENSOR_NHWC, "
             f"{CUDNN_TENSOR_NHWC}, got {shown(value)}"
         )
-    return _LAYOUTS[value]
+    return _LAYOUTS[int(value)]
 
 
 def _check_beta(beta: Any, dtype: str) -> None:

@@ -206,7 +206,8 @@ class ConvProblem:
         if x_channels != k:
             raise ValueError(
                 f"{names[0]} has {x_channels} channels in {tuple(x_shape)}, but {names[1]} {tuple(w_shape)} "
-                f"expects {k}: a transposed convolution reads along w's first axis (layout={layout!r})"
+                f"expects {k}: a transposed convolution reads along the filters' first axis "
+                f"(layout={layout!r})"
             )
         extra = per_axis("output_padding", output_padding, rank, 0)
         for axis in range(rank):

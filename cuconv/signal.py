@@ -234,9 +234,9 @@ class _Convolution:
         fillvalue: complex = 0,
         axes: int | Sequence[int] | None = None,
         floating: bool = False,
-        dy: Any = None,
+        dy: Any = ...,
     ) -> None:
-        self.owner, self.given = adopted(in1=in1, in2=in2, **({} if dy is None else {"dy": dy}))
+        self.owner, self.given = adopted(in1=in1, in2=in2, **({} if dy is ... else {"dy": dy}))
         one_of("mode", mode, ("full", "same", "valid"))
         one_of("method", method, ("auto", "direct", "fft"))
         of_images = boundary is not None

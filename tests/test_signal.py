@@ -265,6 +265,7 @@ ERRORS = [
         "dy must be of floats, as the result is",
     ),
     (lambda: signal.convolve_grad(IMAGE > 0, IMAGE, [[1.0]]), TypeError, "got bool"),
+    (lambda: signal.convolve_grad(None, IMAGE, [[1.0]]), TypeError, "dy must be a NumPy array"),
     (
         lambda: signal.convolve_grad(IMAGE, IMAGE, [[1]]),
         TypeError,

@@ -292,6 +292,10 @@ def _check_beta(beta: Any, dtype: str) -> None:
     """Raise unless a result of that dtype can be multiplied by beta."""
     if not isinstance(beta, numbers.Real):
         raise TypeError(f"beta must be a real number, got {shown(beta)}")
+    try:
+        float(beta)
+    except OverflowError:
+        raise ValueError(f"beta must be a number that float64 holds, got {shown(beta)}") from None
     if described(dtype).kind == "i" and beta not in (0, 1):
         raise ValueError(f"beta must be 0 or 1 for {dtype}, got {shown(beta)}")
 

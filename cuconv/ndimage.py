@@ -55,6 +55,11 @@ __all__ = [
 
 Gradients = tuple[Array | None, Array | None]
 
+_ROUNDING = 2.0**-28
+"""Before a sum is cut off to an integer it is made larger by this: one that is an integer but for its
+rounding, as all are where a blur meets a plain area, is not to lose 1.
+"""
+
 _MODES = {
     "reflect": "symmetric",
     "grid-mirror": "symmetric",
@@ -425,7 +430,7 @@ def _placed(
 
 def _taken(convolution: bool, weights: Array) -> Array:
     """What a convolution or a correlation multiplies with; likewise its gradient for that of the weights."""
-    return turned(weights, range(weights.ndim)) if convolution else weights.conj()
+    return turned(weights, range(weights.ndim)) if convolution else weights.conj()[...]
 
 
 # -- filters of one line after the other -----------------------------------------------------------------
@@ -511,7 +516,10 @@ def _correlated(call: _Call, x: Array, w: Array, before: list[int], mode: Any, c
     outside = _outside(mode, cval, x.dtype, call.dtype)
     dtype = _working(x.dtype, w.dtype, call.dtype, outside)
     correlation = _correlation(call.xp, dtype, x.shape, w.shape, before, mode, outside)
-    return converted(correlation.forward(x, w), call.dtype)
+    y = correlation.forward(x, w)
+    if y.dtype.kind == "f" and call.dtype.kind in "iu":
+        y += call.xp.copysign(_ROUNDING, y)
+    return converted(y, call.dtype)
 
 
 def _correlation(

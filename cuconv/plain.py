@@ -73,6 +73,10 @@ def number(argument: str, value: Any) -> Any:
         value = value.item()
     if not isinstance(value, (int, float, complex)):
         raise TypeError(f"{argument} must be a number, got {shown(value)}")
+    try:
+        complex(value)
+    except OverflowError:
+        raise ValueError(f"{argument} must be a number that float64 holds, got {shown(value)}") from None
     return value
 
 
@@ -111,7 +115,12 @@ def converted(array: Array, dtype: np.dtype) -> Array:
     """The array in a dtype and in C order; floats are cut off towards zero and wrap around in integers."""
     if dtype.kind in "iu" and array.dtype.kind == "f":
         with np.errstate(invalid="ignore"):  # NaN has no integer; SciPy says nothing either
-            array = array.astype(np.int64)
+            if dtype.itemsize < 8 or dtype.kind == "i":
+                array = array.astype(np.int64)
+            else:  # of whose range int64 has half
+                above = array >= 2.0**63
+                half = (array - above * 2.0**63).astype(np.int64)
+                array = half.astype(np.uint64) + above.astype(np.uint64) * np.uint64(1 << 63)
     return array.astype(dtype, order="C", copy=False)
 
 

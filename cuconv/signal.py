@@ -321,7 +321,7 @@ class _Convolution:
         else:
             y = self.correlation.forward(*self._operands())
         if self.dtype.kind in "iu" and y.dtype.kind == "f":
-            y = self.owner.namespace.rint(y)
+            y = self.owner.namespace.rint(y)[...]  # of no axes a number otherwise, not an array
         return given_back(converted(y, self.dtype), self.owner)
 
     def gradients(self, needs: Sequence[bool]) -> Gradients:
@@ -396,10 +396,9 @@ def _check_valid(shape1: Shape, shape2: Shape, axes: tuple[int, ...]) -> None:
 def _fitting(argument: str, value: Any, dtype: np.dtype) -> Any:
     """The number, if the dtype holds it."""
     value = number(argument, value)
-    if dtype.kind in "iu":
-        fits = value == np.rint(np.real(value)) and np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
-    else:
-        fits = dtype.kind == "c" or not isinstance(value, complex)
+    fits = dtype.kind == "c" or not isinstance(value, complex)
+    if fits and dtype.kind in "iu":
+        fits = value == np.rint(float(value)) and np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
     if not fits:
         raise ValueError(f"{argument} must be a number that {dtype} holds, got {shown(value)}")
     return value

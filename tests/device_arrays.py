@@ -16,7 +16,7 @@ from cuconv import plain
 from cuconv.cuda import jit
 
 METHODS = ("astype", "conj", "copy", "reshape", "swapaxes", "transpose", "view")
-FUNCTIONS = ("empty", "ones", "pad", "rint", "zeros", "zeros_like")
+FUNCTIONS = ("copysign", "empty", "ones", "pad", "rint", "zeros", "zeros_like")
 
 
 class DeviceArray:

@@ -306,6 +306,7 @@ BAD = [
     (0, dict(auto_tune="no"), TypeError, "auto_tune must be True or False, got 'no'"),
     (1, dict(deterministic=None), TypeError, "deterministic must be True or False, got None"),
     (0, dict(d_layout=NHWC), ValueError, "x has 9 channels"),
+    (0, dict(beta=10**400), ValueError, "beta must be a number that float64 holds"),
     (0, dict(beta="1"), TypeError, "beta must be a real number"),
     (0, dict(autotune=True), TypeError, "no argument 'autotune'; did you mean 'auto_tune'"),
     (1, dict(W=np.ones((6, 3, 3), np.float32)), ValueError, "y has 4 channels"),

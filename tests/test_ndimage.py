@@ -167,6 +167,22 @@ def test_pictures_of_integers(dtype):
             assert np.minimum(off, 256 - off).max() <= 1
 
 
+def test_a_blur_leaves_a_plain_area_as_it_is():
+    """Weights that add up to 1 but for their rounding: nothing is cut off for that."""
+    for sigma in np.arange(0.3, 4, 0.05):
+        for value in (1, 7, 100, 255, 65535):
+            dtype = np.uint8 if value < 256 else np.uint16
+            plain, signed = np.full((12, 12), value, dtype), np.full(12, -value, np.int32)
+            np.testing.assert_array_equal(ndimage.gaussian_filter(plain, sigma), plain)
+            np.testing.assert_array_equal(ndimage.gaussian_filter(signed, sigma), signed)
+
+
+def test_floats_to_the_upper_half_of_uint64():
+    x = np.full(5, 2**63 + 2**40, np.uint64)
+    np.testing.assert_array_equal(ndimage.correlate(x, [0.5, 0.5]), x)
+    assert ndimage.correlate([1e19, -1.0], [1.0], output=np.uint64).tolist() == [10**19, 2**64 - 1]
+
+
 @pytest.mark.parametrize("order", range(8))
 @pytest.mark.parametrize("sigma", [0.4, 1, 3.7])
 def test_derivatives_of_a_gaussian(sigma, order):
@@ -316,6 +332,11 @@ ERRORS = [
     (lambda: ndimage.correlate1d(X, W[0], axis=2), ValueError, "axis must be among the 2 axes of the array"),
     (lambda: ndimage.correlate1d(X, W[0], axis=(0, 1)), TypeError, "axis must be an int"),
     (lambda: ndimage.sobel(1.0), ValueError, "axis must be among the 0 axes"),
+    (
+        lambda: ndimage.correlate([1], [1], cval=10**400),
+        ValueError,
+        "cval must be a number that float64 holds",
+    ),
     (lambda: ndimage.correlate(X, W, cval="0"), TypeError, "cval must be a number, got '0'"),
     (
         lambda: ndimage.correlate(X, W, mode="constant", cval=1j),

@@ -172,6 +172,13 @@ def test_lists_and_numbers():
     assert signal.convolve([255, 255], np.array([2], np.uint8)).dtype == np.int64
 
 
+def test_arrays_of_no_axes_stay_arrays():
+    three = np.array(3)
+    for y in (signal.convolve(three, three, method="fft"), signal.convolve(three, three)):
+        assert type(y) is np.ndarray
+        assert y == 9
+
+
 def test_integers_wrap_around():
     x, w = np.array([100, 120, 3], np.uint8), np.array([3, 2], np.uint8)
     assert signal.convolve(x, w).tolist() == [44, 48, 249, 6]
@@ -227,6 +234,8 @@ ERRORS = [
         "fillvalue must be a number that float64",
     ),
     (lambda: signal.convolve2d([[1]], [[1]], fillvalue=0.5), ValueError, "that int64 holds, got 0.5"),
+    (lambda: signal.convolve2d([[1]], [[1]], fillvalue=1 + 0j), ValueError, "that int64 holds, got (1+0j)"),
+    (lambda: signal.convolve2d([[1]], [[1]], fillvalue=10**400), ValueError, "number that float64 holds"),
     (
         lambda: signal.convolve2d([[1]], [[1]], fillvalue="1"),
         TypeError,

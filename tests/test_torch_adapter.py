@@ -322,6 +322,12 @@ def test_vmap(name, x, w, options, dims):
         torch.testing.assert_close(got, expected)
 
 
+def test_vmap_over_nothing():
+    x, w = torch.ones(0, 3, 4, 7), torch.ones(5, 4, 3)
+    got, expected = (torch.vmap(lambda x: there.conv1d(x, w))(x) for there in (ours, functional))  # noqa: B023
+    assert got.shape == expected.shape
+
+
 def test_vmap_within_vmap_and_gradients_by_sample():
     x, w, bias = small(*SMALL[0][:3])
     many = [torch.stack([tensor, tensor + 1, 2 * tensor]) for tensor in (x, w)]

@@ -218,7 +218,7 @@ def _mapped_conv(op: Any) -> Callable[..., tuple[Tensor, int]]:
         size = info.batch_size
         if dims[1] is None and dims[2] is None:
             y = op(_stacked(x, dims[0], 0, size), w, bias, stride, padding, dilation, groups, mode)
-            return y.unflatten(0, (size, y.shape[0] // size)), 0
+            return y.unflatten(0, (size, y.shape[0] // max(size, 1))), 0
         x, w = _stacked(x, dims[0], 1, size), _stacked(w, dims[1], 0, size)
         if bias is not None:
             bias = _stacked(bias, dims[2], 0, size)

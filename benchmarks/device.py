@@ -23,6 +23,12 @@ from .turns import Outcome, Part
 TINY = "n1c2h5w5 k2r3s3 p1"
 """The problem of --quick."""
 
+GPU_TESTS = (
+    "tests/test_gpu.py", "tests/test_cudnn.py", "tests/test_docs.py", "tests/test_ndimage.py",
+    "tests/test_signal.py", "tests/test_torch_adapter.py",
+)  # fmt: skip
+"""The files with tests for a GPU: others may ask for libraries that are not there."""
+
 SUITES = (
     "mobilenet_dw", "convnext", "resnet50", "scientific", "unet3d", "conv1d", "small_batch", "large_kernel",
 )  # fmt: skip
@@ -48,7 +54,8 @@ def parts(folder: Path, python: Sequence[str], quick: bool = False) -> list[Part
 
     one_test = if_quick("tests/test_gpu.py", "-k", "images_of_integers")
     workers = ("-n", str(min(8, machine.cores()))) if importlib.util.find_spec("xdist") else ()
-    tests = (*python, *sanitizer.PYTEST, "-m", "gpu", *(one_test or workers))
+    whole = (*GPU_TESTS, "--continue-on-collection-errors", *workers)
+    tests = (*python, *sanitizer.PYTEST, "-m", "gpu", *(one_test or whole))
     return [
         module(
             "kernels", 90, "benchmarks.kernels", *if_quick("--match", "fprop_direct"), decides=kernels.NO_GPU

@@ -15,18 +15,15 @@ from collections.abc import Sequence
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 ENVIRONMENT = {"CUPY_CACHE_IN_MEMORY": "1"}
 OPTIONS = ("--report-api-errors", "explicit", "--error-exitcode", "1", "--target-processes", "all")
-PYTEST = (
-    "-m", "pytest", "-o", "addopts=", "-q",
-    "tests/test_gpu.py", "tests/test_cudnn.py", "tests/test_docs.py",
-)  # fmt: skip
-"""pytest without this project's own options, which ask for pytest-xdist, of the files with tests for a GPU:
-others may ask for libraries that are not there.
-"""
+PYTEST = ("-m", "pytest", "-o", "addopts=", "-q")
+"""pytest without this project's own options, which ask for pytest-xdist."""
+
+TESTS = ("tests/test_gpu.py", "-m", "sanitize")
 
 
 def command(tool: str, python: Sequence[str], program: str = "compute-sanitizer") -> list[str]:
     """The command that runs the tests under one checker, with CuPy's cache in memory."""
-    return [program, "--tool", tool, *OPTIONS, *python, *PYTEST, "-m", "sanitize"]
+    return [program, "--tool", tool, *OPTIONS, *python, *PYTEST, *TESTS]
 
 
 def main(program: str = "compute-sanitizer") -> int:

@@ -318,15 +318,16 @@ sys.exit(9 if {failing!r} in sys.argv else 0)
     assert sanitizer.main(str(program)) == (9 if failing else 0)
     calls = [json.loads(line) for line in noted.read_text().splitlines()]
     assert [words[1] for words, _ in calls] == list(sanitizer.TOOLS[: 2 if failing else 4])
-    tests = [sys.executable, *sanitizer.PYTEST, "-m", "sanitize"]
+    tests = [sys.executable, *sanitizer.PYTEST, *sanitizer.TESTS]
     for words, in_memory in calls:
         assert words[-len(tests) :] == tests
         assert in_memory == "1"
     assert "-m benchmarks.sanitizer $(SANITIZER)" in (turns.ROOT / "Makefile").read_text()
 
 
-def test_every_test_for_a_gpu_is_in_the_files_that_are_run():
+@pytest.mark.parametrize(("mark", "files"), [("gpu", device.GPU_TESTS), ("sanitize", sanitizer.TESTS[:1])])
+def test_every_test_for_a_gpu_is_in_the_files_that_are_run(mark, files):
     folder = turns.ROOT / "tests"
-    mark = re.compile(r"^\s*@?pytest\.mark\.gpu\b", re.MULTILINE)
-    marked = [f"tests/{path.name}" for path in folder.glob("test_*.py") if mark.search(path.read_text())]
-    assert sorted(marked) == sorted(word for word in sanitizer.PYTEST if word.startswith("tests/"))
+    marks = re.compile(rf"^\s*@?pytest\.mark\.{mark}\b", re.MULTILINE)
+    marked = [f"tests/{path.name}" for path in folder.glob("test_*.py") if marks.search(path.read_text())]
+    assert sorted(marked) == sorted(files)

@@ -4,12 +4,13 @@ import re
 
 import numpy as np
 import pytest
-import scipy.ndimage
 
 from cuconv import ndimage
 from cuconv.cuda import jit
 
 from . import device_arrays
+
+scipy = pytest.importorskip("scipy")
 
 WITH_WEIGHTS = ("correlate", "convolve", "correlate1d", "convolve1d")
 FUNCTIONS = (*WITH_WEIGHTS, "sobel", "laplace", "gaussian_filter")

@@ -6,12 +6,13 @@ import sys
 
 import numpy as np
 import pytest
-import scipy.signal
 
 from cuconv import signal
 from cuconv.cuda import jit
 
 from . import device_arrays
+
+scipy = pytest.importorskip("scipy")
 
 FUNCTIONS = ("convolve", "correlate", "convolve2d", "correlate2d", "fftconvolve", "oaconvolve")
 DTYPES = (

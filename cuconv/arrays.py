@@ -185,7 +185,12 @@ def _integers(out_dtype: Any, dtypes: dict[str, Any]) -> tuple[str, tuple[str, s
     return result, None if inputs == (result, result) else inputs
 
 
-_DTYPES = {name: np.dtype(getattr(ml_dtypes, name, name)) for name in DTYPES}
+def numpy_dtype(name: str) -> np.dtype:
+    """NumPy's dtype of a name, which for bfloat16 is of `ml_dtypes`."""
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
+_DTYPES = {name: numpy_dtype(name) for name in DTYPES}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 """The supported dtypes, in native byte order."""
 
@@ -291,14 +296,11 @@ def owner_of(name: str, array: Array) -> Owner:
             device = int(array.__dlpack_device__()[0])
         except Exception as error:  # whatever the library raises
             raise TypeError(f"{name} cannot be read through DLPack: {error}") from error
-        library = known or _library(array)
-        if library is not None and device in _DLPACK_CPU + _DLPACK_CUDA:
-            return Owner(
-                library[0],
-                "cuda" if device in _DLPACK_CUDA else "cpu",
-                library[1],
-                getattr(array, "device", None),
-            )
+        found = known or _library(array)
+        if found is not None and device in _DLPACK_CPU + _DLPACK_CUDA:
+            library, home = found
+            backend = "cuda" if device in _DLPACK_CUDA else "cpu"
+            return Owner(library, backend, home, getattr(array, "device", None))
     hint = ""
     if isinstance(array, (list, tuple)):
         hint = "; numpy.asarray makes one of it"
@@ -316,20 +318,22 @@ _LIBRARIES: dict[type, tuple[str, Any]] = {}
 
 def _library(array: Array) -> tuple[str, Any] | None:
     """The library of an array; a subclass belongs to that of the class it extends."""
-    for kind in type(array).__mro__:
-        name = kind.__module__.partition(".")[0]
-        for home in _homes(array, name):
-            if hasattr(home, "from_dlpack"):
-                return _LIBRARIES.setdefault(type(array), (name, home))
+    for name, home in _homes(array):
+        if hasattr(home, "from_dlpack"):
+            return _LIBRARIES.setdefault(type(array), (name, home))
     return None
 
 
-def _homes(array: Array, library: str) -> Iterator[Any]:
-    """Where a library may keep its `from_dlpack`: the namespace of the array API standard, or its modules."""
+def _homes(array: Array) -> Iterator[tuple[str, Any]]:
+    """Libraries and where each may keep its `from_dlpack`: the array API standard's namespace, or modules."""
     if hasattr(array, "__array_namespace__"):
-        yield array.__array_namespace__()
-    yield sys.modules.get(library)
-    yield sys.modules.get(f"{library}.dlpack")
+        namespace = array.__array_namespace__()
+        name = getattr(namespace, "__name__", type(array).__module__)
+        yield name.partition(".")[0], namespace
+    for kind in type(array).__mro__:
+        name = kind.__module__.partition(".")[0]
+        yield name, sys.modules.get(name)
+        yield name, sys.modules.get(f"{name}.dlpack")
 
 
 _PENDING = {"is_neg": ("negates", "resolve_neg"), "is_conj": ("conjugates", "resolve_conj")}

@@ -54,7 +54,7 @@ from . import arrays
 from .api import conv, conv_input_grad, conv_weight_grad
 from .arrays import Array, Operands
 from .dtypes import described
-from .options import checked_keywords, flag, integer, one_of, per_axis, shown
+from .options import checked_keywords, flag, held_by_float64, integer, one_of, per_axis, shown
 from .problem import ConvProblem
 
 __all__ = [
@@ -292,10 +292,7 @@ def _check_beta(beta: Any, dtype: str) -> None:
     """Raise unless a result of that dtype can be multiplied by beta."""
     if not isinstance(beta, numbers.Real):
         raise TypeError(f"beta must be a real number, got {shown(beta)}")
-    try:
-        float(beta)
-    except OverflowError:
-        raise ValueError(f"beta must be a number that float64 holds, got {shown(beta)}") from None
+    held_by_float64("beta", beta)
     if described(dtype).kind == "i" and beta not in (0, 1):
         raise ValueError(f"beta must be 0 or 1 for {dtype}, got {shown(beta)}")
 

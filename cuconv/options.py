@@ -126,6 +126,14 @@ def flag(argument: str, value: Any) -> bool:
     raise TypeError(f"{argument} must be True or False, got {shown(value)}")
 
 
+def held_by_float64(argument: str, value: Any) -> None:
+    """Raise where a number, an int or a fraction, is too large for float64."""
+    try:
+        complex(value)
+    except OverflowError:
+        raise ValueError(f"{argument} must be a number that float64 holds, got {shown(value)}") from None
+
+
 def _is_truth(value: Any) -> bool:
     """Whether a value is a truth value of NumPy's, or a 0-d array of one."""
     kind = getattr(getattr(value, "dtype", None), "kind", None)

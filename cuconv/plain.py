@@ -16,7 +16,7 @@ import numpy as np
 from .api import conv, conv_input_grad, conv_weight_grad
 from .arrays import OWNERS, Array, Owner, owner_of_all, view_of
 from .dtypes import holds
-from .options import entries, flag, integer, integers, is_one, shown
+from .options import entries, flag, held_by_float64, integer, integers, is_one, shown
 
 Shape = tuple[int, ...]
 
@@ -73,10 +73,7 @@ def number(argument: str, value: Any) -> Any:
         value = value.item()
     if not isinstance(value, (int, float, complex)):
         raise TypeError(f"{argument} must be a number, got {shown(value)}")
-    try:
-        complex(value)
-    except OverflowError:
-        raise ValueError(f"{argument} must be a number that float64 holds, got {shown(value)}") from None
+    held_by_float64(argument, value)
     return value
 
 

@@ -173,23 +173,38 @@ except TypeError as error:
     assert "w must be on the device of x, " in run.stdout
 
 
+class Wrapped:
+    """Of a module that tells nothing: what the standard asks of a type is enough."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __array_namespace__(self, api_version=None):
+        return NAMESPACE
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+NAMESPACE = SimpleNamespace(from_dlpack=lambda array: Wrapped(np.from_dlpack(array)), __name__="wrapped.api")
+
+
 def test_a_library_whose_namespace_alone_creates_arrays():
-    """A type whose module tells nothing: what the standard asks of it is enough."""
-
-    class Wrapped:
-        def __init__(self, array):
-            self.array = array
-
-        def __array_namespace__(self, api_version=None):
-            return SimpleNamespace(from_dlpack=lambda array: Wrapped(np.from_dlpack(array)))
-
-        def __dlpack__(self, **options):
-            return self.array.__dlpack__(**options)
-
-        def __dlpack_device__(self):
-            return self.array.__dlpack_device__()
-
     x = np.arange(10.0).reshape(1, 1, 10)
     y = cuconv.conv(Wrapped(x), Wrapped(x[..., :3]))
     assert type(y) is Wrapped
+    np.testing.assert_array_equal(y.array, cuconv.conv(x, x[..., :3]))
+    with pytest.raises(TypeError, match=r"as x \(wrapped array on the CPU\), got a numpy array"):
+        cuconv.conv(Wrapped(x), x[..., :3])
+
+
+def test_a_subclass_belongs_to_the_library_that_it_extends():
+    class Named(Wrapped):
+        __module__ = "elsewhere"
+
+    x = np.arange(10.0).reshape(1, 1, 10)
+    y = cuconv.conv(Named(x), Wrapped(x[..., :3]))
     np.testing.assert_array_equal(y.array, cuconv.conv(x, x[..., :3]))

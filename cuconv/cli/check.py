@@ -12,12 +12,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import numpy.random  # NumPy loads it when first used, and an interrupt meanwhile is lost
 from numpy.lib.stride_tricks import sliding_window_view
 
-from ..arrays import on_host
+from ..arrays import numpy_dtype, on_host
 from ..cuda import jit
 from ..dtypes import DTYPES
 from ..plan import AVOID, INPUTS, TABLES, avoided, current_arch, device_of, make_plan
@@ -152,7 +151,7 @@ class Case:
 
 def _drawn(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """Normal numbers, all bytes, or integers so large that sums of their products wrap around."""
-    real = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    real = numpy_dtype(dtype)
     if real.kind in "iu":
         low, high = (-(2**20), 2**20) if real.itemsize > 1 else (np.iinfo(real).min, np.iinfo(real).max + 1)
         return rng.integers(low, high, shape, real)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.random  # NumPy loads it when first used, and an interrupt meanwhile is lost
 
 from .. import conv, conv_bias_grad, conv_input_grad, conv_weight_grad
-from ..arrays import Array
+from ..arrays import Array, numpy_dtype
 from ..dtypes import DTYPES
 from ..plan import INPUTS
 from ..problem import ConvProblem
@@ -69,7 +69,7 @@ def _drawn(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.n
     values: Any = rng.standard_normal(size, np.float64 if precise else np.float32)
     if described.kind == "c":
         values = values + np.array(1j, dtype) * rng.standard_normal(size, values.dtype)
-    return np.resize(values.astype(np.dtype(getattr(ml_dtypes, dtype, dtype)), copy=False), shape)
+    return np.resize(values.astype(numpy_dtype(dtype), copy=False), shape)
 
 
 def ours(task: Task, algorithm: str) -> Contender:

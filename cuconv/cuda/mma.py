@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass
 from ..dtypes import DTYPES
 from ..problem import ConvProblem, Request
 from .cost import LAUNCH, Threads, seconds
-from .device import Device
+from .device import DEVICES, Device
 from .geometry import digits
 from .kernel import VECTOR, Kernel, Launch
 from .schedule import (
@@ -101,8 +101,8 @@ PRODUCTS = {
 LEAST = 16
 """Channels and filters that a group needs to be worth a tile, where there is more than one."""
 
-_MULTIPROCESSORS, _CLOCK, _BANDWIDTH, _CACHE = 132, 1.83e9, 3.5e12, 40 << 20
-"""Those of an H200, for which schedules are made."""
+_H200, _BANDWIDTH, _CACHE = DEVICES["sm_90"], 3.5e12, 40 << 20
+"""The GPU for which schedules are made; bytes per second that it reaches, and of its cache that count."""
 
 _ROUNDS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
 """How many rounds of blocks, one for each multiprocessor, parts of a sum may fill."""
@@ -212,7 +212,9 @@ def _cuts(problem: ConvProblem, op: str, tile: Tile, item: int) -> Iterator[tupl
     depth, blocks = gemm_k(problem, op, VECTOR // item), max(_blocks(problem, op, tile, item), 1)
     slices = max(per(depth, tile.bk), 1)
     least = per(depth, LIMIT // tile.bk * tile.bk)
-    found = {max(1, min(_MULTIPROCESSORS * rounds // blocks, slices // tile.stages)) for rounds in _ROUNDS}
+    found = {
+        max(1, min(_H200.multiprocessors * rounds // blocks, slices // tile.stages)) for rounds in _ROUNDS
+    }
     for splits in sorted({1, *found}):
         chunk = per(slices, max(splits, least)) * tile.bk
         yield max(per(depth, chunk), 1), chunk
@@ -222,18 +224,18 @@ def _clocks(problem: ConvProblem, request: Request, tile: Tile, splits: int, chu
     """Of an H200, for the products and for adding up the parts."""
     item = DTYPES[request.dtype].itemsize
     blocks, slices = splits * _blocks(problem, request.op, tile, item), per(chunk, tile.bk)
-    at_once = _MULTIPROCESSORS * tile.residents
-    crowded = per(blocks, _MULTIPROCESSORS) * tile.clocks
+    at_once = _H200.multiprocessors * tile.residents
+    crowded = per(blocks, _H200.multiprocessors) * tile.clocks
     products = (slices + _FILL) * max(crowded, per(blocks, at_once) * tile.latency)
     # What blocks at work read is read again from DRAM as far as it does not fit the second-level cache.
     inputs = sum(math.prod(request.shape(role)) for role in OPERANDS[request.op][:2] if role) * item  # bytes
     again = max(blocks * slices * (tile.bm + tile.bn) * tile.bk * item - inputs, 0)
     missed = max(0.0, 1 - _CACHE / max(inputs * min(at_once / max(blocks, 1), 1), 1))
-    work = max(products, _CLOCK * (inputs + again * missed) / _BANDWIDTH)
+    work = max(products, _H200.clock * (inputs + again * missed) / _BANDWIDTH)
     if splits == 1:
         return work
     size = (2 * splits + 1) * math.prod(result_shape(problem, request.op)) * max(item, 4)
-    return work + _CLOCK * (LAUNCH + size / _BANDWIDTH)
+    return work + _H200.clock * (LAUNCH + size / _BANDWIDTH)
 
 
 def _product(request: Request) -> Product:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from .functions import convolve, convolve_transposed
 
-for _function in ("convolve", "convolve_transposed"):
-    torch.fx.wrap(_function)  # not traced into, like what torch.nn's own modules do
+# Not traced into, like what torch.nn's own modules do.
+torch.fx.wrap("convolve")
+torch.fx.wrap("convolve_transposed")
 
 
 class _Conv:

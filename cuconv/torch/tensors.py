@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..arrays import numpy_dtype
 from ..cuda import jit
 from ..dtypes import DTYPES
 
-_DTYPES = {getattr(torch, name): np.dtype(getattr(ml_dtypes, name, name)) for name in DTYPES}
+_DTYPES = {getattr(torch, name): numpy_dtype(name) for name in DTYPES}
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _streams: dict[tuple[int, int], Any] = {}
 """PyTorch's streams as CuPy's, by device and address. They are kept: PyTorch has few, and destroys none."""

@@ -358,6 +358,16 @@ struct FiltersByTaps {
 
 // -- what a block puts down ------------------------------------------------------------------------
 
+// The axes of a residue of the stride, by one thread for the whole block, which may read them then. `residue` has that
+// of w, of h and of d.
+__device__ inline void put_axes(GatherAxis (&axis)[3], const Params& p, const Index* residue) {
+  if (threadIdx.x == 0) {
+#pragma unroll
+    for (int i = 0; i < 3; ++i) axis[i] = residue_axis(p.axis[i], int(residue[2 - i]));
+  }
+  __syncthreads();
+}
+
 // Where the result is going to be, the rows of the matrix of cells and the beginning of gemm_k, by all threads: what
 // these are made of would take registers while slices are multiplied. Whoever reads them waits for the block first.
 template <typename Matrices, int BM, int BN, int CELLS>

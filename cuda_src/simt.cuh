@@ -366,12 +366,7 @@ __device__ void conv_dgrad_simt(const void* a, const void* b, const void* bias, 
   Index digit[6];  // tile_n, tile_m, residues of w, h and d, group
   const Index part = take_digits(p, blockIdx.x, digit);
   __shared__ GatherAxis axis[3];
-  if (threadIdx.x == 0) {
-    axis[0] = residue_axis(p.axis[0], int(digit[4]));
-    axis[1] = residue_axis(p.axis[1], int(digit[3]));
-    axis[2] = residue_axis(p.axis[2], int(digit[2]));
-  }
-  __syncthreads();  // the axes are there
+  put_axes(axis, p, digit + 2);
   pixels_by_channels<Tile<T, BM, BN, BK, TM, TN>, LANES, VECTOR, PLANAR, false>(
       a, b, bias, out, p, axis, int(p.filters), int(p.channels), p.b[1], p.b[0], digit[1], digit[0], digit[5], part);
 }

@@ -52,7 +52,12 @@ def together(commands, folder, seconds=SECONDS):
             assert time.monotonic() < deadline, ("still running", *(o.read_text() for o in outputs))
             time.sleep(0.05)
     finally:
+        # PyTorch's launcher ends its processes when it is asked to end, and only then.
         for run in runs:
+            run.terminate()
+        for run in runs:
+            with suppress(subprocess.TimeoutExpired):
+                run.wait(timeout=45)
             with suppress(ProcessLookupError):
                 os.killpg(run.pid, signal.SIGKILL)
             run.wait()
@@ -232,14 +237,30 @@ def test_what_nothing_uses_stays_as_it_was(found):
 # -- processes that go wrong ------------------------------------------------------------------------------
 
 
-def test_a_process_that_fails_ends_the_other(tmp_path):
-    wait = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
-    begun = time.monotonic()
+def test_a_process_that_fails_ends_the_others(tmp_path):
+    """Those of PyTorch's launcher too, which are in sessions of their own."""
+    waits, fails = tmp_path / "waits.py", tmp_path / "fails.py"
+    waits.write_text(
+        "import os, sys, time\nopen(f'{sys.argv[1]}/pid {os.getpid()}', 'w').close()\ntime.sleep(600)\n"
+    )
+    fails.write_text(
+        "import glob, sys, time\nwhile len(glob.glob(f'{sys.argv[1]}/pid *')) < 2:\n    time.sleep(0.05)\n"
+        "raise SystemExit('this one failed')\n"
+    )
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    commands = [[*launcher, "--nproc-per-node", "2", waits], [fails]]
     with pytest.raises(AssertionError, match="this one failed"):
-        together([["-c", "raise SystemExit('this one failed')"], ["-c", wait]], tmp_path)
+        together([[*command, tmp_path] for command in commands], tmp_path)
+    for path in tmp_path.glob("pid *"):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.name[4:]), 0)
+
+
+def test_processes_that_wait_are_ended_when_time_is_over(tmp_path):
+    begun = time.monotonic()
     with pytest.raises(AssertionError, match="still running"):
-        together([["-c", wait]], tmp_path, seconds=0.2)
-    assert time.monotonic() - begun < 30
+        together([["-c", "import time; time.sleep(600)"]], tmp_path, seconds=0.2)
+    assert time.monotonic() - begun < 60
 
 
 # -- the example ------------------------------------------------------------------------------------------

@@ -284,15 +284,15 @@ class Cost:
 
 
 def ring_bytes(size: float, devices: int) -> float:
-    """That each of p GPUs receives where they sum up arrays of a size: 2 (p - 1) / p of it.
+    """That each of q GPUs receives where they sum up arrays of a size: 2 (q - 1) / q of it.
 
-    In p - 1 steps each p-th part of the array goes round and is summed up, in p - 1 more its sum goes round.
+    In q - 1 steps each q-th part of the array goes round and is summed up, in q - 1 more its sum goes round.
     """
     return 2 * (devices - 1) / devices * size
 
 
 def all_reduce_seconds(size: float, devices: int, link: Link) -> float:
-    """Round a ring, 2 (p - 1) messages; or up a tree and down, 2 ceil(log2 p), the whole array each way."""
+    """Round a ring, 2 (q - 1) messages; or up a tree and down, 2 ceil(log2 q), the whole array each way."""
     if devices == 1 or not size:
         return 0.0
     ring = link.seconds(2 * (devices - 1), ring_bytes(size, devices))
@@ -361,7 +361,7 @@ def floor_seconds(problem: ConvProblem, dtype: str, split: Split) -> float:
 
 
 def efficiency(problem: ConvProblem, dtype: str, split: Split, link: Link) -> float:
-    """The time on one GPU, if it could hold all, over the time on p of them times p."""
+    """The floor on one GPU, if it could hold all, over the time on q of them times q."""
     one = floor_seconds(problem, dtype, Split())
     return one / (split.devices * training_seconds(problem, dtype, split, link))
 
@@ -415,7 +415,7 @@ def written(text: str) -> str:
 
 
 def rates() -> str:
-    """The links' figures and where they are from."""
+    """The figures of links and where they are from, and those of the GPU."""
     lines = [
         [
             link.name,
@@ -425,7 +425,13 @@ def rates() -> str:
         ]
         for link in LINKS
     ]
-    return table(["link", "rate", *(f"message, {name}" for name in CALL), "rate from"], lines)
+    products = " and ".join(f"{rate / 1e12:g} TFLOP/s in {dtype}" for dtype, rate in FLOPS.items())
+    calls = " and ".join(f"{_time(seconds)} by {name}" for name, seconds in CALL.items())
+    return (
+        table(["link", "rate", *(f"message, {name}" for name in CALL), "rate from"], lines)
+        + f"\nA call takes {calls} beside its messages. The GPU: {products}, copies of {COPY / 1e12:g} TB/s, "
+        f"{_bytes(MEMORY)}.\n"
+    )
 
 
 def best() -> str:

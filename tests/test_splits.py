@@ -436,7 +436,7 @@ def test_what_the_page_says_of_its_tables():
                 assert split.batch > 1
             if splits.PROBLEMS[text] == "float32":  # the large volume and the long signal
                 assert found > 0.5
-            elif math.prod(problem.input) < 100 or link is not NVLINK and problem.input[0] < 100:
+            elif math.prod(problem.input) < 100 or (link is not NVLINK and problem.input[0] < 100):
                 assert found < 0.5
     assert splits.PAGE.read_text().count("**No time on this page was measured.**") == 1
     # Batch against input channels: bytes of a step, where the two are equal.

@@ -2,9 +2,9 @@
 
     python examples/volume.py --size 512 --memory 256
 
-The volume and what becomes of it are files that are mapped into memory. `cuconv.dask` cuts every pass over them
-into blocks, and Dask computes these, two at a time, each with the planes that its neighbours lend it. So that
-the claim can be believed the process sets a limit for itself: beyond `--memory` megabytes the system refuses.
+The volume and what becomes of it are files that are mapped into memory. `cuconv.dask` cuts every pass over
+them into blocks, and Dask computes these, two at a time, each with the planes that its neighbours lend it. To
+be believed, the process sets itself a limit: more than `--memory` megabytes the system refuses.
 """
 
 import argparse
@@ -63,7 +63,7 @@ def main():
     parser.add_argument("--steps", type=int, default=4, help="of gradient descent (default: 4)")
     options = parser.parse_args()
     rng = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as folder, dask.config.set(num_workers=2), ProgressBar(minimum=2):
+    with tempfile.TemporaryDirectory() as folder, dask.config.set(num_workers=2), ProgressBar(minimum=0.5):
         limit_memory(options.memory)
         volume, filtered = (Volume(Path(folder) / name, options.size) for name in ("volume", "filtered"))
         print(f"{4 * volume.size / 1e6:.0f} MB of noise, in {options.memory} MB of memory", flush=True)

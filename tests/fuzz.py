@@ -1,11 +1,11 @@
-"""Compare generated cases with the oracle: python -m tests.fuzz --count 5000 [--seed 0] [--emulator]"""
+"""Compare generated cases with the oracle: python -m tests.fuzz --count 5000 [--seed 0] [--emulator|--dask]"""
 
 import argparse
 import sys
 
 from cuconv.cli.main import at_least
 
-from . import emulator
+from . import chunked, emulator
 from .cases import ALGORITHMS, KERNELS, check, ops_of, seeded_case
 
 
@@ -16,7 +16,10 @@ def main(arguments=None):
     parser.add_argument("--seed", type=at_least(0), default=0, help="the first case's number")
     parser.add_argument("--algorithm", default="auto", choices=["auto", *dict.fromkeys(ALGORITHMS + KERNELS)])
     parser.add_argument("--emulator", action="store_true", help="run the CUDA kernels, emulated")
+    parser.add_argument("--dask", action="store_true", help="cut the arrays by chance, with cuconv.dask")
     arguments = parser.parse_args(arguments)
+    if arguments.dask and (arguments.emulator or arguments.algorithm != "auto"):
+        parser.error("argument --dask: goes without --emulator and --algorithm")
     names = KERNELS if arguments.emulator else ALGORITHMS
     if arguments.algorithm not in ("auto", *names):
         parser.error(f"argument --algorithm: choose from auto, {', '.join(names)}")
@@ -29,7 +32,10 @@ def main(arguments=None):
             unfit += 1
             continue
         try:
-            check(case, algorithm, run, ops)
+            if arguments.dask:
+                chunked.check(case)
+            else:
+                check(case, algorithm, run, ops)
         except Exception as error:
             failed += 1
             print(f"case {seed}: {type(error).__name__}: {error}", flush=True)

@@ -3,10 +3,12 @@
 import inspect
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -22,9 +24,11 @@ da = pytest.importorskip("dask.array")
 import dask  # noqa: E402
 
 import cuconv.dask as ours  # noqa: E402
+from benchmarks import moved, splits  # noqa: E402
 from cuconv.dask import cuts, tasks  # noqa: E402
 
 pytestmark = pytest.mark.peer
+ROOT = Path(__file__).parents[1]
 NAMES = ("conv", "conv_input_grad", "conv_weight_grad", "conv_bias_grad", "conv_backward", "conv_transpose")
 LINE = "n4c6h13w11 k4r3s2 g2 sh2sw1 dh1dw2 ph2:1pw3:0"
 
@@ -254,10 +258,10 @@ def test_only_halos_are_cut_out_and_shared():
     x, w = da.zeros((1, 2, 12, 8), chunks=(1, 2, 4, 8), dtype="f4"), np.zeros((4, 2, 3, 3), "f4")
     graph = dict(ours.conv(x, in_chunks(w, 2, 2, 3, 3), padding=1).__dask_graph__())
     kinds = [key[0].rpartition("-")[0] for key in graph]
-    assert kinds.count("conv-window-halo") == 4  # a row of 8 from above or below, at both cuts
+    halos = [key for key in graph if "-window-halo" in key[0]]
+    assert len(halos) == 4  # a row of 8 from above or below, at both cuts
     assert kinds.count("conv-window") == 3
     assert kinds.count("conv") == 6
-    halos = [key for key in graph if key[0].startswith("conv-window-halo")]
     for _, *parts in halos:  # chunk, start and stop on each axis
         assert math.prod(np.subtract(parts[2::3], parts[1::3])) == 2 * 8
     graph = dict(ours.conv(x, w[..., :1, :1]).__dask_graph__())
@@ -289,6 +293,32 @@ def test_graphs_grow_by_little_for_every_block():
     tasks_per_block = len(dict(y.__dask_graph__())) / math.prod(y.numblocks)
     assert (time.process_time() - start) / math.prod(y.numblocks) < 1e-3
     assert tasks_per_block < 1 + 8 + 1 + 1 + 0.1  # a chunk, its neighbours' halos, the window, the block
+
+
+# -- more than fits into memory -----------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the example limits its memory by means of Linux")
+def test_a_volume_larger_than_memory_is_filtered_and_its_filter_learned(tmp_path):
+    size, memory = 380, 192  # 219 MB, twice
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    example = [ROOT / "examples" / "volume.py", "--size", size, "--memory", memory, "--steps", 3]
+    ran = subprocess.run(
+        [sys.executable, *map(str, example)], capture_output=True, text=True, check=False, env=environment
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "219 MB of noise, in 192 MB of memory" in ran.stdout
+    errors = [float(error) for error in re.findall(r"largest error of the filter (\S+)", ran.stdout)]
+    assert len(errors) == 3
+    assert errors[-1] < 1e-5
+    assert "100% Completed" in ran.stdout
+    # The same limit refuses the volume as an array.
+    program = f"import sys; sys.path.insert(0, {str(ROOT / 'examples')!r}); import volume\n"
+    program += f"volume.limit_memory({memory}); volume.np.ones(({size},) * 3, 'f4')"
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, env=environment
+    )
+    assert "ArrayMemoryError" in ran.stderr
 
 
 # -- where blocks are cut -----------------------------------------------------------------------------------
@@ -336,22 +366,18 @@ def test_runs_of_groups_tile_the_channels():
 
 @pytest.fixture(scope="module")
 def cluster():
-    distributed = pytest.importorskip("distributed")
-    with (
-        dask.config.set({"distributed.comm.timeouts.connect": "60s"}),
-        distributed.LocalCluster(
-            n_workers=3, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
+    """Six processes, which keep to where data are."""
+    pytest.importorskip("distributed")
+    with moved.client() as client:
         yield client
 
 
 def test_processes_give_the_same(cluster):
     problem = cuconv.ConvProblem.parse(LINE)
     for dtype in ("float32", "bfloat16"):
-        operands = drawn(problem, dtype)
-        whole, cut = all_of(problem, *operands), all_of(problem, *in_many_chunks(*operands), ours)
+        operands = x, w, dy, bias = drawn(problem, dtype)
+        whole = all_of(problem, *operands)
+        cut = all_of(problem, in_chunks(x, 2, 6, 7, 11), w, in_chunks(dy, 4, 2, 7, 3), bias, ours)
         for name, future in cluster.compute(cut).result().items():
             np.testing.assert_array_equal(future.astype("f8"), whole[name].astype("f8"), f"{name} {dtype}")
 
@@ -362,7 +388,7 @@ def slowly(block):
 
 
 def test_workers_lost_in_the_middle(cluster):
-    """Of three one is killed while it has blocks that others need: they are computed again, the same bits."""
+    """Of six one is killed while it has blocks that others need: they are computed again, the same bits."""
     problem = cuconv.ConvProblem.parse("n8c4h64w64 k4r3s3 p1")
     x, w, dy, _ = drawn(problem, exact=False)
     slow = in_chunks(x, 1, 4, 16, 64).map_blocks(slowly, dtype=x.dtype)
@@ -376,8 +402,17 @@ def test_workers_lost_in_the_middle(cluster):
     lost = next(name for name, keys in cluster.has_what().items() if keys)
     os.kill(processes[lost], signal.SIGKILL)
     np.testing.assert_array_equal(future.result(timeout=120), expected)
-    cluster.wait_for_workers(3, timeout=120)
+    cluster.wait_for_workers(len(processes), timeout=120)
     assert processes[lost] not in cluster.run(os.getpid).values()
+
+
+def test_what_is_moved_is_what_the_page_says(cluster):
+    """Bytes of halos and of parts, on paper and by Dask, to the last one."""
+    found = moved.rows(cluster)
+    for row in found.splitlines()[2:]:
+        *_, on_paper, by_dask = row.strip("| ").split(" | ")
+        assert on_paper == by_dask, row
+    assert splits.PAGE.read_text() == moved.written(splits.PAGE.read_text(), found)
 
 
 # -- wrong input --------------------------------------------------------------------------------------------

@@ -159,8 +159,8 @@ def _backward(given: Arguments, operands: Operands, requests: Any) -> Any:
 
 _CUT = """\
     At least one of the arrays is Dask's, with chunks of NumPy's or CuPy's along any of its axes; NumPy's and
-    CuPy's own count as one chunk. The result is that of whole arrays, bit for bit where sums are exact, and is
-    cut where the operands are, at the centres of windows; `conv_backward` cuts dx as x is. Dask arrays are
+    CuPy's own count as one chunk. The result is that of whole arrays, bit for bit where sums are exact. It
+    is cut where the operands are, at the centres of windows; `conv_backward` cuts dx as x is. Dask arrays are
     not written to, so that `out` and `accumulate` are refused. All else is as in cuconv:"""
 
 conv = _lazy(api.conv, _conv, _CUT)

@@ -47,13 +47,17 @@ class Graph:
         Parts of chunks are cut out by tasks of their own, so that halos, not chunks, go to another worker.
         """
         pieces = []
+        # Tasks of one name that follow from fewer than five others are spread over all workers by Dask's
+        # scheduler, and whole chunks are moved: where there are so few chunks, each has a name of its own.
+        few = operand.npartitions < 5
         for parts in product(*(each.parts for each in cells)):
             key = (operand.name, *(number for number, _, _ in parts))
             sizes = [chunks[number] for (number, _, _), chunks in zip(parts, operand.chunks, strict=True)]
             if any((start, stop) != (0, size) for (_, start, stop), size in zip(parts, sizes, strict=True)):
                 slices = tuple(slice(start, stop) for _, start, stop in parts)
                 bounds = [bound for part in parts for bound in part]
-                key = self.task(f"{role}-halo", bounds, partial(_cut, slices=slices), key)
+                kind = "-".join([role, "halo", *(map(str, key[1:]) if few else ())])
+                key = self.task(kind, bounds, partial(_cut, slices=slices), key)
             pieces.append(key)
         orders = tuple(each.order for each in cells)
         if len(pieces) == 1 and all(order is None for order in orders):

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import dask
 import dask.array as da
 import numpy as np
-from dask.base import tokenize
 
 import cuconv.dask
 from cuconv.problem import ConvProblem
@@ -52,26 +53,23 @@ def client(processes: int = PROCESSES) -> Any:
     return Client(cluster)
 
 
-def placed(there: Any, shape: Sequence[int], chunks: Any, owners: Sequence[str]) -> Any:
-    """An array whose chunks lie with their owners, in the order of the chunks."""
+def placed(there: Any, shape: Sequence[int], chunks: Any) -> Any:
+    """A new array whose chunks lie with one process each."""
     from distributed import wait
 
-    like = da.ones(shape, dtype=DTYPE, chunks=chunks)
-    name = f"placed-{tokenize(shape, chunks)}"
-    blocks = {
-        (name, *at): there.submit(
-            np.ones, like.blocks[at].shape, DTYPE, key=(name, *at), workers=[owner], allow_other_workers=False
-        )
-        for at, owner in zip(np.ndindex(like.numblocks), owners, strict=False)
-    }
+    like, name = da.ones(shape, dtype=DTYPE, chunks=chunks), f"placed-{uuid.uuid4().hex}"
+    blocks = {}
+    for at, owner in zip(np.ndindex(like.numblocks), there.nthreads(), strict=False):
+        size, key = like.blocks[at].shape, (name, *at)
+        blocks[key] = there.submit(np.ones, size, DTYPE, key=key, workers=[owner], allow_other_workers=False)
     wait(list(blocks.values()))
     return da.Array(blocks, name, like.chunks, DTYPE)
 
 
-def moved(there: Any, result: Any, kind: str) -> int:
-    """Bytes of some kind of tasks' results that processes are sent while a result is computed.
+def moved(there: Any, made: Callable[[], Any], kind: str) -> int:
+    """Bytes of some kind of tasks' results that processes are sent while what is made is computed.
 
-    Raises RuntimeError if whole chunks are sent too, five times of five.
+    Raises RuntimeError if whole chunks are sent too, five times of five, each of them with new arrays.
     """
     from distributed import wait
 
@@ -79,7 +77,7 @@ def moved(there: Any, result: Any, kind: str) -> int:
         return list(dask_worker.transfer_incoming_log)
 
     for _ in range(5):
-        before = there.run(log)
+        result, before = made(), there.run(log)
         wait(there.persist(result))
         entries = [
             entry for worker, found in there.run(log).items() for entry in found[len(before[worker]) :]
@@ -93,37 +91,35 @@ def moved(there: Any, result: Any, kind: str) -> int:
 def counted(there: Any, line: str, parts: Sequence[int]) -> list[tuple[str, int, int]]:
     """For each op of a case what is moved, in words, the bytes on paper, and those that Dask moved."""
     problem = ConvProblem.parse(line)
-    chunks = [splits.even(extent, count) for extent, count in zip(problem.x_shape(), parts, strict=True)]
-    n, c, *space = chunks
-    owners = list(there.nthreads())
-    x = placed(there, problem.x_shape(), tuple(chunks), owners)
-    w = np.ones(problem.w_shape(), DTYPE)
-    made = [
-        tuple(end - begin for begin, end in splits.outputs(problem, axis, each))
-        for axis, each in enumerate(space)
-    ]
-    dy = placed(there, problem.y_shape(), (n, (problem.k,), *made), owners)
-    options = problem.options()
-    y = cuconv.dask.conv(x, w, **options)
-    dx, dw, _ = cuconv.dask.conv_backward(dy, x, w, needs=(True, True, False), **options)
+    n, c, *space = (
+        splits.even(extent, count) for extent, count in zip(problem.x_shape(), parts, strict=True)
+    )
+    outputs = (splits.outputs(problem, axis, chunks) for axis, chunks in enumerate(space))
+    of_dy = (n, (problem.k,), *(tuple(end - begin for begin, end in ranges) for ranges in outputs))
+    w, options = np.ones(problem.w_shape(), DTYPE), problem.options()
+
+    def made(op: str) -> Any:
+        x = placed(there, problem.x_shape(), (n, c, *space))
+        if op == "fprop":
+            return cuconv.dask.conv(x, w, **options)
+        dy = placed(there, problem.y_shape(), of_dy)
+        needs = (op == "dgrad", op == "wgrad", False)
+        return cuconv.dask.conv_backward(dy, x, w, needs=needs, **options)[needs.index(True)]
+
     others, item = math.prod(parts) - 1, np.dtype(DTYPE).itemsize
-    if len(c) > 1:
-        size = others * math.prod(problem.y_shape()) * item
-        return [("parts of y", size, moved(there, y, "-part-"))]
-    if len(n) > 1:
-        size = others * math.prod(problem.w_shape()) * item
-        return [("parts of dw", size, moved(there, dw, "-part-"))]
+    for blocks, what, op, shape in (
+        (c, "parts of y", "fprop", problem.y_shape()), (n, "parts of dw", "wgrad", problem.w_shape())
+    ):  # fmt: skip
+        if len(blocks) > 1:
+            return [(what, others * math.prod(shape) * item, moved(there, partial(made, op), "-part-"))]
+    halos = (("x, for y", "fprop"), ("dy, for dx", "dgrad"), ("x, for dw", "wgrad"))
     return [
         (
-            f"halo of {name}",
+            f"halo of {what}",
             splits.halo_bytes(problem, space, DTYPE, op),
-            moved(there, result, "-window-halo"),
+            moved(there, partial(made, op), "-window-halo"),
         )
-        for name, op, result in (
-            ("x, for y", "fprop", y),
-            ("dy, for dx", "dgrad", dx),
-            ("x, for dw", "wgrad", dw),
-        )
+        for what, op in halos
     ]
 
 

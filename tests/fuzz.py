@@ -1,4 +1,4 @@
-"""Compare generated cases with the oracle: python -m tests.fuzz --count 5000 [--seed 0] [--emulator|--dask]"""
+"""Compare generated cases with the oracle: python -m tests.fuzz --count 5000 [--emulator | --dask]"""
 
 import argparse
 import sys

@@ -48,7 +48,7 @@ def client(processes: int = PROCESSES) -> Any:
     settings = {"work-stealing": False, "unknown-task-duration": "1us"}
     with dask.config.set({f"distributed.scheduler.{name}": value for name, value in settings.items()}):
         cluster = LocalCluster(
-            n_workers=processes, threads_per_worker=1, dashboard_address=None, silence_logs=50
+            n_workers=processes, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50
         )
     return Client(cluster)
 

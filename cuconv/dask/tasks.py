@@ -135,13 +135,15 @@ def added(parts: Sequence[Array]) -> Array:
 
 def folded(padded: Array, folds: Sequence[Any], extents: Sequence[int], first: int) -> Array:
     """The gradient of a block of the input from that of the padded input, axis by axis from `first` on."""
+    xp = _namespace(padded)
     for axis, (layers, extent) in enumerate(zip(folds, extents, strict=True), first):
         lead = (slice(None),) * axis
         shape = list(padded.shape)
         shape[axis] = extent
-        folded = _namespace(padded).zeros(shape, padded.dtype)
+        folded = xp.zeros(shape, padded.dtype)
         for into, places in layers:
-            folded[(*lead, into)] += padded[(*lead, places)]
+            cells = into if isinstance(into, slice) else xp.asarray(into)
+            folded[(*lead, cells)] += padded[(*lead, places)]
         padded = folded
     return padded
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import api, ranked
+from ..dtypes import DTYPES
 from ..options import checked_keywords, shown
 from ..plan import INPUTS, TABLES
 from . import operators
@@ -39,7 +40,7 @@ def _stand_in(name: str, array: Any) -> np.ndarray:
 
 def _traceable(function: Callable[..., Any]) -> Callable[..., Any]:
     """A public function of the core, for JAX's arrays."""
-    describe = checked_keywords(inspect.unwrap(function))  # says what is to be run
+    describe = checked_keywords(function.__wrapped__)  # type: ignore[attr-defined]  # says what is to be run
     signature = inspect.signature(function)
 
     @functools.wraps(function)
@@ -51,7 +52,9 @@ def _traceable(function: Callable[..., Any]) -> Callable[..., Any]:
             raise
         if given.get("out") is not None:
             raise TypeError(f"out must be None: JAX's arrays cannot be written to, got {shown(given['out'])}")
-        arrays = {name: given[name] for name in _ARRAYS if given.get(name) is not None}
+        arrays = {name: given[name] for name in _ARRAYS if name in given}
+        if arrays.get("bias", 0) is None:
+            del arrays["bias"]
         stand_ins = {name: _stand_in(name, array) for name, array in arrays.items()}
         algorithm = given.get("algorithm", "auto")
         # Which device it will be, a trace does not know, and tuning would time the stand-ins.
@@ -71,9 +74,6 @@ def _result(call: Any, arrays: dict[str, Any], algorithm: str) -> Any:
     if request.op == "bgrad":
         return _sum_of_channels(arrays["dy"], request)
     operands = [arrays[name] for name in call.inputs]
-    conjugated = (
-        request.op != "wgrad"
-    ) != request.conjugate_sum  # the second factor is wgrad's first operand
     if request.conjugate:  # the second factor, which is wgrad's first operand, or with the sum the other one
         index = int((request.op != "wgrad") != request.conjugate_sum)
         operands[index] = jnp.conj(operands[index])
@@ -90,7 +90,8 @@ def _result(call: Any, arrays: dict[str, Any], algorithm: str) -> Any:
 
 def _sum_of_channels(dy: Any, request: Any) -> Any:
     channel = dy.ndim - 1 - (request.layout == "channels_first") * request.problem.rank
-    return jnp.sum(dy, [axis for axis in range(dy.ndim) if axis != channel], dtype=dy.dtype)
+    axes = [axis for axis in range(dy.ndim) if axis != channel]
+    return jnp.sum(dy, axes, dtype=DTYPES[request.dtype].accumulator).astype(dy.dtype)
 
 
 conv = _traceable(api.conv)

@@ -61,8 +61,16 @@ def on_cpu(ctx: Any, *operands: Any, request: Request, algorithm: str) -> Any:
     _check(request, algorithm, "cpu")
     function = _function(request, algorithm, "cpu")
 
+    dtypes = [aval.dtype for aval in ctx.avals_in]
+
     def host(*given: Any) -> np.ndarray:
-        result: np.ndarray = function(*map(np.asarray, given))
+        operands = [np.asarray(each) for each in given]
+        if [each.dtype for each in operands] != dtypes:
+            raise TypeError(
+                f"JAX's callback was given {operands[0].dtype} for {dtypes[0]}: its threads know "
+                "jax.config.update('jax_enable_x64', True), but not the context jax.enable_x64"
+            )
+        result: np.ndarray = function(*operands)
         return result
 
     def run(*given: Any) -> Any:

@@ -47,7 +47,7 @@ mlir.register_lowering(_primitive, lowering.on_cuda, platform="cuda")
 
 
 def conv(*operands: Any, request: Request, algorithm: str) -> Any:
-    """The result of a request, which has a batch and conjugates nothing, for its operands and maybe a bias."""
+    """The result of a request, which has a batch and conjugates nothing, for operands and maybe a bias."""
     if not jax.sharding.get_abstract_mesh().empty:
         operands = tuple(_varying_like(operands, operand) for operand in operands)
     return _primitive.bind(*operands, request=request, algorithm=algorithm)

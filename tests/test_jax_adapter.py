@@ -27,8 +27,7 @@ from .emulator import emulated
 
 jax = pytest.importorskip("jax")
 import jax.numpy as jnp  # noqa: E402
-from jax import test_util  # noqa: E402
-from jax import lax  # noqa: E402
+from jax import lax, test_util  # noqa: E402
 from jax.interpreters import mlir  # noqa: E402
 
 import cuconv.jax as ours  # noqa: E402
@@ -640,3 +639,337 @@ def test_without_jax_the_error_says_what_to_install():
     )
     run_python(program)
     run_python("import sys, cuconv; assert 'jax' not in sys.modules")
+
+
+# -- a training -------------------------------------------------------------------------------------------
+
+
+def losses(conv, dtype):
+    """Those of 30 steps of a network that learns which of three patterns was blurred."""
+    rng = np.random.default_rng(0)
+    patterns = rng.standard_normal((3, 1, 12, 12))
+    labels = rng.integers(0, 3, 96)
+    images = jnp.asarray(patterns[labels] + 0.5 * rng.standard_normal((96, 1, 12, 12)), dtype)
+    weights = {
+        name: jnp.asarray(rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:])), dtype)
+        for name, shape in (("a", (6, 1, 3, 3)), ("b", (6, 3, 3, 3)), ("c", (3, 6)))
+    }
+
+    def loss(weights, images, labels):
+        y = jnp.tanh(conv(images, weights["a"], stride=2, padding="same"))
+        y = jnp.tanh(conv(y, weights["b"], padding=1, groups=2)).mean((2, 3))
+        scores = jax.nn.log_softmax(10 * y @ weights["c"].T)
+        return -scores[jnp.arange(len(labels)), labels].mean()
+
+    @jax.jit
+    def step(weights, images, labels):
+        value, gradient = jax.value_and_grad(loss)(weights, images, labels)
+        return jax.tree.map(lambda w, g: w - 0.3 * g, weights, gradient), value
+
+    curve = []
+    for i in range(30):
+        batch = slice(i % 3 * 32, i % 3 * 32 + 32)
+        weights, value = step(weights, images[batch], labels[batch])
+        curve.append(float(value))
+    return np.array(curve)
+
+
+@pytest.mark.parametrize("dtype", REAL)
+def test_a_network_trains_as_it_does_with_lax(dtype):
+    """One bound for both dtypes, in units of their rounding, which 30 steps may make larger by so much."""
+    mine, theirs = losses(ours.conv, dtype), losses(laxs, dtype)
+    assert theirs[-3:].mean() < 0.5 * theirs[:3].mean()
+    np.testing.assert_allclose(mine, theirs, rtol=2**12 * np.finfo(dtype).eps)
+
+
+# -- the way to a GPU: the handler on the CPU's memory, its stream over a stand-in, what is lowered -----------
+
+
+@contextmanager
+def in_memory(frame):
+    """In the place of CuPy's arrays on a GPU, NumPy's on the addresses that XLA gives."""
+
+    def view(address, shape, dtype, size):
+        memory = (ctypes.c_char * size).from_address(address) if size else bytes(0)
+        return np.ndarray(shape, dtype, memory)
+
+    yield view
+
+
+HANDLERS = {backend: lowering.handler(in_memory, backend) for backend in ("cpu", "cuda")}
+
+
+@pytest.fixture
+def by_handler():
+    """The primitive run by the handler, computing on one of the backends; XLA's functions are real."""
+
+    def begin(backend):
+        def lowered(ctx, *operands, request, algorithm):
+            text = lowering.written(request, algorithm)
+            return jax.ffi.ffi_lowering(f"cuconv on {backend}")(ctx, *operands, request=text)
+
+        change(lowered)
+
+    def change(rule):
+        mlir.register_lowering(operators._primitive, rule, platform="cpu")
+        operators._compiled.cache_clear()
+        jax.clear_caches()
+
+    for backend, handler in HANDLERS.items():
+        jax.ffi.register_ffi_target(f"cuconv on {backend}", jax.ffi.pycapsule(handler), platform="cpu")
+    yield begin
+    change(lowering.on_cpu)
+
+
+def test_generated_calls_by_the_handler(by_handler):
+    """Every dtype and kind of operand, by addresses: without callbacks."""
+    by_handler("cpu")
+    with mock.patch.object(jax, "pure_callback", side_effect=AssertionError):
+        for seed in range(2000, 2025):
+            check(dataclasses.replace(seeded_case(seed), accumulate=False), run=through_jax)
+
+
+def test_the_kernels_are_run_by_the_handler(by_handler):
+    """Emulated, on XLA's own memory, with the derivatives and mapped: all but CuPy and the device."""
+    by_handler("cuda")
+    x, w, bias = whole_numbers(1, (2, 2, 5, 4), (2, 2, 2, 3), (2,), dtype="float32")
+    options = dict(stride=2, padding=1)
+
+    def results(conv):
+        def loss(x, w, bias):
+            return (conv(x, w, **options) + bias[:, None, None]).sum()
+
+        mapped = jax.vmap(functools.partial(conv, **options), (0, None))(jnp.stack([x, x + 1]), w)
+        return conv(x, w, **options), jax.grad(loss, (0, 1, 2))(x, w, bias), mapped
+
+    expected = results(laxs)
+    with emulated():
+        got = jax.block_until_ready(results(ours.conv))
+    for one, other in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_handler_in_loops_and_threads(by_handler):
+    by_handler("cpu")
+    x, w = whole_numbers(1, (4, 8, 32, 32), (8, 8, 3, 3))
+
+    @jax.jit
+    def step(x, w):
+        def layer(x, i):
+            return jnp.clip(ours.conv(x, w, padding=1), -i, i), None
+
+        return lax.scan(layer, x, jnp.arange(1.0, 5))[0] + sum(
+            ours.conv(x * i, w, padding=1) for i in range(4)
+        )
+
+    y = np.asarray(x)
+    for i in range(1, 5):
+        y = np.clip(cuconv.conv(y, np.asarray(w), padding=1), -i, i)
+    expected = y + 6 * cuconv.conv(np.asarray(x), np.asarray(w), padding=1)
+    results = []
+    threads = [threading.Thread(target=lambda: results.append(np.asarray(step(x, w)))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(results) == 6
+    for result in results:
+        np.testing.assert_array_equal(result, expected)
+
+
+def test_what_the_handler_raises_is_raised_by_jax(by_handler):
+    by_handler("cpu")
+    x, w = whole_numbers(1, X, W)
+    for error in (MemoryError("no room: \N{SNOWMAN}"), KeyboardInterrupt()):
+        with (
+            mock.patch.object(lowering, "_program", side_effect=error),
+            pytest.raises(jax.errors.JaxRuntimeError, match=re.escape(f"{type(error).__name__}: {error}")),
+        ):
+            jax.block_until_ready(ours.conv(x, w))
+    assert ours.conv(x, w).shape == (1, 4, 4, 4)
+
+
+def test_what_is_compiled_says_itself_what_it_does():
+    """By value, since it may be kept and run by another process."""
+    x, w = whole_numbers(1, X, W)
+    for seed in range(50):
+        case = seeded_case(seed)
+        request = cuconv.problem.Request(
+            "fprop", case.problem, case.dtype, case.layout, flip=case.flip, bias=case.bias,
+            activation=case.activation, inputs=case.inputs, precision=case.precision,
+        )  # fmt: skip
+        with mock.patch.object(lowering, "_function") as function:
+            lowering._program.cache_clear()
+            _, kinds = lowering._program(lowering.written(request, "auto").encode(), "cpu")
+        function.assert_called_once_with(request, "auto", "cpu")
+        assert [kind[0] for kind in kinds[:2]] == [request.shape("x"), request.shape("w")]
+        assert kinds[-1][:2] == (request.shape("y"), np.dtype(getattr(ml_dtypes, case.dtype, case.dtype)))
+    with gpu_of(jit, "sm_90"):
+        traced = jax.jit(functools.partial(ours.conv, algorithm="simt")).trace(x, w)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+        assert "@cuconv(" in text
+        assert r"\22op\22: \22fprop\22" in text
+        assert "callback" not in text
+        with pytest.raises(ValueError, match=r"^algorithm='gemm' is for arrays on the CPU"):
+            jax.jit(functools.partial(ours.conv, algorithm="gemm")).trace(x, w).lower(
+                lowering_platforms=("cuda",)
+            )
+
+
+@contextmanager
+def gpu_of(jit, arch, cupy=None):
+    with mock.patch.multiple(jit, require_cupy=lambda: cupy, current_arch=lambda: arch):
+        yield
+
+
+def test_a_gpu_needs_cupy():
+    if jit.usable_cupy() is not None:
+        pytest.skip("there is a GPU that CuPy can use")
+    traced = jax.jit(ours.conv).trace(*whole_numbers(1, X, W))
+    with pytest.raises((ImportError, RuntimeError), match=r"CuPy|NVIDIA|GPU"):
+        traced.lower(lowering_platforms=("cuda",))
+    with mock.patch.dict(sys.modules, cupy=None):
+        jit.require_cupy.cache_clear()
+        with pytest.raises(ImportError, match=r"arrays on a GPU need CuPy.*pip install 'cuconv\[cuda12\]'"):
+            traced.lower(lowering_platforms=("cuda",))
+    jit.require_cupy.cache_clear()
+    with pytest.raises(NotImplementedError, match=r"cuconv.*tpu"):
+        traced.lower(lowering_platforms=("tpu",))
+
+
+class Xla:
+    """XLA's functions that the handler calls: a stream, memory, errors; what was asked is noted."""
+
+    def __init__(self, refuse=()):
+        self.asked, self.refuse, self.memory = [], refuse, iter((0x5000, 0x6000))
+        api = lowering._Api()
+        fields = dict(api._fields_)
+        for name in ("create_error", "get_stream", "allocate", "free"):
+            setattr(api, name, fields[name](functools.partial(self.call, name)))
+        self.frame = lowering._Frame(api=ctypes.pointer(api), context=0xC0, stage=3)
+        self.kept = api
+
+    def call(self, name, pointer):
+        given = pointer.contents
+        assert given.size == ctypes.sizeof(given)
+        if name == "create_error":
+            self.asked.append((name, given.message.decode(), given.code))
+            return 0xE0
+        assert given.context == 0xC0
+        if name in self.refuse:
+            return 0xBAD
+        if name == "get_stream":
+            given.stream = 0x77
+            self.asked.append(name)
+        elif name == "allocate":
+            assert given.alignment in (1, 2, 4, 8, 16)
+            given.data = next(self.memory)
+            self.asked.append((name, given.bytes, given.data))
+        else:
+            self.asked.append((name, given.bytes, given.data))
+        return None
+
+
+class Entered:
+    """A context that is noted while it is entered."""
+
+    def __init__(self, noted, what):
+        self.noted, self.what = noted, what
+
+    def __enter__(self):
+        self.noted.append(self.what)
+
+    def __exit__(self, *_):
+        assert self.noted.pop() == self.what
+
+
+@pytest.fixture
+def cupy():
+    """As much of CuPy as the handler uses, device 1 being the current one."""
+    noted = []
+    cuda = types.SimpleNamespace(
+        UnownedMemory=lambda *arguments: arguments,
+        MemoryPointer=lambda memory, offset: (*memory, offset),
+        Stream=types.SimpleNamespace(
+            from_external=lambda stream: Entered(noted, ("stream", *stream.__cuda_stream__()))
+        ),
+        using_allocator=lambda allocator: Entered(noted, allocator),
+        runtime=types.SimpleNamespace(getDevice=lambda: 1),
+    )
+    lowering._stream.cache_clear()
+    stand_in = types.SimpleNamespace(cuda=cuda, ndarray=lambda *arguments: arguments, noted=noted)
+    with gpu_of(jit, "sm_90", stand_in):
+        yield stand_in
+    lowering._stream.cache_clear()
+
+
+def test_the_handler_is_on_xlas_stream_and_in_xlas_memory(cupy):
+    xla = Xla()
+    with lowering._on_gpu(xla.frame) as view:
+        stream, allocator = cupy.noted
+        assert stream == ("stream", 0, 0x77)
+        assert view(0x1000, (2, 3), np.float32, 24) == ((2, 3), np.float32, (0x1000, 24, None, 1, 0))
+        assert view(None, (0, 3), np.float32, 0) == ((0, 3), np.float32, (0, 0, None, 1, 0))
+        assert [allocator(size)[:4] for size in (512, 40)] == [(0x5000, 512, None, 1), (0x6000, 40, None, 1)]
+        assert not [
+            each for each in xla.asked if each[0] == "free"
+        ]  # as long as there is something to launch
+    assert cupy.noted == []
+    assert xla.asked[-2:] == [("free", 512, 0x5000), ("free", 40, 0x6000)]
+
+
+@pytest.mark.parametrize("refuse", ["get_stream", "allocate"])
+def test_an_error_of_xlas_goes_back_to_it(cupy, refuse):
+    xla = Xla({refuse})
+    request = cuconv.problem.Request("fprop", cuconv.ConvProblem.parse("n1c1w5 k1s3"), "float32")
+    text = lowering.written(request, "auto").encode()
+
+    def function(*operands, out):
+        cupy.noted[-1](64)  # CuPy's allocator
+
+    frame = xla.frame
+    buffers = [lowering._Buffer(data=0x1000 * i) for i in (1, 2, 3)]
+    pointers = (ctypes.POINTER(lowering._Buffer) * 3)(*map(ctypes.pointer, buffers))
+    out = (ctypes.POINTER(lowering._Buffer) * 1)(pointers[2])
+    memory = ctypes.create_string_buffer(text)
+    span = lowering._Bytes(data=ctypes.addressof(memory), count=len(text))
+    spans = (ctypes.POINTER(lowering._Bytes) * 1)(ctypes.pointer(span))
+    frame.arguments.count, frame.arguments.entries = 2, pointers
+    frame.results.count, frame.results.entries = 1, out
+    frame.attributes.count, frame.attributes.entries = 1, spans
+    with mock.patch.object(lowering, "_function", return_value=function):
+        lowering._program.cache_clear()
+        assert lowering._handler(ctypes.pointer(frame)) == 0xBAD
+        xla.refuse = ()
+        assert lowering._handler(ctypes.pointer(frame)) is None
+    lowering._program.cache_clear()
+    assert cupy.noted == []
+    xla.memory = iter(())  # which raises in the callback itself: an error that is made
+    with mock.patch.object(lowering, "_function", side_effect=ValueError("no such thing")):
+        assert lowering._handler(ctypes.pointer(frame)) == 0xE0
+    lowering._program.cache_clear()
+    assert xla.asked[-1] == ("create_error", "ValueError: no such thing", 13)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    jit.usable_cupy() is None or not any(device.platform == "gpu" for device in jax.devices()),
+    reason="there is no GPU that CuPy and JAX can use",
+)
+def test_on_a_gpu():
+    """Values, derivatives and mapped calls, computed where the arrays are."""
+    x, w, bias = whole_numbers(1, (2, 4, 9, 8), (6, 2, 3, 3), (6,), dtype="float32")
+    function = jax.jit(functools.partial(ours.conv, stride=2, padding=1, groups=2, activation="relu"))
+    y = function(x, w, bias)
+    assert y.device.platform == "gpu"
+    options = dict(stride=2, padding=1, groups=2)
+    np.testing.assert_array_equal(
+        y, cuconv.conv(*map(np.asarray, (x, w, bias)), activation="relu", **options)
+    )
+    for one, other in zip(
+        *(jax.grad(lambda *a, f=f: (f(*a, **options) ** 2).sum(), (0, 1))(x, w) for f in (ours.conv, laxs)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+    mapped = jax.vmap(function, (0, None, None))(jnp.stack([x, x + 1]), w, bias)
+    np.testing.assert_array_equal(mapped[1], function(x + 1, w, bias))

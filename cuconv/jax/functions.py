@@ -28,14 +28,24 @@ _ON_GPU = {entry.name for entries in TABLES["cuda"].values() for entry in entrie
 
 def _stand_in(name: str, array: Any) -> np.ndarray:
     """An array of the same shape and dtype on the memory of one element."""
-    if not isinstance(array, jax.Array):
-        hint = "; jax.numpy.asarray makes one of it" if isinstance(array, (np.ndarray, list, tuple)) else ""
-        raise TypeError(
-            f"{name} must be a jax.Array, got {type(array).__module__}.{type(array).__qualname__}{hint}"
-        )
+    if not isinstance(array, (jax.Array, np.ndarray)):
+        hint = "; jax.numpy.asarray makes one of it" if isinstance(array, (list, tuple)) else ""
+        kind = f"{type(array).__module__}.{type(array).__qualname__}"
+        raise TypeError(f"{name} must be a jax.Array or a NumPy array, got {kind}{hint}")
     if not isinstance(array.dtype, np.dtype):
         raise TypeError(f"{name} must be an array of numbers, got dtype {array.dtype}")
     return np.broadcast_to(np.zeros((), array.dtype), array.shape)
+
+
+def _jax_array(name: str, array: Any) -> jax.Array:
+    """An array as JAX's, as its own functions take NumPy's; but not with fewer bits in silence."""
+    taken = jnp.asarray(array)
+    if taken.dtype != array.dtype:
+        raise TypeError(
+            f"{name} has dtype {array.dtype}, which JAX has under jax.config.update('jax_enable_x64', True) "
+            f"only; {name}.astype('{taken.dtype}') rounds it"
+        )
+    return taken
 
 
 def _traceable(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -60,6 +70,7 @@ def _traceable(function: Callable[..., Any]) -> Callable[..., Any]:
         # Which device it will be, a trace does not know, and tuning would time the stand-ins.
         later = isinstance(algorithm, str) and (algorithm == "tune" or algorithm in _ON_GPU)
         described = describe(**given | stand_ins | (dict(algorithm="auto") if later else {}))
+        arrays = {name: _jax_array(name, array) for name, array in arrays.items()}
         if isinstance(described, tuple):
             return tuple(each and _result(each.call, arrays, algorithm) for each in described)
         return _result(described.call, arrays, algorithm)

@@ -110,100 +110,45 @@ def _program(text: bytes, backend: str) -> tuple[Callable[..., Any], tuple[tuple
     return _function(request, algorithm, backend), sizes
 
 
-# -- XLA's structs: each begins with its size and a chain of extensions ------------------------------------
+# -- XLA's structs ----------------------------------------------------------------------------------------
 
 
-class _Struct(Structure):
-    _fields_ = [("size", c_size_t), ("extension", c_void_p)]
+def _struct(**fields: Any) -> Any:
+    """A struct of the C interface, which begins with its size."""
+    return type("Struct", (Structure,), {"_fields_": [("size", c_size_t), *fields.items()]})
 
 
-class _Buffer(_Struct):
-    _fields_ = [("dtype", c_int), ("data", c_void_p), ("rank", c_int64), ("dims", c_void_p)]
-
-
-class _Buffers(_Struct):
-    _fields_ = [("count", c_int64), ("kinds", c_void_p), ("entries", POINTER(POINTER(_Buffer)))]
-
-
-class _Bytes(Structure):
-    _fields_ = [("data", c_void_p), ("count", c_size_t)]
-
-
-class _Attributes(_Struct):
-    _fields_ = [
-        ("count", c_int64),
-        ("kinds", c_void_p),
-        ("names", c_void_p),
-        ("entries", POINTER(POINTER(_Bytes))),
-    ]
-
-
-class _Version(_Struct):
-    _fields_ = [("major", c_int), ("minor", c_int)]
-
-
-class _Metadata(Structure):
-    _fields_ = [("size", c_size_t), ("version", _Version), ("traits", c_uint32)]
-
-
-class _MetadataExtension(Structure):
-    _fields_ = [
-        ("size", c_size_t),
-        ("kind", c_int),
-        ("next", c_void_p),
-        ("metadata", POINTER(_Metadata)),
-    ]
-
-
-class _Error(_Struct):
-    _fields_ = [("message", c_char_p), ("code", c_int)]
-
-
-class _StreamOf(_Struct):
-    _fields_ = [("context", c_void_p), ("stream", c_void_p)]
-
-
-class _Allocation(_Struct):
-    _fields_ = [("context", c_void_p), ("bytes", c_size_t), ("alignment", c_size_t), ("data", c_void_p)]
-
-
-class _Release(_Struct):
-    _fields_ = [("context", c_void_p), ("bytes", c_size_t), ("data", c_void_p)]
-
-
-def _call(struct: type[Structure]) -> Any:
+def _function_of(struct: Any) -> Any:
+    """The type of a function that takes one and returns an error or a null pointer."""
     return ctypes.CFUNCTYPE(c_void_p, POINTER(struct))
 
 
-class _Api(_Struct):
-    _fields_ = [
-        ("version", _Version),
-        ("internal", c_void_p),
-        ("create_error", _call(_Error)),
-        ("get_message", c_void_p),
-        ("destroy_error", c_void_p),
-        ("register", c_void_p),
-        ("get_stream", _call(_StreamOf)),
-        ("register_type", c_void_p),
-        ("get_context", c_void_p),
-        ("set_state", c_void_p),
-        ("get_state", c_void_p),
-        ("allocate", _call(_Allocation)),
-        ("free", _call(_Release)),
-    ]
+class _Bytes(Structure):
+    _fields_ = (("data", c_void_p), ("count", c_size_t))
 
 
-class _Frame(Structure):
-    _fields_ = [
-        ("size", c_size_t),
-        ("extension", POINTER(_MetadataExtension)),
-        ("api", POINTER(_Api)),
-        ("context", c_void_p),
-        ("stage", c_int),
-        ("arguments", _Buffers),
-        ("results", _Buffers),
-        ("attributes", _Attributes),
-    ]
+_Version = _struct(extension=c_void_p, major=c_int, minor=c_int)
+_Metadata = _struct(version=_Version, traits=c_uint32)
+_Extension = _struct(kind=c_int, next=c_void_p, metadata=POINTER(_Metadata))
+_Buffer = _struct(extension=c_void_p, dtype=c_int, data=c_void_p, rank=c_int64, dims=c_void_p)
+_Buffers = _struct(extension=c_void_p, count=c_int64, kinds=c_void_p, entries=POINTER(POINTER(_Buffer)))
+_Attributes = _struct(
+    extension=c_void_p, count=c_int64, kinds=c_void_p, names=c_void_p, entries=POINTER(POINTER(_Bytes))
+)
+_Error = _struct(extension=c_void_p, message=c_char_p, code=c_int)
+_Stream = _struct(extension=c_void_p, context=c_void_p, stream=c_void_p)
+_Memory = _struct(extension=c_void_p, context=c_void_p, bytes=c_size_t, alignment=c_size_t, data=c_void_p)
+_Release = _struct(extension=c_void_p, context=c_void_p, bytes=c_size_t, data=c_void_p)
+_Api = _struct(
+    extension=c_void_p, version=_Version, internal=c_void_p,
+    create_error=_function_of(_Error), get_message=c_void_p, destroy_error=c_void_p, register=c_void_p,
+    get_stream=_function_of(_Stream), register_type=c_void_p, get_context=c_void_p, set_state=c_void_p,
+    get_state=c_void_p, allocate=_function_of(_Memory), free=_function_of(_Release),
+)  # fmt: skip
+_Frame = _struct(
+    extension=POINTER(_Extension), api=POINTER(_Api), context=c_void_p, stage=c_int,
+    arguments=_Buffers, results=_Buffers, attributes=_Attributes,
+)  # fmt: skip
 
 
 # -- the handler ------------------------------------------------------------------------------------------
@@ -218,7 +163,7 @@ class _Failed(Exception):  # noqa: N818  # it is no error of ours
     """XLA's own error, which goes back to it."""
 
 
-def _asked(function: Any, struct: type[Structure], *values: Any) -> Any:
+def _asked(function: Any, struct: Any, *values: Any) -> Any:
     """The arguments of one of XLA's functions after it was called with them."""
     arguments = struct(ctypes.sizeof(struct), None, *values)
     if error := function(arguments):
@@ -229,7 +174,7 @@ def _asked(function: Any, struct: type[Structure], *values: Any) -> Any:
 def handler(place: Callable[[Any], Any], backend: str) -> Any:
     """A handler that computes what its attribute says. `place` makes of a frame a context with a `View`."""
 
-    @_call(_Frame)
+    @_function_of(_Frame)
     def handle(pointer: Any) -> Any:
         frame = pointer.contents
         try:
@@ -263,14 +208,14 @@ def _on_gpu(frame: Any) -> Iterator[View]:
     """Within it CuPy has XLA's stream, on the device that XLA made the current one, and memory of XLA's."""
     cuda = jit.require_cupy().cuda
     api, context, device = frame.api.contents, frame.context, cuda.runtime.getDevice()
-    stream = _stream(device, _asked(api.get_stream, _StreamOf, context, None).stream)
+    stream = _stream(device, _asked(api.get_stream, _Stream, context, None).stream)
     held: list[Any] = []  # until all is launched: what XLA then does with the memory comes after it
 
     def memory(address: int | None, size: int) -> Any:
         return cuda.MemoryPointer(cuda.UnownedMemory(address or 0, size, None, device), 0)
 
     def allocator(size: int) -> Any:
-        held.append(_asked(api.allocate, _Allocation, context, size, _ALIGNMENT, None))
+        held.append(_asked(api.allocate, _Memory, context, size, _ALIGNMENT, None))
         return memory(held[-1].data, size)
 
     def view(address: int, shape: tuple[int, ...], dtype: Any, size: int) -> Any:

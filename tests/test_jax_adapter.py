@@ -913,7 +913,7 @@ def test_structs_are_those_of_the_header(tmp_path):
         for what in ("offset", "size")
     ]
     assert ours_ == numbers
-    assert (lowering._METADATA, lowering._INTERNAL) == (metadata, internal)
+    assert (metadata, internal) == (lowering._METADATA, lowering._INTERNAL)
 
 
 class Xla:

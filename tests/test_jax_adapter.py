@@ -419,7 +419,7 @@ def test_vmap_without_a_batch_and_over_nothing():
 # -- within JAX's other transforms ------------------------------------------------------------------------
 
 
-def test_scan_checkpoint_cond_and_donated_arguments():
+def test_within_jaxs_other_transforms():
     x, w = normal(3, (2, 3, 8, 8), (4, 3, 3, 3, 3))
 
     def deep(conv, x, w):
@@ -439,6 +439,13 @@ def test_scan_checkpoint_cond_and_donated_arguments():
     given_away = jax.jit(same_size, donate_argnums=0)(x + 0, w[0])
     np.testing.assert_array_equal(given_away, same_size(x, w[0]))
     assert jax.eval_shape(ours.conv, x, w[0]).shape == expected.shape
+    with jax.disable_jit():
+        np.testing.assert_array_equal(ours.conv(x, w[0]), expected)
+    convs = functools.partial(ours.conv, w=w[0])
+    np.testing.assert_array_equal(lax.map(convs, x[:, None], batch_size=2)[:, 0], expected)
+    np.testing.assert_array_equal(jax.linearize(convs, x)[1](x), expected)
+    (dx,) = jax.linear_transpose(convs, x)(expected)
+    np.testing.assert_array_equal(dx, ours.conv_input_grad(expected, w[0], x.shape))
     compiled = jax.jit(ours.conv, static_argnames=("stride", "padding"))
     assert compiled(x, w[0], stride=2, padding="same").shape == (2, 3, 4, 4)
 
@@ -454,14 +461,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 devices = jax.devices()
 assert len(devices) == 2
 rng = np.random.default_rng(0)
-x, w = (jnp.asarray(rng.integers(-3, 4, s).astype("f")) for s in ((4, 2, 6, 6), (3, 2, 3, 3)))
+x, w = (jnp.asarray(rng.integers(-3, 4, s).astype("f")) for s in ((4, 2, 6, 6), (4, 2, 3, 3)))
 theirs = lambda x, w: jax.lax.conv_general_dilated(x, w, (1, 1), "SAME")
 mine = lambda x, w: cuconv.jax.conv(x, w, padding="same")
 on_second = mine(*(jax.device_put(each, devices[1]) for each in (x, w)))
 assert on_second.device == devices[1] and (on_second == theirs(x, w)).all()
 mesh = Mesh(np.array(devices), ("d",))
 there = jax.device_put(x, NamedSharding(mesh, P("d")))
-assert (np.asarray(jax.jit(mine)(there, w)) == theirs(x, w)).all()
+assert (jax.jit(mine)(there, w) == theirs(x, w)).all()
+assert (mine(there, jax.device_put(w, NamedSharding(mesh, P()))) == theirs(x, w)).all()
 for check in (True, False):
     def loss(conv, x, w):
         mapped = jax.shard_map(conv, mesh=mesh, in_specs=(P("d"), P()), out_specs=P("d"), check_vma=check)
@@ -475,10 +483,16 @@ for check in (True, False):
         one, other = (jax.tree.leaves(jax.jit(run(conv))(x, w)) for conv in (mine, theirs))
         for a, b in zip(one, other, strict=True):
             assert (a == b).all(), (check, a - b)
-explicit = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Explicit,))
-with jax.set_mesh(explicit):
-    xs, ws = (jax.device_put(a, NamedSharding(explicit, p)) for a, p in ((x, P("d")), (w, P())))
-    assert (jax.jit(mine)(xs, ws) == theirs(x, w)).all()
+gradient = lambda conv: jax.jit(jax.value_and_grad(lambda x, w: (conv(x, w) ** 2).sum(), (0, 1)))
+expected = jax.tree.leaves(gradient(theirs)(x, w))
+for kind in AxisType.Auto, AxisType.Explicit:
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        for spread in ((x, P("d")), (w, P())), ((x, P()), (w, P("d"))):
+            xs, ws = (jax.device_put(each, NamedSharding(mesh, spec)) for each, spec in spread)
+            for a, b in zip(jax.tree.leaves(gradient(mine)(xs, ws)), expected, strict=True):
+                assert (np.asarray(a) == np.asarray(b)).all(), (kind, a, b)
+            assert (np.asarray(mine(xs, ws)) == np.asarray(theirs(x, w))).all()
 """,
         XLA_FLAGS="--xla_force_host_platform_device_count=2",
     )

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ..arrays import numpy_dtype
 from ..dtypes import DTYPES
@@ -48,7 +48,10 @@ mlir.register_lowering(_primitive, lowering.on_cuda, platform="cuda")
 
 def conv(*operands: Any, request: Request, algorithm: str) -> Any:
     """The result of a request, which has a batch and conjugates nothing, for operands and maybe a bias."""
-    if not jax.sharding.get_abstract_mesh().empty:
+    mesh = jax.sharding.get_abstract_mesh()
+    if AxisType.Explicit in mesh.axis_types:  # each device has all, and cotangents are spread as the operands
+        operands = tuple(jax.sharding.reshard(operand, PartitionSpec()) for operand in operands)
+    if AxisType.Manual in mesh.axis_types:
         operands = tuple(_varying_like(operands, operand) for operand in operands)
     return _primitive.bind(*operands, request=request, algorithm=algorithm)
 
@@ -66,7 +69,8 @@ def _varying_like(others: Sequence[Any], operand: Any) -> Any:
 
 @_primitive.def_impl
 def _run(*operands: Any, request: Request, algorithm: str) -> Any:
-    return _compiled(request, algorithm)(*operands)
+    with jax.disable_jit(False):  # which would otherwise come back here
+        return _compiled(request, algorithm)(*operands)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -162,12 +162,12 @@ def _mapped(args: Sequence[Any], dims: Sequence[Any], *, request: Request, algor
 
         return jax.vmap(apart, dims)(*args), 0
     if dims[0] is not None and dims[1] is not None:
-        longer, groups = dict(x="c", w="k", y="k"), 1
+        longer = dict(x="c", w="k", y="k")
         grown = {name: getattr(problem, name) * size for name in ("c", "k", "groups")}
     else:
         mapped = roles[0 if dims[1] is None else 1]
         extent = next(each for each in _EXTENTS[mapped] if each in _EXTENTS[roles[2]])
-        longer, groups = {mapped: extent, roles[2]: extent}, problem.groups
+        longer = {mapped: extent, roles[2]: extent}
         grown = {extent: getattr(problem, extent) * size}
 
     def place(role: str) -> tuple[int, int]:
@@ -175,14 +175,14 @@ def _mapped(args: Sequence[Any], dims: Sequence[Any], *, request: Request, algor
         first = longer[role] == _EXTENTS[role][0]
         whole = longer[role] == "n" or role + longer[role] == "wc"
         channels = 1 if request.layout == "channels_first" else problem.rank + 1
-        return 0 if first else channels, 1 if whole else groups
+        return 0 if first else channels, 1 if whole else problem.groups
 
     operands = [
         _laid_in(array, dim, size, *place(role)) if role in longer else array
         for role, array, dim in zip(roles[:2], args, dims, strict=False)
     ]
     if bias and dims[1] is not None:
-        bias = (_laid_in(bias[0], dims[2], size, 0, groups),)
+        bias = (_laid_in(bias[0], dims[2], size, 0, problem.groups),)
     request = replace(request, problem=replace(problem, **grown))
     result = conv(*operands, *bias, request=request, algorithm=algorithm)
     return _taken_out(result, size, *place(roles[2])), 0

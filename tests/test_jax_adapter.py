@@ -276,6 +276,16 @@ def normal(seed, *shapes, dtype="float64"):
     return [jnp.asarray(rng.standard_normal(shape).astype(dtype)) for shape in shapes]
 
 
+ACTIVATIONS = {
+    None: lambda z: z,
+    "relu": lambda z: jnp.where(z > 0, z, 0),
+    "sigmoid": lambda z: 1 / (1 + jnp.exp(-z)),
+    "tanh": lambda z: (jnp.exp(z) - jnp.exp(-z)) / (jnp.exp(z) + jnp.exp(-z)),
+    "silu": lambda z: z / (1 + jnp.exp(-z)),
+    "gelu": lambda z: z * lax.erfc(-z / 2**0.5) / 2,
+}
+
+
 @pytest.mark.parametrize("activation", cuconv.problem.ACTIVATIONS)
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
 def test_bias_and_activation_are_differentiated(activation, layout):
@@ -287,9 +297,12 @@ def test_bias_and_activation_are_differentiated(activation, layout):
 
     def theirs(x, w, bias):
         z = laxs(x, w, **options) + (bias[:, None, None] if first else bias)
-        return z if activation is None else operators._ACTIVATIONS[activation](z)
+        return ACTIVATIONS[activation](z)
 
     mine = functools.partial(ours.conv, activation=activation, **options)
+    value, _ = jax.vjp(mine, x, w, bias)  # in which JAX applies the activation, and in the other the core
+    for each in (mine(x, w, bias), value):
+        np.testing.assert_allclose(each, theirs(x, w, bias), rtol=1e-12, atol=1e-12)
     for wrt in (0, 1, 2, (0, 1, 2)):
         grads, expected = (
             jax.grad(lambda *a, f=f: (f(*a) ** 3).sum(), wrt)(x, w, bias) for f in (mine, theirs)
@@ -755,6 +768,8 @@ def test_generated_calls_by_the_handler(by_handler):
     with mock.patch.object(jax, "pure_callback", side_effect=AssertionError):
         for seed in range(2000, 2012):
             check(dataclasses.replace(seeded_case(seed), accumulate=False), run=through_jax)
+        x, w, bias = whole_numbers(3, (2, 4, 7, 6), (4, 2, 3, 2), (8,))
+        same(ours_and_core("conv_transpose", x, w, bias, stride=2, padding=1, groups=4))
 
 
 def test_the_kernels_are_run_by_the_handler(by_handler):
@@ -1042,6 +1057,18 @@ def test_an_error_of_xlas_goes_back_to_it(cupy, refuse):
         assert lowering._handler(ctypes.pointer(frame)) == 0xE0
     lowering._program.cache_clear()
     assert xla.asked[-1] == ("create_error", "ValueError: no such thing", 13)
+
+
+def test_what_the_handler_says_of_itself(cupy):
+    """The version of XLA that asks, and that its launches are not to be captured in a graph."""
+    xla = Xla()
+    xla.kept.version.major, xla.kept.version.minor = 0, 9
+    metadata = lowering._Metadata(traits=1)
+    extension = lowering._Extension(kind=lowering._METADATA, metadata=ctypes.pointer(metadata))
+    xla.frame.extension = ctypes.pointer(extension)
+    assert lowering._handler(ctypes.pointer(xla.frame)) is None
+    assert (metadata.version.major, metadata.version.minor, metadata.traits) == (0, 9, 0)
+    assert xla.asked == cupy.noted == []
 
 
 @pytest.mark.gpu

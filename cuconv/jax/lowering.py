@@ -83,7 +83,6 @@ def on_cpu(ctx: Any, *operands: Any, request: Request, algorithm: str) -> Any:
 
 def on_cuda(ctx: Any, *operands: Any, request: Request, algorithm: str) -> Any:
     """The primitive's lowering for CUDA. Without CuPy it raises an ImportError or RuntimeError that helps."""
-    jit.require_cupy()
     _check(request, algorithm, "cuda", jit.current_arch())
     return jax.ffi.ffi_lowering(TARGET)(ctx, *operands, request=written(request, algorithm))
 

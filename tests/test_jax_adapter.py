@@ -859,6 +859,22 @@ def test_what_is_compiled_says_itself_what_it_does():
             )
 
 
+def test_tf32_is_permitted_on_a_gpu_where_cupys_products_have_it():
+    request = cuconv.problem.Request("fprop", cuconv.ConvProblem.parse("n1c1w5 k1s3"), "float32")
+    x, w = np.ones((1, 1, 5), np.float32), np.ones((1, 1, 3), np.float32)
+    lowering._function.cache_clear()
+    with (
+        mock.patch.object(sys.modules["cuconv.plan"], "tf32_permitted", return_value=True),
+        mock.patch.object(lowering.prepared, "run", lambda describe, operands, out: describe(*operands)),
+    ):
+        found = {
+            backend: lowering._function(request, "auto", backend)(x, w).call.request.precision
+            for backend in ("cpu", "cuda")
+        }
+    lowering._function.cache_clear()
+    assert found == dict(cpu=None, cuda="tf32")
+
+
 @contextmanager
 def gpu_of(jit, arch, cupy=None):
     with mock.patch.multiple(jit, require_cupy=lambda: cupy, current_arch=lambda: arch):

@@ -1084,6 +1084,9 @@ def test_what_the_handler_says_of_itself(cupy):
     xla.frame.extension = ctypes.pointer(extension)
     assert lowering._handler(ctypes.pointer(xla.frame)) is None
     assert (metadata.version.major, metadata.version.minor, metadata.traits) == (0, 9, 0)
+    xla.frame.api = None  # as in version 0.1
+    assert lowering._handler(ctypes.pointer(xla.frame)) is None
+    assert (metadata.version.major, metadata.version.minor) == (0, 1)
     assert xla.asked == cupy.noted == []
 
 

@@ -6,7 +6,7 @@ would take less time than a callback, but XLA calls handlers in threads of its o
 while such a call is waiting hangs. Callbacks are waited for.
 
 Source of the structs: xla/ffi/api/c_api.h of version 0.3, which jaxlib brings along. The handler says that it
-goes by the version that runs it: what it reads is at the same place in all of version 0.
+goes by the version that runs it: what it reads is at the same place from 0.1 on, and moves with the 0 only.
 """
 
 from __future__ import annotations
@@ -180,7 +180,8 @@ def handler(place: Callable[[Any], Any], backend: str) -> Any:
         frame = pointer.contents
         try:
             if frame.extension and frame.extension.contents.kind == _METADATA:
-                metadata, minor = frame.extension.contents.metadata.contents, frame.api.contents.version.minor
+                metadata = frame.extension.contents.metadata.contents
+                minor = frame.api.contents.version.minor if frame.api else 1  # 0.1 asked without saying
                 metadata.version = _Version(ctypes.sizeof(_Version), None, 0, minor)
                 metadata.traits = 0  # not to be captured in a CUDA graph: a first call compiles and allocates
             else:

@@ -29,7 +29,7 @@ PAGES = {
 README, CONTRIBUTING, REFERENCE = PAGES["README.md"], PAGES["CONTRIBUTING.md"], PAGES["docs/reference.md"]
 cupy = jit.usable_cupy()
 PROGRAM, ON_A_GPU, *RECIPES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-ADAPTERS = ("docs/cudnn.md", "docs/dask.md", "docs/scipy.md", "docs/torch.md")
+ADAPTERS = ("docs/cudnn.md", "docs/dask.md", "docs/jax.md", "docs/scipy.md", "docs/torch.md")
 
 
 def test_readme_program_runs(capsys):
@@ -84,7 +84,7 @@ def test_readme_recipes_run(recipe):
 def test_programs_of_the_adapters_pages_run(page):
     """In order, each with what those before it left behind."""
     programs = re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL)
-    for library in ("dask", "torch"):
+    for library in ("dask", "jax", "torch"):
         if any(f"import {library}" in program for program in programs):
             pytest.importorskip(library)
     scope = {}

@@ -306,11 +306,16 @@ def owner_of(name: str, array: Array) -> Owner:
         hint = "; numpy.asarray makes one of it"
     elif name == "bias" and isinstance(array, int):
         hint = "; stride and the rest come after the bias, or by name"
+    elif (library := type(array).__module__.partition(".")[0]) in _LAZY:
+        hint = f"; what {_LAZY[library]} has not computed yet is for cuconv.{library}"
     raise TypeError(
         f"{name} must be a NumPy array, a CuPy array or an array on CPU or GPU of a library with DLPack, "
         f"got {type(array).__module__}.{type(array).__qualname__}{hint}"
     )
 
+
+_LAZY = {"dask": "Dask", "jax": "JAX"}
+"""Libraries with arrays that have no values yet, which an adapter takes; others of theirs speak DLPack."""
 
 _LIBRARIES: dict[type, tuple[str, Any]] = {}
 """Of arrays that have come through DLPack, by type: the library's name, and where its `from_dlpack` is."""

@@ -458,6 +458,18 @@ def test_errors_name_the_argument(call, error, words):
         call()
 
 
+def test_the_core_says_where_dask_arrays_go():
+    with pytest.raises(TypeError, match=r"x must be .*; what Dask has not computed yet is for cuconv\.dask"):
+        cuconv.conv(X, W)
+
+
+def test_a_halo_does_not_keep_its_chunk_in_memory():
+    chunk = np.zeros((1, 1, 50, 40))
+    halo = tasks._cut(chunk, (slice(None), slice(None), slice(0, 1), slice(None)))
+    assert halo.shape == (1, 1, 1, 40)
+    assert halo.base is None
+
+
 def test_only_what_is_needed():
     dy = da.zeros((2, 6, 7, 6), chunks=3, dtype="f4")
     dx, dw, db = ours.conv_backward(dy, X, W, needs=(False, True, False))

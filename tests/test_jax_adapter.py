@@ -671,6 +671,11 @@ with jax.enable_x64(True):
     assert "Error" not in stderr or "jax_enable_x64" in stderr
 
 
+def test_the_core_says_where_traced_arrays_go():
+    with pytest.raises(TypeError, match=r"x must be .*; what JAX has not computed yet is for cuconv\.jax"):
+        jax.jit(cuconv.conv)(jnp.ones((1, 1, 5)), jnp.ones((1, 1, 3)))
+
+
 def test_without_jax_the_error_says_what_to_install():
     program = (
         "import sys; sys.modules['jax'] = None\n"

@@ -39,7 +39,9 @@ def together(commands, folder, seconds=SECONDS):
     """
     # Without a network a name of this machine may have no address; the loopback always has.
     loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
-    environment = dict(os.environ, GLOO_SOCKET_IFNAME=loopback, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT))
+    environment = dict(
+        os.environ, GLOO_SOCKET_IFNAME=loopback, OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), TMPDIR=str(folder)
+    )
     outputs = [folder / f"output {number}" for number in range(len(commands))]
     runs = []
     try:

@@ -432,7 +432,7 @@ X, W = da.zeros((2, 4, 9, 8), chunks=2, dtype="f4"), np.zeros((6, 4, 3, 3), "f4"
         (lambda: ours.conv(X, W, stride=0), ValueError, "stride must be at least 1"),
         (lambda: ours.conv(X, W, padding="sane"), ValueError, "did you mean 'same'"),
         (lambda: ours.conv(X, W, paddin=1), TypeError, "no argument 'paddin'; did you mean 'padding'"),
-        (lambda: ours.conv(X), TypeError, "conv.. has missing a required argument: 'w'"),
+        (lambda: ours.conv(X), TypeError, "missing 1 required positional argument: 'w'"),
         (lambda: ours.conv(X, W, padding_mode="wrap"), ValueError, "'circular'"),
         (lambda: ours.conv(X, W, algorithm="fats"), ValueError, "algorithm must be one of"),
         (lambda: ours.conv(X, W, algorithm="simt"), ValueError, "is for arrays on a GPU"),
@@ -441,9 +441,13 @@ X, W = da.zeros((2, 4, 9, 8), chunks=2, dtype="f4"), np.zeros((6, 4, 3, 3), "f4"
         (
             lambda: ours.conv(X, W, out=W),
             TypeError,
-            "out must be None for Dask arrays, which are not written",
+            "out must be None: Dask arrays cannot be written to, got array",
         ),
-        (lambda: ours.conv(X, W, accumulate=True), TypeError, "accumulate must be False for Dask"),
+        (
+            lambda: ours.conv(X, W, accumulate=True),
+            ValueError,
+            "accumulate=True adds to out, but out is None",
+        ),
         (lambda: ours.conv(X[X[:, 0, 0, 0] > 0], W), ValueError, "x must have chunks of known sizes"),
         (lambda: ours.conv_input_grad(X, W, (2, 4, 9, 8)), ValueError, "dy must have shape"),
         (lambda: ours.conv_weight_grad(X, X, (4, 4, 3, 3)), ValueError, "dy must have shape"),
@@ -468,6 +472,27 @@ def test_a_halo_does_not_keep_its_chunk_in_memory():
     halo = tasks._cut(chunk, (slice(None), slice(None), slice(0, 1), slice(None)))
     assert halo.shape == (1, 1, 1, 40)
     assert halo.base is None
+
+
+def test_chunks_are_not_moved_for_being_few():
+    """Dask's scheduler goes by the names of tasks: see `Graph.window`."""
+    for chunks, names in ((2, 2), (4, 4), (5, 1), (9, 1)):
+        x = da.zeros((1, 1, 10 * chunks), chunks=(1, 1, 10), dtype="f4")
+        graph = dict(ours.conv(x, np.zeros((1, 1, 3), "f4"), padding=1).__dask_graph__())
+        assert len({key[0] for key in graph if "-window-halo" in key[0]}) == names
+
+
+def test_parts_of_half_types_are_multiplied_on_tensor_cores(monkeypatch):
+    """In float32 they have no more than 11 bits, which TF32 keeps."""
+    seen = []
+    monkeypatch.setattr(cuconv.api, "conv", lambda *operands, **options: seen.append((operands, options)))
+    half = np.ones((1, 1, 3), "f2")
+    for wide in (True, False):
+        tasks.part("conv", dict(precision=None, groups=1), wide, half, half)
+    assert [options for _, options in seen] == [
+        dict(precision=precision, groups=1) for precision in ("tf32", None)
+    ]
+    assert [operands[0].dtype for operands, _ in seen] == ["float32", "float16"]
 
 
 def test_only_what_is_needed():

@@ -1,24 +1,18 @@
-"""The public functions: arguments as the core checks them, then the graph. Nothing is computed.
-
-The core is asked what it would run for arrays of these shapes, for which it gets stand-ins without memory: so
-its checks are ours, and its errors.
-"""
+"""The public functions: arguments as the core checks them, then the graph. Nothing is computed."""
 
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import dask.array as da
-import numpy as np
 from dask.base import tokenize
 
 from .. import api, arrays
-from ..options import checked_keywords, shown
+from ..described import bound, described
 from ..plan import make_plan
 from ..problem import Request
 from . import graphs
@@ -32,29 +26,20 @@ Operands = dict[str, Any]
 
 def _lazy(core: Callable[..., Any], build: Callable[..., Any], text: str) -> Callable[..., Any]:
     """A core function on Dask arrays: what `build` makes of its arguments, arrays and requests."""
-    describe, signature = inspect.unwrap(core), inspect.signature(core)
 
+    @functools.wraps(core)
     def function(*args: Any, **kwargs: Any) -> Any:
-        try:
-            bound = signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{core.__name__}() has {error}") from None
-        bound.apply_defaults()
-        given = bound.arguments
-        for name, default in (("out", None), ("accumulate", False)):
-            if given[name] is not default:
-                came = shown(given[name])
-                raise TypeError(
-                    f"{name} must be {default} for Dask arrays, which are not written to, got {came}"
-                )
+        given = bound(core, args, kwargs, "Dask arrays")
         operands = _adopted(given)
-        return build(given, operands, _described(describe, given, operands))
+        planned = described(core, given, operands)
+        if isinstance(planned, tuple):
+            return build(given, operands, [_request(each, given, operands) for each in planned])
+        return build(given, operands, _request(planned, given, operands))
 
-    functools.update_wrapper(function, core)
     title = f"`cuconv.{core.__name__}` on Dask arrays; nothing is computed yet."
     function.__doc__ = f"{title}\n\n{text}\n\n    {core.__doc__}"
     function.__module__ = __name__
-    return checked_keywords(function)
+    return function
 
 
 def _adopted(given: Mapping[str, Any]) -> Operands:
@@ -80,22 +65,16 @@ def _adopted(given: Mapping[str, Any]) -> Operands:
     return operands
 
 
-def _described(describe: Callable[..., Any], given: Mapping[str, Any], operands: Operands) -> Any:
-    """The request, or the several, of a call with arrays of these shapes and dtypes. Raises what it would."""
-    backend = arrays.owner_of("block", next(iter(operands.values()))._meta).backend
-    given = {**given}
-    for name, array in operands.items():
-        given[name] = np.broadcast_to(np.zeros((), array.dtype), array.shape)
-    algorithm = given.get("algorithm")
-    tuned = isinstance(algorithm, str) and algorithm == "tune"
-    if algorithm is not None and (tuned or backend == "cuda"):
-        given["algorithm"] = "auto"  # stand-ins are not worth timing, and are not on a GPU
-    planned = describe(**given)
-    requests = [each and each.call.request for each in (planned if isinstance(planned, tuple) else [planned])]
-    if algorithm is not None and backend == "cuda" and not tuned:
-        for request in filter(None, requests):
-            make_plan(request, "auto" if request.op == "bgrad" else algorithm, backend)
-    return requests if isinstance(planned, tuple) else requests[0]
+def _request(planned: Any, given: Mapping[str, Any], operands: Operands) -> Request | None:
+    """The request of what is planned, if anything is. Raises if a named algorithm is not for such chunks."""
+    if planned is None:
+        return None
+    request: Request = planned.call.request
+    algorithm = given.get("algorithm", "auto")
+    if request.op != "bgrad" and algorithm != "tune":
+        meta = next(iter(operands.values()))._meta
+        make_plan(request, algorithm, arrays.owner_of("chunk", meta).backend)
+    return request
 
 
 def _op(core: Callable[..., Any], request: Request, given: Arguments, *operands: Any) -> Op:
@@ -160,8 +139,8 @@ def _backward(given: Arguments, operands: Operands, requests: Any) -> Any:
 _CUT = """\
     At least one of the arrays is Dask's, with chunks of NumPy's or CuPy's along any of its axes; NumPy's and
     CuPy's own count as one chunk. The result is that of whole arrays, bit for bit where sums are exact. It
-    is cut where the operands are, at the centres of windows; `conv_backward` cuts dx as x is. Dask arrays are
-    not written to, so that `out` and `accumulate` are refused. All else is as in cuconv:"""
+    is cut where the operands are, at the centres of windows; `conv_backward` cuts dx as x is. `out` must be
+    None: Dask arrays cannot be written to. All else is as in cuconv:"""
 
 conv = _lazy(api.conv, _conv, _CUT)
 conv_input_grad = _lazy(api.conv_input_grad, _input_grad, _CUT)

@@ -1,13 +1,8 @@
-"""The core's functions with arrays that may not be there yet: checked when traced, computed when run.
-
-What a call is to compute the core itself says, of stand-ins that have a shape and a dtype and no memory. So
-signatures, options and errors are the core's, and nothing of them is written here a second time.
-"""
+"""The core's functions with arrays that may not be there yet: checked when traced, computed when run."""
 
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,24 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import api, ranked
+from ..described import bound, described
 from ..dtypes import DTYPES
-from ..options import checked_keywords, shown
-from ..plan import INPUTS, TABLES
+from ..plan import INPUTS
 from . import operators
 
 _ARRAYS = ("x", "w", "dy", "bias")
-_ON_GPU = {entry.name for entries in TABLES["cuda"].values() for entry in entries}
 
 
-def _stand_in(name: str, array: Any) -> np.ndarray:
-    """An array of the same shape and dtype on the memory of one element."""
+def _check_kind(name: str, array: Any) -> None:
+    """Raise unless an array is JAX's, traced or not, or NumPy's, of a dtype that NumPy has."""
     if not isinstance(array, (jax.Array, np.ndarray)):
         hint = "; jax.numpy.asarray makes one of it" if isinstance(array, (list, tuple)) else ""
         kind = f"{type(array).__module__}.{type(array).__qualname__}"
         raise TypeError(f"{name} must be a jax.Array or a NumPy array, got {kind}{hint}")
     if not isinstance(array.dtype, np.dtype):
         raise TypeError(f"{name} must be an array of numbers, got dtype {array.dtype}")
-    return np.broadcast_to(np.zeros((), array.dtype), array.shape)
 
 
 def _jax_array(name: str, array: Any) -> jax.Array:
@@ -50,30 +43,21 @@ def _jax_array(name: str, array: Any) -> jax.Array:
 
 def _traceable(function: Callable[..., Any]) -> Callable[..., Any]:
     """A public function of the core, for JAX's arrays."""
-    describe = checked_keywords(function.__wrapped__)  # type: ignore[attr-defined]  # says what is to be run
-    signature = inspect.signature(function)
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        try:
-            given = signature.bind(*args, **kwargs).arguments
-        except TypeError:
-            describe(*args, **kwargs)  # whose error says more
-            raise
-        if given.get("out") is not None:
-            raise TypeError(f"out must be None: JAX's arrays cannot be written to, got {shown(given['out'])}")
+        given = bound(function, args, kwargs, "JAX's arrays")
         arrays = {name: given[name] for name in _ARRAYS if name in given}
         if arrays.get("bias", 0) is None:
             del arrays["bias"]
-        stand_ins = {name: _stand_in(name, array) for name, array in arrays.items()}
-        algorithm = given.get("algorithm", "auto")
-        # Which device it will be, a trace does not know, and tuning would time the stand-ins.
-        later = isinstance(algorithm, str) and (algorithm == "tune" or algorithm in _ON_GPU)
-        described = describe(**given | stand_ins | (dict(algorithm="auto") if later else {}))
+        for name, array in arrays.items():
+            _check_kind(name, array)
+        planned = described(function, given, arrays)
         arrays = {name: _jax_array(name, array) for name, array in arrays.items()}
-        if isinstance(described, tuple):
-            return tuple(each and _result(each.call, arrays, algorithm) for each in described)
-        return _result(described.call, arrays, algorithm)
+        algorithm = given.get("algorithm", "auto")
+        if isinstance(planned, tuple):
+            return tuple(each and _result(each.call, arrays, algorithm) for each in planned)
+        return _result(planned.call, arrays, algorithm)
 
     call.__doc__ = f"`cuconv.{function.__name__}` on JAX's arrays.\n\n    {function.__doc__}"
     return call

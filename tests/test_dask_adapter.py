@@ -236,6 +236,10 @@ def test_metadata_and_chunks():
     assert dx.chunks == x.chunks
     assert dw.chunks == ((6,), (4,), (3,), (5,))
     assert db.chunks == ((6,),)
+    cut = x.rechunk({1: (1, 3)})
+    dx, dw, _ = ours.conv_backward(y, cut, w, padding="same")
+    assert dx.chunks == cut.chunks
+    assert dw.chunks == ((6,), (1, 3), (3,), (5,))
     x_in_groups, w_in_groups = da.zeros((1, 12, 9), chunks=(1, 5, 9)), da.zeros((6, 4, 3), chunks=(5, 4, 3))
     grouped = ours.conv(x_in_groups, w_in_groups, groups=3)
     assert grouped.chunks[1] == (2, 2, 1, 1)
@@ -276,6 +280,16 @@ def test_sums_are_trees_of_bounded_width():
     sums = [task for task in graph.values() if task[0] is tasks.added]
     assert sorted(len(task[1]) for task in sums) == [2, 4, 5, *[8] * 13]
     np.testing.assert_array_equal(dw, np.zeros((1, 1, 1)))
+
+
+def test_images_are_cut_where_either_operand_is():
+    """Otherwise a part would hold all chunks of the one that is cut."""
+    x, dy = (
+        da.zeros((6, 1, 8), chunks=(3, 1, 8), dtype="f4"),
+        da.zeros((6, 1, 8), chunks=(2, 1, 8), dtype="f4"),
+    )
+    graph = dict(ours.conv_weight_grad(x, dy, (1, 1, 1)).__dask_graph__())
+    assert sum(key[0].startswith("conv_weight_grad-part") for key in graph) == 4
 
 
 def test_channels_are_summed_in_parts_where_they_are_cut():

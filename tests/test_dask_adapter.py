@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
@@ -98,6 +99,19 @@ def test_every_function_is_that_on_whole_arrays(dtype, mode):
         got = cut[name].compute()
         assert got.dtype == cut[name].dtype == expected.dtype, name
         np.testing.assert_array_equal(got, expected, name)
+
+
+def test_gradient_of_a_bias_without_batches_or_pixels():
+    for shape, options in (
+        ((4, 9), {}),
+        ((4, 9, 3), dict(batched=False)),
+        ((9, 3, 4), dict(batched=False, layout="channels_last")),
+        ((2, 4, 0), {}),
+        ((0, 4, 5), {}),
+    ):
+        dy = np.random.default_rng(0).integers(-9, 9, shape).astype("f4")
+        got = ours.conv_bias_grad(in_chunks(dy, *(2,) * dy.ndim), **options)
+        np.testing.assert_array_equal(got, cuconv.conv_bias_grad(dy, **options), str(shape))
 
 
 def test_channels_last_unbatched_flip_and_wider_integers():
@@ -507,6 +521,28 @@ def test_parts_of_half_types_are_multiplied_on_tensor_cores(monkeypatch):
         dict(precision=precision, groups=1) for precision in ("tf32", None)
     ]
     assert [operands[0].dtype for operands, _ in seen] == ["float32", "float16"]
+
+
+class OnGPU:
+    """What there is to know of CuPy's chunks while nothing is computed."""
+
+    __module__ = "cupy"
+    shape, dtype = (0, 0, 0, 0), np.dtype("f4")
+
+
+def test_chunks_on_a_gpu_are_planned_for_it():
+    x, w = X.map_blocks(np.copy), da.from_array(W)
+    x._meta = OnGPU()
+    with pytest.raises(TypeError, match=r"w must be the same kind of array as x .cupy array on the GPU"):
+        ours.conv(x, w)
+    w._meta = OnGPU()
+    with pytest.raises(ValueError, match="algorithm='mec' is for arrays on the CPU"):
+        ours.conv(x, w, algorithm="mec")
+    with pytest.raises(ValueError, match="algorithm='depthwise' cannot do"):
+        ours.conv(x, w, algorithm="depthwise")
+    for algorithm in ("simt", "tune", "auto"):
+        with mock.patch.object(tasks, "meta_from_array", return_value=np.empty((0,) * 4, "f4")):
+            assert ours.conv(x, w, algorithm=algorithm).shape == (2, 6, 7, 6)
 
 
 def test_only_what_is_needed():

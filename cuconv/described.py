@@ -7,13 +7,16 @@ errors of the adapters for JAX and Dask are the core's own.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from .options import checked_keywords, shown
-from .plan import TABLES
+from .plan import TABLES, make_plan, permitted
+from .problem import Request
 
 _ON_GPU = {entry.name for entries in TABLES["cuda"].values() for entry in entries}
 
@@ -35,16 +38,27 @@ def described(function: Callable[..., Any], given: Mapping[str, Any], arrays: Ma
     """What a public function would run with such arrays: a `plan.Planned`, or several. Raises what it would.
 
     The plan is for NumPy arrays, and of the core's choice where an algorithm has to be timed or may be meant
-    for a GPU. So a name is yet to be checked for the arrays that there will be.
+    for a GPU. So a name is yet to be checked for the arrays that there will be: see `check_algorithm`.
     """
-    stand_ins = {
-        name: np.broadcast_to(np.zeros((), array.dtype), array.shape) for name, array in arrays.items()
-    }
+    stand_ins = {name: _stand_in(name, tuple(array.shape), array.dtype) for name, array in arrays.items()}
     algorithm = given.get("algorithm")
     later = isinstance(algorithm, str) and (algorithm == "tune" or algorithm in _ON_GPU)
     return _describing(function)(**{**given, **stand_ins, **({"algorithm": "auto"} if later else {})})
 
 
+def check_algorithm(request: Request, algorithm: str, backend: str, arch: str | None = None) -> None:
+    """Raise where an algorithm's name is not one that can do a request on arrays of this backend."""
+    if algorithm != "tune" and request.op != "bgrad":
+        precision = permitted(request.precision, request.dtype, backend)
+        make_plan(replace(request, precision=precision), algorithm, backend, arch)
+
+
 def _describing(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function within a public one that only says what is to be run."""
     return function.__wrapped__  # type: ignore[attr-defined]
+
+
+def _stand_in(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    if math.prod(shape) * dtype.itemsize >= 1 << 63:
+        raise ValueError(f"{name} of shape {shape} must be smaller than 2^63 bytes")
+    return np.broadcast_to(np.zeros((), dtype), shape)

@@ -3,11 +3,13 @@
 import inspect
 import math
 import os
+import pickle
 import re
 import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 from unittest import mock
 
@@ -17,6 +19,7 @@ import pytest
 
 import cuconv
 from cuconv.cuda import jit
+from cuconv.plan import forget
 
 from . import chunked, emulator
 from .cases import seeded_case, values
@@ -193,6 +196,20 @@ def test_same_bits_from_run_to_run():
     assert len(bits) == 1
 
 
+def test_bits_do_not_depend_on_where_chunks_come_from():
+    """As views of an array, in this process, or as arrays of their own, from another one."""
+    x, w, dy, _ = drawn(cuconv.ConvProblem.parse("n2c8h46w46 k16r3s3 p1"), "float64", exact=False)
+    results = [
+        (ours.conv_bias_grad(of_dy), *ours.conv_backward(of_dy, of_x, w, padding=1)[:2])
+        for of_x, of_dy in (
+            [in_chunks(each, 1, each.shape[1], 30, 30).map_blocks(how, dtype="f8") for each in (x, dy)]
+            for how in (np.asarray, np.ascontiguousarray, np.asfortranarray)
+        )
+    ]
+    first, *others = ([each.tobytes() for each in dask.compute(*these)] for these in results)
+    assert others == [first, first]
+
+
 def test_kernels_in_blocks():
     """The CUDA path, emulated: blocks have paddings and groups of their own."""
     problem = cuconv.ConvProblem.parse("n2c4h7w6 k4r3s2 g2 sh2sw1 ph2:1pw1 circular")
@@ -269,6 +286,13 @@ def test_equal_calls_have_equal_keys_and_different_ones_do_not():
     assert len(set(names)) == len(names)
     assert ours.conv(x, w).name == names[0]
     assert ours.conv(x.rechunk(4), w).name != names[0]
+    y = ours.conv(x, w, padding=1)
+    assert ours.conv_bias_grad(y).name == ours.conv_backward(y, x, w, padding=1)[2].name
+    spelled = {
+        ours.conv(x.astype("i4"), w.astype("i4"), out_dtype=dtype).name
+        for dtype in ("int32", "i4", np.int32, np.dtype("int32"))
+    }
+    assert len(spelled) == 1
 
 
 def test_only_halos_are_cut_out_and_shared():
@@ -304,6 +328,25 @@ def test_images_are_cut_where_either_operand_is():
     )
     graph = dict(ours.conv_weight_grad(x, dy, (1, 1, 1)).__dask_graph__())
     assert sum(key[0].startswith("conv_weight_grad-part") for key in graph) == 4
+
+
+def test_padding_modes_put_no_more_than_edges_into_graphs():
+    for mode in ("circular", "reflect", "replicate", "symmetric"):
+        x, w = da.zeros((2, 1, 10**6), chunks=(1, 1, 500_000), dtype="f4"), np.zeros((1, 1, 5), "f4")
+        options = dict(padding=2, padding_mode=mode)
+        for result in (ours.conv(x, w, **options), ours.conv_input_grad(x, w, x.shape, **options)):
+            sizes = [len(pickle.dumps(task)) for task in dict(result.__dask_graph__()).values()]
+            assert max(sizes) < 3000
+
+
+def test_the_end_of_a_sum_takes_no_more_memory_than_its_block():
+    total, bias = np.ones((1, 4, 1 << 20), "f4"), np.ones(4, "f4")
+    tasks.finished(total[..., :8].copy(), bias, activation="gelu", channel=1, dtype="f4")
+    tracemalloc.start()
+    tasks.finished(total, bias, activation="gelu", channel=1, dtype="f4")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * total.nbytes
 
 
 def test_channels_are_summed_in_parts_where_they_are_cut():
@@ -358,15 +401,23 @@ def test_cells_of_chunks():
         for high in range(low, 10):
             assert cells_of(axis, axis.between(low, high)) == list(range(low, high))
     rng = np.random.default_rng(0)
-    for _ in range(100):
-        wanted = rng.integers(0, 9, rng.integers(1, 12))
-        assert cells_of(axis, axis.at(wanted)) == wanted.tolist()
+    for _ in range(300):
+        low, high = sorted(rng.integers(0, 10, 2).tolist())
+        others = rng.integers(0, 9, rng.integers(0 if low < high else 1, 5))
+        parts, inside, places = axis.gathered(low, high, others)
+        cells = cuts.Cells(parts, (places, inside, places[:1]))
+        expected = [*others.tolist(), *range(low, high), *others[:1].tolist()]
+        assert cells_of(axis, cells) == expected
+        assert cells.count == len(expected)
+        assert len({number for number, _, _ in parts}) == len(parts)
     assert cells_of(cuts.Axis((0,)), cuts.Axis((0,)).between(0, 0)) == []
 
 
 def cells_of(axis, cells):
     found = [axis.starts[number] + cell for number, *part in cells.parts for cell in range(*part)]
-    return found if cells.order is None else [found[place] for place in cells.order]
+    if not cells.order:
+        return found
+    return [cell for places in cells.order for cell in np.array(found, int)[places].tolist()]
 
 
 def test_runs_of_groups_tile_the_channels():
@@ -446,12 +497,20 @@ def test_what_is_moved_is_what_the_page_says(cluster):
 # -- wrong input --------------------------------------------------------------------------------------------
 
 X, W = da.zeros((2, 4, 9, 8), chunks=2, dtype="f4"), np.zeros((6, 4, 3, 3), "f4")
+HUGE = da.map_blocks(np.zeros, dtype="f4", chunks=((1,), (1,), (2**60, 2**60)), meta=np.empty((0,) * 3, "f4"))
 
 
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
         (lambda: ours.conv(W, W), TypeError, "x or w must be a Dask array, got x a ndarray, w a ndarray"),
+        (lambda: ours.conv(None, None), TypeError, "x must be a NumPy array.*got builtins.NoneType"),
+        (lambda: ours.conv_bias_grad(None), TypeError, "dy must be a NumPy array.*got builtins.NoneType"),
+        (
+            lambda: ours.conv(HUGE, W[0, :1]),
+            ValueError,
+            r"x of shape .* 2\^63 bytes",
+        ),
         (lambda: ours.conv([[1]], X), TypeError, r"x must be a NumPy array.*got builtins.list"),
         (lambda: ours.conv(X, W.astype("f8")), TypeError, "w must have the dtype of x, float32, got float64"),
         (lambda: ours.conv(X.astype("i2"), W), TypeError, "x has dtype int16"),
@@ -543,6 +602,35 @@ def test_chunks_on_a_gpu_are_planned_for_it():
     for algorithm in ("simt", "tune", "auto"):
         with mock.patch.object(tasks, "meta_from_array", return_value=np.empty((0,) * 4, "f4")):
             assert ours.conv(x, w, algorithm=algorithm).shape == (2, 6, 7, 6)
+
+
+def test_tf32_of_the_environment_counts_for_a_named_algorithm(monkeypatch, fresh_plans):
+    x, w = X.map_blocks(np.copy), da.from_array(W)
+    x._meta = w._meta = OnGPU()
+    with mock.patch.object(tasks, "meta_from_array", return_value=np.empty((0,) * 4, "f4")):
+        with pytest.raises(ValueError, match="algorithm='mma' cannot do"):
+            ours.conv(x, w, algorithm="mma")
+        monkeypatch.setenv("CUPY_TF32", "1")
+        forget()
+        assert ours.conv(x, w, algorithm="mma").shape == (2, 6, 7, 6)
+
+
+def test_a_named_algorithm_has_to_do_every_block():
+    x, w = np.ones((2, 4, 9, 8), "f4"), np.ones((4, 1, 3, 3), "f4")
+    options = dict(padding=1, groups=4, algorithm="toeplitz")
+    whole = cuconv.conv(x, w, **options)
+    np.testing.assert_array_equal(ours.conv(in_chunks(x, 2, 4, 3, 8), w, **options), whole)
+    with pytest.raises(ValueError, match=r"algorithm='toeplitz' cannot do .*n2c4h2w8 "):
+        ours.conv(in_chunks(x, 2, 4, 2, 8), w, **options)
+
+
+def test_chunks_of_other_libraries_are_refused():
+    jnp = pytest.importorskip("jax.numpy")
+    x = da.Array({("q", 0, 0, 0): jnp.ones((1, 1, 8))}, "q", ((1,), (1,), (8,)), meta=jnp.ones((0, 0, 0)))
+    with pytest.raises(
+        TypeError, match=r"x must be a Dask array of NumPy or CuPy.*got chunks of a jax array"
+    ):
+        ours.conv(x, x)
 
 
 def test_only_what_is_needed():

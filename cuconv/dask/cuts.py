@@ -7,7 +7,7 @@ neighbours' chunks, its halo; what lies beyond the input it gets as padding. Not
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -21,15 +21,26 @@ from ..problem import ConvProblem
 Range = tuple[int, int]
 
 
+Part = tuple[int, int, int]
+"""Of a chunk: its number, and the first cell within it and the one behind the last."""
+
+Places = slice | np.ndarray
+
+
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """Cells of an axis: parts of chunks, (number, start, stop) each, one after another.
+    """Cells of an axis: parts of chunks, one after another; with `order` those places of the joined parts."""
 
-    With `order` they are those of the joined parts that it names, in its order.
-    """
+    parts: tuple[Part, ...]
+    order: tuple[Places, ...] = ()
 
-    parts: tuple[tuple[int, int, int], ...]
-    order: np.ndarray | None = None
+    @property
+    def count(self) -> int:
+        if self.order:
+            return sum(
+                len(each) if isinstance(each, np.ndarray) else each.stop - each.start for each in self.order
+            )
+        return sum(stop - start for _, start, stop in self.parts)
 
 
 class Axis:
@@ -43,7 +54,7 @@ class Axis:
     def between(self, low: int, high: int) -> Cells:
         """The cells from `low` on and before `high`, of which there may be none."""
         number = max(min(bisect_right(self.starts, low), len(self.chunks)) - 1, 0)
-        parts: list[tuple[int, int, int]] = []
+        parts: list[Part] = []
         while number < len(self.chunks):
             start = self.starts[number]
             if parts and start >= high:
@@ -52,18 +63,27 @@ class Axis:
             number += 1
         return Cells(tuple(part for part in parts if part[1] < part[2] or len(parts) == 1))
 
-    def at(self, cells: np.ndarray) -> Cells:
-        """One or more cells in any order: of each chunk what lies between the first and the last of them."""
-        numbers = np.searchsorted(self.starts, cells, side="right") - 1
-        parts, order, before = [], np.empty(len(cells), np.int64), 0
-        for number in np.unique(numbers):
-            mine = numbers == number
-            first, last = int(cells[mine].min()), int(cells[mine].max())
-            start = self.starts[number]
-            parts.append((int(number), first - start, last + 1 - start))
-            order[mine] = cells[mine] - first + before
-            before += last + 1 - first
-        return Cells(tuple(parts), None if np.array_equal(order, np.arange(before)) else order)
+    def gathered(self, low: int, high: int, others: np.ndarray) -> tuple[tuple[Part, ...], slice, np.ndarray]:
+        """Parts that hold all cells between, and a few others, and where the ones and the others are in them.
+
+        Of each chunk it is one part, from the first of the cells to the last.
+        """
+        wanted = {
+            number: (start, stop) for number, start, stop in self.between(low, high).parts if low < high
+        }
+        numbers = np.array([bisect_right(self.starts, cell) - 1 for cell in others.tolist()], np.int64)
+        for number in np.unique(numbers).tolist():
+            cells = others[numbers == number] - self.starts[number]
+            start, stop = wanted.get(number, (self.extent, 0))
+            wanted[number] = min(start, int(cells.min())), max(stop, int(cells.max()) + 1)
+        parts = tuple((number, *wanted[number]) for number in sorted(wanted))
+        shift, before = {}, 0
+        for number, start, stop in parts:
+            shift[number] = before - start - self.starts[number]
+            before += stop - start
+        places = others + np.array([shift[number] for number in numbers.tolist()], np.int64)
+        first = low + shift[bisect_right(self.starts, low) - 1] if low < high else 0
+        return parts, slice(first, first + max(high - low, 0)), places
 
 
 def ranges(extent: int, cuts: Iterable[int]) -> list[Range]:
@@ -128,7 +148,12 @@ def windows(line: Line, x: Axis, outputs: Range) -> Span:
     if low >= 0 and high <= line.input:
         return Span(outputs, x.between(low, high), (0, 0))
     if line.mode != "zeros":
-        return Span(outputs, x.at(source(line.mode, np.arange(low, high), line.input)), (0, 0))
+        first, last = max(low, 0), min(high, line.input)
+        before, after = np.arange(low, min(0, high)), np.arange(max(line.input, low), high)
+        shown = source(line.mode, np.concatenate((before, after)), line.input)
+        parts, inside, places = x.gathered(first, last, shown)
+        pieces: tuple[Places, ...] = (places[: len(before)], inside, places[len(before) :])
+        return Span(outputs, Cells(parts, tuple(each for each in pieces if _has_cells(each))), (0, 0))
     first = min(max(low, 0), line.input)
     last = max(min(high, line.input), first)
     if first == last:  # nothing but padding
@@ -158,33 +183,37 @@ class Fold(NamedTuple):
     """
 
     cells: Cells
-    layers: tuple[tuple[slice | np.ndarray, slice], ...]
+    layers: tuple[tuple[Places, Places], ...]
 
 
 def fold(line: Line, padded: Axis, inputs: Range) -> Fold:
     """Which cells of the padded input show those of a block: the cells themselves, and their images."""
-    low, high = inputs
-    own = np.arange(max(low, -line.before), min(high, line.input + line.after))
+    low, high = (
+        max(inputs[0], -line.before),
+        min(inputs[1], line.input + line.after),
+    )  # but for what is cropped
     outside = np.concatenate(
         (np.arange(-line.before, min(0, line.input + line.after)),
          np.arange(max(line.input, -line.before), line.input + line.after))
     )  # fmt: skip
     shown = source(line.mode, outside, line.input)
-    mine = (low <= shown) & (shown < high)
-    images, into = outside[mine], shown[mine] - low
-    before = len(own)
-    first = int(own[0]) - low if before else 0
-    coordinates, layers = [own], [(slice(first, first + before), slice(before))]
+    mine = (inputs[0] <= shown) & (shown < inputs[1])
+    images, into = outside[mine], shown[mine] - inputs[0]
+    if low >= high and not len(images):
+        return Fold(padded.between(0, 0), ())
+    parts, own, places = padded.gathered(low + line.before, high + line.before, images + line.before)
+    layers: list[tuple[Places, Places]] = []
+    if low < high:
+        layers.append((slice(low - inputs[0], high - inputs[0]), own))
     while len(into):
         _, once = np.unique(into, return_index=True)
-        coordinates.append(images[once])
-        layers.append((into[once], slice(before, before + len(once))))
-        before += len(once)
-        images, into = np.delete(images, once), np.delete(into, once)
-    cells = np.concatenate(coordinates) + line.before
-    if len(cells) == 0:  # all is cropped away
-        return Fold(padded.between(0, 0), ())
-    return Fold(padded.at(cells), tuple(layers))
+        layers.append((into[once], places[once]))
+        places, into = np.delete(places, once), np.delete(into, once)
+    return Fold(Cells(parts), tuple(layers))
+
+
+def _has_cells(places: Places) -> bool:
+    return len(places) > 0 if isinstance(places, np.ndarray) else places.start < places.stop
 
 
 class Run(NamedTuple):
@@ -206,17 +235,17 @@ def runs(problem: ConvProblem, k_cuts: Iterable[int], c_cuts: Iterable[int]) -> 
     """The channels of a convolution in runs of groups, such that each cut lies between two blocks."""
     groups = problem.groups
     per_k, per_c = problem.k // groups, problem.c // groups
-    k_cuts, c_cuts = set(k_cuts), set(c_cuts)
+    sides = [(sorted(set(cuts)), per) for cuts, per in ((k_cuts, per_k), (c_cuts, per_c))]
     bounds = {0, groups}
-    for cuts, per in ((k_cuts, per_k), (c_cuts, per_c)):
+    for cuts, per in sides:
         for cut in cuts if per else ():
             bounds |= {cut // per, -(-cut // per)}
     found = []
     for first, last in pairwise(sorted(bound for bound in bounds if 0 <= bound <= groups)):
-        blocks = [
-            [(low + first * per, high + first * per)
-             for low, high in ranges((last - first) * per, (cut - first * per for cut in cuts))]
-            for cuts, per in ((k_cuts, per_k), (c_cuts, per_c))
-        ]  # fmt: skip
+        blocks = []
+        for cuts, per in sides:
+            low, high = first * per, last * per
+            inside = cuts[bisect_right(cuts, low) : bisect_left(cuts, high)]
+            blocks.append(list(pairwise((low, *inside, high))))
         found.append(Run(first, last - first, *blocks))
     return found

@@ -12,8 +12,7 @@ import dask.array as da
 from dask.base import tokenize
 
 from .. import api, arrays
-from ..described import bound, described
-from ..plan import make_plan
+from ..described import bound, check_algorithm, described
 from ..problem import Request
 from . import graphs
 from .graphs import Op
@@ -33,8 +32,8 @@ def _lazy(core: Callable[..., Any], build: Callable[..., Any], text: str) -> Cal
         operands = _adopted(given)
         planned = described(core, given, operands)
         if isinstance(planned, tuple):
-            return build(given, operands, [_request(each, given, operands) for each in planned])
-        return build(given, operands, _request(planned, given, operands))
+            return build(given, operands, [each and each.call.request for each in planned])
+        return build(given, operands, planned.call.request)
 
     title = f"`cuconv.{core.__name__}` on Dask arrays; nothing is computed yet."
     function.__doc__ = f"{title}\n\n{text}\n\n    {core.__doc__}"
@@ -45,48 +44,43 @@ def _lazy(core: Callable[..., Any], build: Callable[..., Any], text: str) -> Cal
 def _adopted(given: Mapping[str, Any]) -> Operands:
     """The arrays among the arguments as Dask arrays, with one kind of chunks. TypeError if none was one."""
     operands = {name: given[name] for name in _ARRAYS if given.get(name) is not None}
-    if not any(isinstance(array, da.Array) for array in operands.values()):
+    if operands and not any(isinstance(array, da.Array) for array in operands.values()):
         came = ", ".join(f"{name} a {type(array).__qualname__}" for name, array in operands.items())
         raise TypeError(
             f"{' or '.join(operands)} must be a Dask array, got {came}; others are for cuconv's own functions"
         )
     for name, array in operands.items():
-        if not isinstance(array, da.Array):
-            owner = arrays.owner_of(name, array)
-            if owner.library not in ("numpy", "cupy"):
-                raise TypeError(f"{name} must be a Dask array, or one of NumPy or CuPy, got a {owner}")
+        lazy = isinstance(array, da.Array)
+        owner = arrays.owner_of(name, array._meta if lazy else array)
+        if owner.library not in ("numpy", "cupy"):
+            came = f"chunks of a {owner}" if lazy else f"a {owner}"
+            raise TypeError(f"{name} must be a Dask array of NumPy or CuPy, or an array of these, got {came}")
+        if not lazy:
             operands[name] = da.from_array(arrays.view_of(name, array, owner), chunks=-1, asarray=False)
         elif any(math.isnan(size) for sizes in array.chunks for size in sizes):
             known = f"{name}.compute_chunk_sizes()"
             raise ValueError(
                 f"{name} must have chunks of known sizes, got {array.chunks}; {known} finds them"
             )
-    arrays.owner_of_all({name: array._meta for name, array in operands.items()})
+    if operands:
+        arrays.owner_of_all({name: array._meta for name, array in operands.items()})
     return operands
-
-
-def _request(planned: Any, given: Mapping[str, Any], operands: Operands) -> Request | None:
-    """The request of what is planned, if anything is. Raises if a named algorithm is not for such chunks."""
-    if planned is None:
-        return None
-    request: Request = planned.call.request
-    algorithm = given.get("algorithm", "auto")
-    if request.op != "bgrad" and algorithm != "tune":
-        meta = next(iter(operands.values()))._meta
-        make_plan(request, algorithm, arrays.owner_of("chunk", meta).backend)
-    return request
 
 
 def _op(core: Callable[..., Any], request: Request, given: Arguments, *operands: Any) -> Op:
     """The op of a request, whose parts a core function computes; its name tells all that it follows from."""
     name, problem = core.__name__, request.problem
+    backend = arrays.owner_of("chunk", operands[0]._meta).backend
     options: dict[str, Any] = dict(layout=request.layout)
     if request.op != "bgrad":
         options |= dict(stride=problem.stride, dilation=problem.dilation, flip=request.flip)
-        options |= {key: given[key] for key in ("precision", "algorithm", "out_dtype") if key in given}
+        options |= dict(precision=given["precision"], algorithm=given["algorithm"])
+        if given.get("out_dtype") is not None:
+            options["out_dtype"] = request.dtype
+        check_algorithm(request, given["algorithm"], backend)
+    about = "" if request.op == "bgrad" else str(request)
     names = [operand is not None and operand.name for operand in operands]
-    token = tokenize(name, str(request), options, *names)
-    return Op(f"{name}-{token}", request, name, options)
+    return Op(f"{name}-{tokenize(name, about, options, *names)}", request, name, options, backend)
 
 
 def _batches(request: Request, array: Any) -> Any:

@@ -10,15 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
+from .. import api
 from ..arrays import Array, numpy_dtype
-from ..dtypes import described
+from ..described import check_algorithm, described
+from ..dtypes import DTYPES
 from ..problem import Request
 from . import cuts
-from .cuts import Axis, Range, Run, Span, lines, ranges, runs
+from .cuts import Axis, Cells, Range, Run, Span, lines, ranges, runs
 from .tasks import Graph, Key, Task, finished, folded, part
 
 
@@ -30,6 +33,7 @@ class Op:
     request: Request
     function: str
     options: Mapping[str, Any]
+    backend: str
 
     @property
     def of_halves(self) -> bool:
@@ -38,11 +42,16 @@ class Op:
 
     def dtype(self, wide: bool = False) -> Any:
         """NumPy's dtype of the result, or of its sums."""
-        return numpy_dtype(described(self.request.dtype).accumulator if wide else self.request.dtype)
+        return numpy_dtype(DTYPES[self.request.dtype].accumulator if wide else self.request.dtype)
 
-    def part(self, wide: bool, **options: Any) -> Callable[..., Array]:
-        """What computes a part, given two windows."""
-        return partial(part, self.function, {**self.options, **options}, wide)
+    def part(self, wide: bool, *windows: Sequence[Cells], **options: Any) -> Callable[..., Array]:
+        """What computes a part, given windows of such cells. Raises where a named algorithm cannot do it."""
+        call = {**self.options, **options}
+        if call.get("algorithm", "auto") not in ("auto", "tune"):
+            shapes = tuple(tuple(cells.count for cells in window) for window in windows)
+            dtypes = self.request.inputs or (self.dtype(wide).name,) * 2
+            _check(self.function, shapes, dtypes, tuple(call.items()), self.backend)
+        return partial(part, self.function, call, wide)
 
     def finished(self, total: Task, wide: bool, bias: Key | None = None) -> Task:
         """What is left to do with a whole sum: bias, activation, and the rounding of half types."""
@@ -145,7 +154,7 @@ def weight_grad(op: Op, x: Any, dy: Any) -> Any:
                 given = op.volume(n_of_dy.between(*batch), k.between(*of_k), (cells for _, cells in spot))
                 parts.append(
                     (
-                        op.part(wide, weight_shape=extents, groups=run.groups, padding=padding),
+                        op.part(wide, seen, given, weight_shape=extents, groups=run.groups, padding=padding),
                         graph.window("window", x, (run.first, place, *at), seen),
                         graph.window("dy", dy, (number, *at), given),
                     )
@@ -171,9 +180,26 @@ def bias_grad(op: Op, dy: Any) -> Any:
         parts = []
         for at, (images, *spot) in _numbered(pixels):
             cells = op.volume(images, k.between(*channel), spot)
-            parts.append((op.part(wide), graph.window("dy", dy, (number, *at), cells)))
+            parts.append((op.part(wide, cells), graph.window("dy", dy, (number, *at), cells)))
         blocks[number,] = op.finished(graph.sum((number,), parts), wide)
     return graph.array(blocks, (_sizes(channels),), dy, op.dtype())
+
+
+_OPERANDS = {"conv_input_grad": ("dy", "w"), "conv_weight_grad": ("x", "dy")}
+
+
+@lru_cache(maxsize=4096)
+def _check(
+    function: str, shapes: tuple[Any, ...], dtypes: tuple[str, ...], options: tuple[Any, ...], backend: str
+) -> None:
+    """Raise where the algorithm among the options of a part cannot compute it."""
+    names, call = _OPERANDS.get(function, ("x", "w")), dict(options)
+    windows = {
+        name: SimpleNamespace(shape=shape, dtype=numpy_dtype(dtype))
+        for name, shape, dtype in zip(names, shapes, dtypes, strict=True)
+    }
+    planned = described(getattr(api, function), call, windows)
+    check_algorithm(planned.call.request, call["algorithm"], backend)
 
 
 def _size(block: Range) -> int:
@@ -213,9 +239,9 @@ def _products(
         others = run.c if forward else run.k
         read = [channel_axis.between(*other) for other in others]
         filters = [
-            _filters(op, graph, w, (number, place), run, *((channel, other) if forward else (other, channel)))
-            for place, other in enumerate(others)
+            _filters(op, w, run, *((channel, other) if forward else (other, channel))) for other in others
         ]
+        of_w = [graph.window("filters", w, (number, place), cells) for place, cells in enumerate(filters)]
         of_bias = None
         if bias is not None and finish:
             of_bias = graph.window("bias", bias, (number,), [Axis(bias.chunks[0]).between(*channel)])
@@ -228,10 +254,10 @@ def _products(
             if fused and op.request.activation is not None:
                 options["activation"] = op.request.activation
             parts = []
-            for place, (cells, of_filters) in enumerate(zip(read, filters, strict=True)):
+            for place, cells in enumerate(read):
                 seen = op.volume(cells_of_batches[at[0]], cells, (span.cells for span in spot))
                 window = graph.window("window", operand, (run.first, place, *at), seen)
-                parts.append((op.part(wide, **options), window, of_filters))
+                parts.append((op.part(wide, seen, filters[place], **options), window, of_w[place]))
             index = op.volume(at[0], number, at[1:])
             if fused:
                 blocks[index] = parts[0] if of_bias is None else (*parts[0], of_bias)
@@ -243,11 +269,11 @@ def _products(
     return graph.array(blocks, chunks, operand, op.dtype(wide and not finish))
 
 
-def _filters(op: Op, graph: Graph, w: Any, at: tuple[int, ...], run: Run, k: Range, c: Range) -> Key:
+def _filters(op: Op, w: Any, run: Run, k: Range, c: Range) -> tuple[Cells, ...]:
     """The filters between two blocks of channels."""
     k_axis, c_axis, taps = op.axes(w)
     cells = (k_axis.between(*k), c_axis.between(*run.in_group(c, c_axis.extent)))
-    return graph.window("filters", w, at, op.volume(*cells, (axis.between(0, axis.extent) for axis in taps)))
+    return op.volume(*cells, (axis.between(0, axis.extent) for axis in taps))
 
 
 def _folds(op: Op, padded: Any, bias: Any, blocks: Sequence[Sequence[Range]]) -> Any:

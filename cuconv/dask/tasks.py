@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from itertools import product
+from itertools import accumulate, product
 from typing import Any
 
 import dask.array as da
+import numpy as np
 from dask.array.utils import meta_from_array
 from dask.highlevelgraph import HighLevelGraph
 
@@ -25,6 +26,9 @@ Task = tuple[Any, ...]
 
 BRANCHES = 8
 """How many partial sums a task adds up at the most."""
+
+SLICE = 1 << 18
+"""Elements to which an activation is applied at a time."""
 
 
 class Graph:
@@ -60,7 +64,7 @@ class Graph:
                 key = self.task(kind, bounds, partial(_cut, slices=slices), key)
             pieces.append(key)
         orders = tuple(each.order for each in cells)
-        if len(pieces) == 1 and all(order is None for order in orders):
+        if len(pieces) == 1 and not any(orders):
             return pieces[0]
         counts = tuple(len(each.parts) for each in cells)
         return self.task(role, at, partial(_joined, counts=counts, orders=orders), pieces)
@@ -99,16 +103,23 @@ def _cut(chunk: Array, slices: tuple[slice, ...]) -> Array:
 
 
 def _joined(pieces: Sequence[Array], counts: tuple[int, ...], orders: tuple[Any, ...]) -> Array:
-    """Pieces, so many along each axis, as one array, with its cells in these orders."""
-    xp, pieces = _namespace(pieces[0]), list(pieces)
-    for axis in reversed(range(len(counts))):
-        if counts[axis] > 1:
-            groups = (pieces[i : i + counts[axis]] for i in range(0, len(pieces), counts[axis]))
-            pieces = [xp.concatenate(group, axis) for group in groups]
-    (joined,) = pieces
+    """Pieces, so many along each axis, as one array, of which these places are taken."""
+    grid = np.empty(counts, object)
+    for place, piece in enumerate(pieces):
+        grid.flat[place] = piece
+    starts = []
+    for axis in range(grid.ndim):
+        first = grid[tuple(slice(None) if each == axis else 0 for each in range(grid.ndim))]
+        starts.append([0, *accumulate(piece.shape[axis] for piece in first)])
+    xp = _namespace(pieces[0])
+    joined = xp.empty([each[-1] for each in starts], pieces[0].dtype)
+    for at, piece in np.ndenumerate(grid):
+        joined[tuple(slice(each[i], each[i + 1]) for each, i in zip(starts, at, strict=True))] = piece
     for axis, order in enumerate(orders):
-        if order is not None:
-            joined = joined.take(xp.asarray(order), axis)
+        if order:
+            lead = (slice(None),) * axis
+            taken = [joined[(*lead, each if isinstance(each, slice) else xp.asarray(each))] for each in order]
+            joined = xp.concatenate(taken, axis)
     return joined
 
 
@@ -118,7 +129,11 @@ def _namespace(array: Array) -> Any:
 
 
 def part(function: str, options: Mapping[str, Any], wide: bool, *operands: Array) -> Array:
-    """One call of a public function. `wide`: half types are summed in float32, and the sum is not rounded."""
+    """One call of a public function. `wide`: half types are summed in float32, and the sum is not rounded.
+
+    Whether chunks come as views of something larger depends on the scheduler, and on that the order of sums.
+    """
+    operands = tuple(_namespace(operand).ascontiguousarray(operand) for operand in operands)
     if wide:
         operands = tuple(operand.astype("float32") for operand in operands)
         if "precision" in options:  # of 11 bits, as many as a half type has
@@ -142,8 +157,8 @@ def folded(padded: Array, folds: Sequence[Any], extents: Sequence[int], first: i
         shape[axis] = extent
         folded = xp.zeros(shape, padded.dtype)
         for into, places in layers:
-            cells = into if isinstance(into, slice) else xp.asarray(into)
-            folded[(*lead, cells)] += padded[(*lead, places)]
+            here, there = (each if isinstance(each, slice) else xp.asarray(each) for each in (into, places))
+            folded[(*lead, here)] += padded[(*lead, there)]
         padded = folded
     return padded
 
@@ -151,9 +166,12 @@ def folded(padded: Array, folds: Sequence[Any], extents: Sequence[int], first: i
 def finished(
     total: Array, bias: Array | None = None, *, activation: str | None, channel: int, dtype: Any
 ) -> Array:
-    """A whole sum with bias and activation, rounded."""
+    """A whole sum, which is overwritten, with bias and activation, and rounded."""
     if bias is not None:
-        total = total + bias.astype(total.dtype).reshape(-1, *(1,) * (total.ndim - 1 - channel))
+        total += bias.astype(total.dtype).reshape(-1, *(1,) * (total.ndim - 1 - channel))
     if activation is not None:
-        total = ACTIVATIONS[activation].function(total, _namespace(total))
+        xp, flat = _namespace(total), total.reshape(-1)
+        for start in range(0, flat.size, SLICE):  # of what functions hold on the way only so much
+            cells = slice(start, start + SLICE)
+            flat[cells] = ACTIVATIONS[activation].function(flat[cells], xp)
     return total.astype(dtype, copy=False)

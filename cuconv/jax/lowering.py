@@ -28,7 +28,8 @@ from jax.interpreters import mlir
 from .. import arrays, prepared
 from ..arrays import numpy_dtype
 from ..cuda import jit
-from ..plan import INPUTS, RESULT, Call, make_plan, permitted
+from ..described import check_algorithm
+from ..plan import INPUTS, RESULT, Call, permitted
 from ..problem import ConvProblem, Request
 
 TARGET = "cuconv"
@@ -50,15 +51,9 @@ def _function(request: Request, algorithm: str, backend: str) -> Callable[..., A
     return lambda *operands, **out: prepared.run(describe, operands, out)
 
 
-def _check(request: Request, algorithm: str, backend: str, arch: str | None = None) -> None:
-    """Raise where an algorithm of this name is not for this backend, which was not known before."""
-    if algorithm != "tune":
-        make_plan(request, algorithm, backend, arch)
-
-
 def on_cpu(ctx: Any, *operands: Any, request: Request, algorithm: str) -> Any:
     """The primitive's lowering for the CPU."""
-    _check(request, algorithm, "cpu")
+    check_algorithm(request, algorithm, "cpu")
     function = _function(request, algorithm, "cpu")
 
     dtypes = [aval.dtype for aval in ctx.avals_in]
@@ -83,7 +78,7 @@ def on_cpu(ctx: Any, *operands: Any, request: Request, algorithm: str) -> Any:
 
 def on_cuda(ctx: Any, *operands: Any, request: Request, algorithm: str) -> Any:
     """The primitive's lowering for CUDA. Without CuPy it raises an ImportError or RuntimeError that helps."""
-    _check(request, algorithm, "cuda", jit.current_arch())
+    check_algorithm(request, algorithm, "cuda", jit.current_arch())
     return jax.ffi.ffi_lowering(TARGET)(ctx, *operands, request=written(request, algorithm))
 
 

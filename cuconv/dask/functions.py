@@ -133,8 +133,8 @@ def _backward(given: Arguments, operands: Operands, requests: Any) -> Any:
 _CUT = """\
     At least one of the arrays is Dask's, with chunks of NumPy's or CuPy's along any of its axes; NumPy's and
     CuPy's own count as one chunk. The result is that of whole arrays, bit for bit where sums are exact. It
-    is cut where the operands are, at the centres of windows; `conv_backward` cuts dx as x is. `out` must be
-    None: Dask arrays cannot be written to. All else is as in cuconv:"""
+    is cut where the operands are, at the centres of windows; `conv_backward` cuts dx where x is. `out` must
+    be None: Dask arrays cannot be written to. All else is as in cuconv:"""
 
 conv = _lazy(api.conv, _conv, _CUT)
 conv_input_grad = _lazy(api.conv_input_grad, _input_grad, _CUT)

@@ -90,7 +90,7 @@ def conv(op: Op, x: Any, w: Any, bias: Any) -> Any:
 
 
 def input_grad(op: Op, dy: Any, w: Any, bias: Any = None, like: Any = None) -> Any:
-    """dx, or the transposed convolution, in blocks as those of dy and of the filters are, or as x is, `like`.
+    """dx, or the transposed convolution, in blocks as those of dy and of the filters are, or of x, `like`.
 
     Where padding shows cells of the input there is first the gradient of the padded input, then its fold.
     """

@@ -20,7 +20,6 @@ from ..problem import ConvProblem
 
 Range = tuple[int, int]
 
-
 Part = tuple[int, int, int]
 """Of a chunk: its number, and the first cell within it and the one behind the last."""
 
@@ -37,10 +36,12 @@ class Cells:
     @property
     def count(self) -> int:
         if self.order:
-            return sum(
-                len(each) if isinstance(each, np.ndarray) else each.stop - each.start for each in self.order
-            )
+            return sum(map(_count, self.order))
         return sum(stop - start for _, start, stop in self.parts)
+
+
+def _count(places: Places) -> int:
+    return len(places) if isinstance(places, np.ndarray) else places.stop - places.start
 
 
 class Axis:
@@ -153,7 +154,7 @@ def windows(line: Line, x: Axis, outputs: Range) -> Span:
         shown = source(line.mode, np.concatenate((before, after)), line.input)
         parts, inside, places = x.gathered(first, last, shown)
         pieces: tuple[Places, ...] = (places[: len(before)], inside, places[len(before) :])
-        return Span(outputs, Cells(parts, tuple(each for each in pieces if _has_cells(each))), (0, 0))
+        return Span(outputs, Cells(parts, tuple(filter(_count, pieces))), (0, 0))
     first = min(max(low, 0), line.input)
     last = max(min(high, line.input), first)
     if first == last:  # nothing but padding
@@ -188,10 +189,8 @@ class Fold(NamedTuple):
 
 def fold(line: Line, padded: Axis, inputs: Range) -> Fold:
     """Which cells of the padded input show those of a block: the cells themselves, and their images."""
-    low, high = (
-        max(inputs[0], -line.before),
-        min(inputs[1], line.input + line.after),
-    )  # but for what is cropped
+    # But for what is cropped away.
+    low, high = max(inputs[0], -line.before), min(inputs[1], line.input + line.after)
     outside = np.concatenate(
         (np.arange(-line.before, min(0, line.input + line.after)),
          np.arange(max(line.input, -line.before), line.input + line.after))
@@ -210,10 +209,6 @@ def fold(line: Line, padded: Axis, inputs: Range) -> Fold:
         layers.append((into[once], places[once]))
         places, into = np.delete(places, once), np.delete(into, once)
     return Fold(Cells(parts), tuple(layers))
-
-
-def _has_cells(places: Places) -> bool:
-    return len(places) > 0 if isinstance(places, np.ndarray) else places.start < places.stop
 
 
 class Run(NamedTuple):

@@ -20,9 +20,8 @@ IMAGES, BATCH, EPOCHS = 64, 16, 6
 processes, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
 
 if processes > 1:
-    distributed.init_process_group(
-        "gloo"
-    )  # on a GPU each: "nccl", and the model and tensors on cuda:LOCAL_RANK
+    # With a GPU for each: "nccl", and the model and tensors on cuda:LOCAL_RANK.
+    distributed.init_process_group("gloo")
 
 # From one seed, so every process has the same pictures, of which it takes its own.
 generator = torch.Generator().manual_seed(0)

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"microseconds of the host per call, {where}")
         print(f"{'':28}" + "".join(f"{step:>10}" for step in STEPS))
         found, ours = {}, calls(array)
-        for name, call in (ours | torch_calls(clock)).items():
+        for name, call in (ours | torch_calls(clock) | jax_calls(clock)).items():
             steps = found[name] = measured(clock, call, options.rounds)
             seconds = clock.replayed(call) if name in ours else None
             steps["replayed"] = None if seconds is None else 1e6 * seconds
@@ -104,11 +104,36 @@ def torch_calls(clock: Clock) -> dict[str, Call]:
     return ours | theirs if clock.device == "cuda" else theirs
 
 
+def jax_calls(clock: Clock) -> dict[str, Call]:
+    """JAX's own small convolution and cuconv's of its arrays, both compiled, where JAX has the clock's device.
+
+    On a CPU they are waited for, with what they compute.
+    """
+    if importlib.util.find_spec("jax") is None:
+        return {}
+    import jax
+
+    import cuconv.jax
+
+    if (jax.default_backend() == "gpu") != (clock.device == "cuda"):
+        return {}
+    x, w = map(jax.numpy.ones, (X, W))
+    wait: Callable[[Any], Any] = jax.block_until_ready if clock.device == "cpu" else lambda result: result
+    ours = jax.jit(partial(cuconv.jax.conv, padding=1))
+    theirs = jax.jit(partial(jax.lax.conv, window_strides=(1, 1), padding="SAME"))
+    return {
+        "cuconv.jax.conv in jit": lambda: wait(ours(x, w)),
+        f"JAX on {clock.device}": lambda: wait(theirs(x, w)),
+    }
+
+
 def measured(clock: Clock, call: Call, rounds: int) -> dict[str, float | None]:
     """Microseconds per call, in all and by step; in all only where it is none of ours on a GPU."""
     prepared.forget()
     found: dict[str, float | None] = {"total": least(clock, call, rounds)}
     for known in prepared._kept.values():
+        if not known.owner.on_gpu:  # JAX's on a CPU, by a callback
+            continue
         steps = [step for step in known.steps if step]
         launches = [step.launches.launches for step in steps]
         for step in steps:

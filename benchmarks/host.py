@@ -105,7 +105,7 @@ def torch_calls(clock: Clock) -> dict[str, Call]:
 
 
 def jax_calls(clock: Clock) -> dict[str, Call]:
-    """JAX's own small convolution and cuconv's of its arrays, both compiled, where JAX has the clock's device.
+    """JAX's own small convolution and cuconv's of its arrays, compiled, where JAX has the clock's device.
 
     On a CPU they are waited for, with what they compute.
     """

@@ -462,7 +462,7 @@ def test_processes_give_the_same(cluster):
 
 
 def slowly(block):
-    time.sleep(0.05)
+    time.sleep(0.25)
     return block
 
 

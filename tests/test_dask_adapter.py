@@ -477,9 +477,10 @@ def test_workers_lost_in_the_middle(cluster):
     (future,) = cluster.compute([dw])
     processes = cluster.run(os.getpid)
     assert os.getpid() not in processes.values()
-    time.sleep(0.4)
+    while not (holders := [name for name, keys in cluster.has_what().items() if keys]):
+        time.sleep(0.05)
     assert not future.done(), "it was over before a worker was killed"
-    lost = next(name for name, keys in cluster.has_what().items() if keys)
+    lost = holders[0]
     os.kill(processes[lost], signal.SIGKILL)
     np.testing.assert_array_equal(future.result(timeout=120), expected)
     cluster.wait_for_workers(len(processes), timeout=120)

@@ -52,6 +52,11 @@ class Axis:
         self.starts = (0, *accumulate(self.chunks))
         self.extent = self.starts[-1]
 
+    @property
+    def blocks(self) -> list[Range]:
+        """The chunks as ranges, but for empty ones; an empty axis is one."""
+        return ranges(self.extent, self.starts)
+
     def between(self, low: int, high: int) -> Cells:
         """The cells from `low` on and before `high`, of which there may be none."""
         number = max(min(bisect_right(self.starts, low), len(self.chunks)) - 1, 0)
@@ -109,6 +114,11 @@ class Line(NamedTuple):
     def reach(self) -> int:
         return self.dilation * (self.filter - 1) + 1
 
+    @property
+    def shift(self) -> int:
+        """From the cell at the centre of a window to where the window's output is, times the stride."""
+        return self.before - (self.reach - 1) // 2
+
 
 def lines(problem: ConvProblem) -> list[Line]:
     """A problem's spatial axes."""
@@ -120,14 +130,12 @@ def lines(problem: ConvProblem) -> list[Line]:
 
 def output_cuts(line: Line, cuts: Iterable[int]) -> list[int]:
     """Where the output is cut when the input is cut at `cuts`: an output is where its window's centre is."""
-    centre = line.before - line.dilation * (line.filter - 1) // 2
-    return [-(-(cut + centre) // line.stride) for cut in cuts]
+    return [-(-(cut + line.shift) // line.stride) for cut in cuts]
 
 
 def input_cuts(line: Line, cuts: Iterable[int]) -> list[int]:
     """Where the input is cut when the output is: at the centre of the first window behind the cut."""
-    centre = line.before - line.dilation * (line.filter - 1) // 2
-    return [cut * line.stride - centre for cut in cuts]
+    return [cut * line.stride - line.shift for cut in cuts]
 
 
 class Span(NamedTuple):
@@ -136,10 +144,6 @@ class Span(NamedTuple):
     block: Range
     cells: Cells
     padding: Range
-
-    @property
-    def extent(self) -> int:
-        return self.block[1] - self.block[0]
 
 
 def windows(line: Line, x: Axis, outputs: Range) -> Span:

@@ -11,9 +11,10 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from inspect import signature
 from itertools import product
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import api
 from ..arrays import Array, numpy_dtype
@@ -21,8 +22,10 @@ from ..described import check_algorithm, described
 from ..dtypes import DTYPES
 from ..problem import Request
 from . import cuts
-from .cuts import Axis, Cells, Range, Run, Span, lines, ranges, runs
+from .cuts import Axis, Cells, Line, Range, Run, Span, lines, ranges, runs
 from .tasks import Graph, Key, Task, finished, folded, part
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -76,17 +79,15 @@ class Op:
 
 def conv(op: Op, x: Any, w: Any, bias: Any) -> Any:
     """y, in blocks as those of x and of the filters are."""
+    places = lines(op.request.problem)
     n, c, axes = op.axes(x)
     k, per_group, _ = op.axes(w)
-    spans = [
-        [
-            cuts.windows(line, axis, block)
-            for block in ranges(line.output, cuts.output_cuts(line, axis.starts))
-        ]
-        for line, axis in zip(lines(op.request.problem), axes, strict=True)
+    blocks = [
+        ranges(line.output, cuts.output_cuts(line, axis.starts))
+        for line, axis in zip(places, axes, strict=True)
     ]
     channels = runs(op.request.problem, k.starts, {*c.starts, *_inside_of_one_group(op, per_group)})
-    return _products(op, x, w, bias, ranges(n.extent, n.starts), channels, spans)
+    return _products(op, x, w, bias, n.blocks, channels, _each(cuts.windows, places, axes, blocks))
 
 
 def input_grad(op: Op, dy: Any, w: Any, bias: Any = None, like: Any = None) -> Any:
@@ -107,22 +108,19 @@ def input_grad(op: Op, dy: Any, w: Any, bias: Any = None, like: Any = None) -> A
         c_cuts.update(c.starts)
         starts = [axis.starts for axis in of_like]
     blocks = [ranges(line.input, each) for line, each in zip(places, starts, strict=True)]
-    batches = ranges(problem.n, n.starts)
     channels = runs(problem, {*k.starts, *k_of_w.starts}, c_cuts)
     if problem.padding_mode == "zeros":
-        spans = [
-            [cuts.seeing(line, axis, block) for block in there]
-            for line, axis, there in zip(places, axes, blocks, strict=True)
-        ]
-        return _products(op, dy, w, bias, batches, channels, spans)
+        spans = _each(cuts.seeing, places, axes, blocks)
+        return _products(op, dy, w, bias, n.blocks, channels, spans)
     no_padding = ((0, 0),) * problem.rank
     padded = replace(problem, input=problem.padded, padding=no_padding, padding_mode="zeros")
-    spans = []
-    for line, whole, axis, there in zip(places, lines(padded), axes, blocks, strict=True):
-        shifted = (block[1] + line.before for block in there[:-1])
-        spans.append([cuts.seeing(whole, axis, block) for block in ranges(whole.input, shifted)])
-    of_padded = replace(op, name=op.name.replace("-", "_of_padded-", 1))
-    gradient = _products(of_padded, dy, w, None, batches, channels, spans, finish=False)
+    of_padded = [
+        ranges(extent, (block[1] + line.before for block in there[:-1]))
+        for extent, line, there in zip(padded.input, places, blocks, strict=True)
+    ]
+    spans = _each(cuts.seeing, lines(padded), axes, of_padded)
+    first = replace(op, name=op.name.replace("-", "_of_padded-", 1))
+    gradient = _products(first, dy, w, None, n.blocks, channels, spans, finish=False)
     return _folds(op, gradient, bias, blocks)
 
 
@@ -131,27 +129,28 @@ def weight_grad(op: Op, x: Any, dy: Any) -> Any:
     problem, graph = op.request.problem, Graph(op.name, x, dy)
     per_group = problem.c // problem.groups
     (n, c, axes), (n_of_dy, k, axes_of_dy) = op.axes(x), op.axes(dy)
+    windows = _each(cuts.windows, lines(problem), axes, [axis.blocks for axis in axes_of_dy])
     spans = [
-        [
-            (cuts.windows(line, axis, block), of_dy.between(*block))
-            for block in ranges(line.output, of_dy.starts)
-        ]
-        for line, axis, of_dy in zip(lines(problem), axes, axes_of_dy, strict=True)
+        [(span, axis.between(*span.block)) for span in each]
+        for axis, each in zip(axes_of_dy, windows, strict=True)
     ]
-    batches = ranges(problem.n, {*n.starts, *n_of_dy.starts})
+    both = ranges(problem.n, {*n.starts, *n_of_dy.starts})
+    batches = [(n.between(*batch), n_of_dy.between(*batch)) for batch in both]
     # An array's rows are all cut alike: where groups differ, none is cut.
     whole = (start for start in c.starts if problem.groups == 1 or not per_group or start % per_group == 0)
     channels = [(run, block) for run in runs(problem, k.starts, whole) for block in run.k]
     wide = op.of_halves and len(batches) * math.prod(map(len, spans)) > 1
     blocks: dict[tuple[int, ...], Task] = {}
     for number, (run, of_k) in enumerate(channels):
+        given_channels = k.between(*of_k)
         for place, of_c in enumerate(run.c):
+            seen_channels = c.between(*of_c)
             extents = op.volume(_size(of_k), _size(run.in_group(of_c, per_group)), problem.filter)
             parts = []
-            for at, (batch, *spot) in _numbered([batches, *spans]):
+            for at, ((seen_batch, given_batch), *spot) in _numbered([batches, *spans]):
                 padding = tuple(span.padding for span, _ in spot)
-                seen = op.volume(n.between(*batch), c.between(*of_c), (span.cells for span, _ in spot))
-                given = op.volume(n_of_dy.between(*batch), k.between(*of_k), (cells for _, cells in spot))
+                seen = op.volume(seen_batch, seen_channels, (span.cells for span, _ in spot))
+                given = op.volume(given_batch, given_channels, (cells for _, cells in spot))
                 parts.append(
                     (
                         op.part(wide, seen, given, weight_shape=extents, groups=run.groups, padding=padding),
@@ -172,8 +171,8 @@ def bias_grad(op: Op, dy: Any) -> Any:
     """db, in blocks as the channels of dy are: a sum over all others."""
     graph = Graph(op.name, dy)
     n, k, axes = op.axes(dy)
-    pixels = [[axis.between(*block) for block in ranges(axis.extent, axis.starts)] for axis in (n, *axes)]
-    channels = ranges(k.extent, k.starts)
+    pixels = [[axis.between(*block) for block in axis.blocks] for axis in (n, *axes)]
+    channels = k.blocks
     wide = op.of_halves and math.prod(map(len, pixels)) > 1
     blocks: dict[tuple[int, ...], Task] = {}
     for number, channel in enumerate(channels):
@@ -185,20 +184,17 @@ def bias_grad(op: Op, dy: Any) -> Any:
     return graph.array(blocks, (_sizes(channels),), dy, op.dtype())
 
 
-_OPERANDS = {"conv_input_grad": ("dy", "w"), "conv_weight_grad": ("x", "dy")}
-
-
 @lru_cache(maxsize=4096)
 def _check(
     function: str, shapes: tuple[Any, ...], dtypes: tuple[str, ...], options: tuple[Any, ...], backend: str
 ) -> None:
     """Raise where the algorithm among the options of a part cannot compute it."""
-    names, call = _OPERANDS.get(function, ("x", "w")), dict(options)
+    core, call = getattr(api, function), dict(options)
     windows = {
         name: SimpleNamespace(shape=shape, dtype=numpy_dtype(dtype))
-        for name, shape, dtype in zip(names, shapes, dtypes, strict=True)
+        for name, shape, dtype in zip(signature(core).parameters, shapes, dtypes, strict=False)
     }
-    planned = described(getattr(api, function), call, windows)
+    planned = described(core, call, windows)
     check_algorithm(planned.call.request, call["algorithm"], backend)
 
 
@@ -215,6 +211,26 @@ def _inside_of_one_group(op: Op, per_group: Axis) -> Sequence[int]:
     return per_group.starts if op.request.problem.groups == 1 else ()
 
 
+def _each(
+    of_block: Callable[[Line, Axis, Range], T],
+    places: Sequence[Line],
+    axes: Sequence[Axis],
+    blocks: Sequence[Sequence[Range]],
+) -> list[list[T]]:
+    """What a function makes of every block, on each spatial axis."""
+    return [
+        [of_block(line, axis, block) for block in there]
+        for line, axis, there in zip(places, axes, blocks, strict=True)
+    ]
+
+
+def _bias(graph: Graph, bias: Any, number: int, channel: Range) -> Key | None:
+    """The part of a bias for a block of channels, if there is a bias."""
+    if bias is None:
+        return None
+    return graph.window("bias", bias, (number,), [Axis(bias.chunks[0]).between(*channel)])
+
+
 def _numbered(blocks: Sequence[Iterable[Any]]) -> Iterator[tuple[tuple[int, ...], tuple[Any, ...]]]:
     """All combinations of one block for each axis, with their numbers."""
     for combination in product(*map(enumerate, blocks)):
@@ -227,7 +243,7 @@ def _products(
 ) -> Any:  # fmt: skip
     """fprop of x, or dgrad of dy: every block is a sum over the blocks of the operand's channels.
 
-    Without `finish` half types stay as wide as their sums, and bias and activation are left out.
+    Without `finish` half types stay as wide as their sums, and the activation is left out.
     """
     graph, forward = Graph(op.name, operand, w, bias), op.request.op == "fprop"
     n, channel_axis, _ = op.axes(operand)
@@ -242,9 +258,7 @@ def _products(
             _filters(op, w, run, *((channel, other) if forward else (other, channel))) for other in others
         ]
         of_w = [graph.window("filters", w, (number, place), cells) for place, cells in enumerate(filters)]
-        of_bias = None
-        if bias is not None and finish:
-            of_bias = graph.window("bias", bias, (number,), [Axis(bias.chunks[0]).between(*channel)])
+        of_bias = _bias(graph, bias, number, channel)
         fused = finish and not wide and len(others) == 1
         for at, (batch, *spot) in _numbered([batches, *spans]):
             options: dict[str, Any] = dict(groups=run.groups, padding=tuple(span.padding for span in spot))
@@ -280,21 +294,15 @@ def _folds(op: Op, padded: Any, bias: Any, blocks: Sequence[Sequence[Range]]) ->
     """The gradient of the input, in these blocks, from that of the padded input."""
     graph, problem = Graph(op.name, padded, bias), op.request.problem
     n, channels, axes = op.axes(padded)
-    folds = [
-        [cuts.fold(line, axis, block) for block in there]
-        for line, axis, there in zip(lines(problem), axes, blocks, strict=True)
-    ]
+    folds = _each(cuts.fold, lines(problem), axes, blocks)
     first = 2 if op.request.layout == "channels_first" else 1
     made: dict[tuple[int, ...], Task] = {}
-    whole = [ranges(axis.extent, axis.starts) for axis in (n, channels)]
-    for at, (batch, channel, *spot) in _numbered([*whole, *folds]):
+    for at, (batch, channel, *spot) in _numbered([n.blocks, channels.blocks, *folds]):
         extents = [_size(there[number]) for there, number in zip(blocks, at[2:], strict=True)]
         cells = op.volume(n.between(*batch), channels.between(*channel), (each.cells for each in spot))
         window = graph.window("window", padded, at, cells)
-        of_bias = None
-        if bias is not None:
-            of_bias = graph.window("bias", bias, (at[1],), [Axis(bias.chunks[0]).between(*channel)])
+        of_bias = _bias(graph, bias, at[1], channel)
         task = (partial(folded, folds=[each.layers for each in spot], extents=extents, first=first), window)
         made[op.volume(at[0], at[1], at[2:])] = op.finished(task, op.of_halves, of_bias)
-    chunks = op.volume(_sizes(whole[0]), _sizes(whole[1]), map(_sizes, blocks))
+    chunks = op.volume(_sizes(n.blocks), _sizes(channels.blocks), map(_sizes, blocks))
     return graph.array(made, chunks, padded, op.dtype())

@@ -24,7 +24,7 @@ import cuconv.dask
 from cuconv.problem import ConvProblem
 
 from . import splits
-from .report import table
+from .report import replaced, table
 
 BEGIN, END = "<!-- moved:begin -->", "<!-- moved:end -->"
 PROCESSES = 6
@@ -41,14 +41,14 @@ CASES = (
 """Problems, and into how many chunks x is cut along N, C and space: one for each process."""
 
 
-def client(processes: int = PROCESSES) -> Any:
+def client() -> Any:
     """A cluster of processes on this machine that keep to where data are."""
     from distributed import Client, LocalCluster
 
     settings = {"work-stealing": False, "unknown-task-duration": "1us"}
     with dask.config.set({f"distributed.scheduler.{name}": value for name, value in settings.items()}):
         cluster = LocalCluster(
-            n_workers=processes, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50
+            n_workers=PROCESSES, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50
         )
     return Client(cluster)
 
@@ -133,13 +133,9 @@ def rows(there: Any) -> str:
     return table(["problem", "chunks of x", "what", "bytes on paper", "bytes that Dask moved"], found)
 
 
-def written(text: str, rows: str) -> str:
+def written(rows: str) -> str:
     """The page with this table."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{splits.PAGE.name} must have the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{rows}{END}{after}"
+    return replaced(splits.PAGE, BEGIN, rows, END)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -150,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with client() as there:
         found = rows(there)
     if options.update:
-        splits.PAGE.write_text(written(splits.PAGE.read_text(), found))
+        splits.PAGE.write_text(written(found))
     else:
         print(found, end="")
 

@@ -126,14 +126,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def written(records: dict[str, Record], root: Path) -> dict[Path, str]:
     """The texts of the README and of docs/benchmarks.md, by path."""
     readme = root / "README.md"
-    before, begin, rest = readme.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"README.md must have the lines {BEGIN} and {END}")
     return {
-        readme: f"{before}{BEGIN}\n{summary(records)}{END}{after}",
+        readme: replaced(readme, BEGIN, summary(records), END),
         root / "docs" / "benchmarks.md": details(records),
     }
+
+
+def replaced(page: Path, begin: str, part: str, end: str) -> str:
+    """The text of a page with a part anew, which stands between two lines."""
+    before, begins, rest = page.read_text().partition(begin)
+    _, ends, after = rest.partition(end)
+    if not begins or not ends:
+        raise ValueError(f"{page.name} must have the lines {begin} and {end}")
+    return f"{before}{begin}\n{part}{end}{after}"
 
 
 def summary(records: dict[str, Record]) -> str:

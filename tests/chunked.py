@@ -7,8 +7,6 @@ import numpy as np
 
 from . import cases
 
-NAMES = {"fprop": "conv", "dgrad": "conv_input_grad", "wgrad": "conv_weight_grad", "bgrad": "conv_bias_grad"}
-
 
 def cut(array, rng):
     """An array in chunks of any sizes, along some of its axes."""
@@ -28,7 +26,7 @@ def run(rng, op, *operands, **options):
     operands = [cut(each, rng) if isinstance(each, np.ndarray) else each for each in operands]
     if options.get("bias") is not None:
         options["bias"] = cut(options["bias"], rng)
-    result = getattr(cuconv.dask, NAMES[op])(*operands, **options)
+    result = getattr(cuconv.dask, cases.PUBLIC[op].__name__)(*operands, **options)
     blocks = computed(result.to_delayed())
     for at, block in np.ndenumerate(blocks):
         expected = tuple(sizes[number] for sizes, number in zip(result.chunks, at, strict=True))
@@ -48,7 +46,7 @@ def computed(blocks):
     return found
 
 
-def check(case, *rest):
+def check(case):
     """`cases.check` of a generated case on Dask arrays, which are not written to."""
     rng = np.random.default_rng(case.seed)
-    cases.check(dataclasses.replace(case, accumulate=False), "auto", functools.partial(run, rng), *rest)
+    cases.check(dataclasses.replace(case, accumulate=False), "auto", functools.partial(run, rng))

@@ -27,6 +27,16 @@ def _winners_of_the_tests(tmp_path_factory):
         yield
 
 
+@pytest.fixture(scope="module")
+def one_thread_of_torch():
+    """Several would wait for one another where others work too, for most of the time."""
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def fresh_plans():
     """No plan is known, nor what the environment says, and nothing of it is when the test is over."""

@@ -80,6 +80,19 @@ def _convolution(function):
     return call
 
 
+class Entered:
+    """A context, a stream's or an allocator's, that can be entered again and is noted while it is."""
+
+    def __init__(self, noted, what):
+        self.noted, self.what = noted, what
+
+    def __enter__(self):
+        self.noted.append(self.what)
+
+    def __exit__(self, *_):
+        assert self.noted.pop() == self.what
+
+
 @contextlib.contextmanager
 def installed():
     """Within it there are such arrays, on a GPU."""

@@ -493,7 +493,7 @@ def test_what_is_moved_is_what_the_page_says(cluster):
     for row in found.splitlines()[2:]:
         *_, on_paper, by_dask = row.strip("| ").split(" | ")
         assert on_paper == by_dask, row
-    assert splits.PAGE.read_text() == moved.written(splits.PAGE.read_text(), found)
+    assert splits.PAGE.read_text() == moved.written(found)
 
 
 # -- wrong input --------------------------------------------------------------------------------------------

@@ -19,17 +19,9 @@ if not torch.distributed.is_available() or not torch.distributed.is_gloo_availab
 from . import data_parallel  # noqa: E402
 from .data_parallel import TRAININGS, WAYS, trained  # noqa: E402
 
-pytestmark = pytest.mark.peer
+pytestmark = [pytest.mark.peer, pytest.mark.usefixtures("one_thread_of_torch")]
 ROOT = Path(__file__).parents[1]
 SECONDS = 120  # what takes ten of them on two cores
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def together(commands, folder, seconds=SECONDS):

@@ -23,7 +23,8 @@ import cuconv
 from cuconv.cuda import jit
 from cuconv.plan import Call
 
-from .cases import check, seeded_case
+from .cases import PUBLIC, check, seeded_case
+from .device_arrays import Entered
 from .emulator import emulated
 
 jax = pytest.importorskip("jax")
@@ -37,7 +38,6 @@ from cuconv.jax import lowering, operators  # noqa: E402
 pytestmark = pytest.mark.peer
 
 NAMES = ("conv", "conv_input_grad", "conv_weight_grad", "conv_transpose")
-OF_OP = {"fprop": "conv", "dgrad": "conv_input_grad", "wgrad": "conv_weight_grad", "bgrad": "conv_bias_grad"}
 REAL, COMPLEX = ["float32", "float64"], ["complex64", "complex128"]
 
 
@@ -52,7 +52,7 @@ def _wide():
 def through_jax(op, *arrays, **options):
     """What the public function of an op takes and returns, by way of JAX."""
     arrays = [jnp.asarray(each) if isinstance(each, np.ndarray) else each for each in arrays]
-    result = getattr(ours, OF_OP[op])(*arrays, **options)
+    result = getattr(ours, PUBLIC[op].__name__)(*arrays, **options)
     assert isinstance(result, jax.Array)
     return np.asarray(result)
 
@@ -64,7 +64,7 @@ def compiled(op, *arrays, **options):
     def function(*traced):
         left = iter(traced)
         given = [next(left) if isinstance(each, np.ndarray) else each for each in arrays]
-        return getattr(ours, OF_OP[op])(*given, **options)
+        return getattr(ours, PUBLIC[op].__name__)(*given, **options)
 
     return np.asarray(jax.jit(function)(*traced))
 
@@ -997,19 +997,6 @@ class Xla:
         else:
             self.asked.append((name, given.bytes, given.data))
         return None
-
-
-class Entered:
-    """A context that is noted while it is entered."""
-
-    def __init__(self, noted, what):
-        self.noted, self.what = noted, what
-
-    def __enter__(self):
-        self.noted.append(self.what)
-
-    def __exit__(self, *_):
-        assert self.noted.pop() == self.what
 
 
 @pytest.fixture

@@ -17,27 +17,21 @@ import pytest
 import cuconv
 from cuconv.cuda import jit
 
+from .device_arrays import Entered
+
 torch = pytest.importorskip("torch")
 import cuconv.torch as ours  # noqa: E402
 from cuconv.torch import operators, tensors  # noqa: E402
 
 pytestmark = [
     pytest.mark.peer,
+    pytest.mark.usefixtures("one_thread_of_torch"),
     # Of PyTorch's own, on being compiled, exported and differentiated forward.
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch"),
 ]
 functional = torch.nn.functional
 
 FLOATS = [torch.float32, torch.float64, torch.complex64, torch.complex128]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """PyTorch's own would wait for one another where others work too, for most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def draw(generator, *shape, dtype=torch.float64, exact=False):
@@ -700,19 +694,6 @@ def test_a_small_resnet_trains_as_it_does_with_pytorch(load, dtype):
 
 
 # -- CUDA tensors: over a stand-in for CuPy, and on a GPU ---------------------------------------------------
-
-
-class Entered:
-    """A context that can be entered again, as a stream can, and is noted while it is."""
-
-    def __init__(self, noted, what):
-        self.noted, self.what = noted, what
-
-    def __enter__(self):
-        self.noted.append(self.what)
-
-    def __exit__(self, *_):
-        assert self.noted.pop() == self.what
 
 
 @pytest.fixture

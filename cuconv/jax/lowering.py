@@ -55,7 +55,6 @@ def on_cpu(ctx: Any, *operands: Any, request: Request, algorithm: str) -> Any:
     """The primitive's lowering for the CPU."""
     check_algorithm(request, algorithm, "cpu")
     function = _function(request, algorithm, "cpu")
-
     dtypes = [aval.dtype for aval in ctx.avals_in]
 
     def host(*given: Any) -> np.ndarray:

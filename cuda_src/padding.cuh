@@ -1,4 +1,5 @@
-// Padding modes other than zeros: the padded copy of x before an algorithm, the fold of its gradient after.
+// Padding modes other than zeros: the padded copy of x before an algorithm, the fold of its gradient after; and
+// `padded_source`, by which kernels read padded cells of x without a copy.
 //
 // Padded coordinate i on an axis, from -a on, shows the input cell source(i): i mod H (circular), the mirror
 // image about the outermost cells (reflect) or about the edges beyond them (symmetric), or the outermost cell
@@ -10,7 +11,7 @@
 //
 //   dx[n, c, h] = sum over i with source(i) = h of  dpadded[n, c, i].
 //
-// In between every algorithm sees a problem without padding, and knows of zeros alone. A thread owns one
+// In between an algorithm sees a problem without padding, and knows of zeros alone. A thread owns one
 // element of the result; sums run in one order. In both, axis.input is H, axis.output the padded extent,
 // axis.padding a, and axis.stride the period after which an axis repeats itself: H (circular), 2 (H - 1) and at
 // least 1 (reflect), or 2 H (symmetric) (cuda/geometry.py). dpadded has the accumulator's type.
@@ -39,6 +40,22 @@ __device__ inline Index source(Index mode, Index i, const Axis& a) {
     case REFLECT:
     case SYMMETRIC: return min_index(rest, a.stride + mirror_image(mode, rest));
     case REPLICATE: return i < 0 ? 0 : min_index(i, a.input - 1);
+  }
+  __trap();
+  return 0;
+}
+
+// The same for coordinates at most one period away from the input (`padding_is_near` in cuda/schedule.py): nothing is
+// divided. Of an axis of so many cells, with 32 bits or 64.
+template <typename Int>
+__device__ inline Int padded_source(Index mode, Int i, Int extent) {
+  const Int last = extent - 1;
+  switch (PaddingMode(mode)) {
+    case ZEROS: break;
+    case CIRCULAR: return i < 0 ? i + extent : i > last ? i - extent : i;
+    case REFLECT: return i < 0 ? -i : i > last ? 2 * last - i : i;
+    case REPLICATE: return i < 0 ? 0 : i > last ? last : i;
+    case SYMMETRIC: return i < 0 ? -1 - i : i > last ? last + extent - i : i;
   }
   __trap();
   return 0;

@@ -105,8 +105,9 @@ def block_digits(problem: ConvProblem, op: str, bm: int, bn: int, vector: int = 
 
 @dataclass
 class Draft:
-    """A request on its way to launches: its problem, volumetric and padded with zeros, and its operands.
+    """A request on its way to launches: its problem, volumetric, and its operands.
 
+    It is padded with zeros, but where the family reads padded cells of x of itself.
     `partial` says that the result is scratch of the accumulator's dtype, for a later launch to finish. Sums
     are in one order whatever the `device`.
     """
@@ -147,6 +148,7 @@ class Draft:
         """What every kernel is told, and more."""
         problem, request = self.problem, self.request
         channels, filters = problem.c // problem.groups, problem.k // problem.groups
+        zeros = problem.padding_mode == "zeros"
         return {
             "batch": problem.n,
             "groups": problem.groups,
@@ -155,6 +157,7 @@ class Draft:
             "axis": axes(problem),
             "group": divisor(channels if request.op == "dgrad" else filters),
             "pixel": tuple(divisor(extent) for extent in reversed(pixels(problem, request.op))),
+            "mode": 0 if zeros else PADDING_MODES.index(problem.padding_mode),
             "activation": ACTIVATIONS.index(request.activation),
             "accumulate": int(request.accumulate),
             "conjugate": request.conjugate + request.conjugate_sum,
@@ -186,7 +189,16 @@ def per_element_kernel(file: str, template: str, dtype: str) -> Kernel:
 # -- narrower integers and padding modes, around the launches of any family --------------------------
 
 
-def scheduled(build: Callable[[Draft], list[Launch]], request: Request, device: Device) -> Schedule:
+Reads = Callable[[Request], bool]
+"""Whether a family reads padded cells of x of itself: `reads_padding` of its file, if it ever does.
+
+It may be true where `padding_is_near`: the family is given the problem with its padding, and `Params.mode`.
+"""
+
+
+def scheduled(
+    build: Callable[[Draft], list[Launch]], request: Request, device: Device, reads: Reads | None = None
+) -> Schedule:
     """The launches that a family builds, with those for narrower integers and the padding mode around them.
 
     Raises ValueError where one would need more blocks than a grid can have.
@@ -196,7 +208,7 @@ def scheduled(build: Callable[[Draft], list[Launch]], request: Request, device: 
     if 0 in request.shape(out):
         return Schedule(0, ())
     launches = _widened(draft)
-    if not _pads(request):
+    if not _pads(request) or (reads and reads(request)):
         launches += build(draft)
     elif request.op == "dgrad":
         launches += _folded(build, draft)
@@ -211,9 +223,38 @@ def scheduled(build: Callable[[Draft], list[Launch]], request: Request, device: 
 
 
 def zero_padded(request: Request) -> ConvProblem:
-    """The problem that a family sees."""
+    """The problem that a family sees of which no padded cells are read."""
     problem = _volumetric(request)
     return _without_padding(problem) if _pads(request) else problem
+
+
+def seen_by(reads: Reads, request: Request) -> ConvProblem:
+    """The problem that a family sees which reads padded cells of x of itself where it says so."""
+    return _volumetric(request) if reads(request) else zero_padded(request)
+
+
+def padding_is_near(request: Request) -> bool:
+    """Whether x is read by its padding mode, no padded cell being more than one period from the input.
+
+    Such cells are found without a division: `padded_source` in padding.cuh.
+    """
+    problem = request.problem
+    least = {"reflect": 1, "replicate": -LIMIT}.get(problem.padding_mode, 0)
+    return (
+        request.op in ("fprop", "wgrad")
+        and _pads(request)
+        and all(max(pair) + least <= h for pair, h in zip(problem.padding, problem.input, strict=True))
+    )
+
+
+def padding_seconds(request: Request, device: Device, reads: Reads | None) -> float:
+    """The estimate of the launch that pads x in the workspace, if there is one; all families fold dx."""
+    if not _pads(request) or request.op == "dgrad" or (reads and reads(request)):
+        return 0.0
+    problem = request.problem
+    x, padded = (problem.n * problem.c * math.prod(extents) for extents in (problem.input, problem.padded))
+    threads = Threads(per(padded, THREADS), THREADS, 16, instructions=400, waits=2)
+    return seconds(request, device, threads, (x + padded) * DTYPES[request.dtype].itemsize)
 
 
 def _volumetric(request: Request) -> ConvProblem:

@@ -1,4 +1,4 @@
-// Depthwise convolution and its gradients (groups == C) without a matrix product, by windows that slide in registers.
+// Depthwise convolution and its gradients (groups == C) without a matrix product, by tiles in shared memory.
 //
 // Channel k = c m + j of y belongs to channel c of x, m = K / C being the multiplier:
 //
@@ -6,232 +6,759 @@
 //   dgrad  dx[n, c, h] = sum over j, r with p s - a + r d = h of  dy[n, c m + j, p] conj(w[c m + j, r])
 //   wgrad  dw[k, r] = sum over n, p of  dy[n, k, p] conj(x[n, c, p s - a + r d])
 //
-// For every dtype, rank and layout, padded with zeros. One of the spatial axes, the second as the launch orders them,
-// is the sliding one. On it a thread owns OUT results, a strip, so far apart that they read one column of cells: with
-// stride s, dilation d and g = gcd(s, d), results d / g apart read every d-th cell, each of them s / g cells further
-// than the one before, so that tap i of result o meets cell o * STEP + i, STEP = s / g. The column is read once into
-// registers and used up to TAPS times over. More taps on that axis are done TAPS at a time; on the other axes taps are
-// looped over.
+// For every dtype, rank, layout and padding mode. The launch orders the spatial axes: a block has a tile of rows and
+// columns, the last two, of several channels, and goes over the first.
 //
-// `lanes` neighbouring threads differ in their channels: 1, so that they differ in the last spatial axis, or 32 for
-// channels-last arrays. In fprop and dgrad every element of the result has one thread; for channels-last arrays a
-// thread also owns WIDE neighbouring channels, read as one vector. In wgrad a block sums over one part of dy for a
-// patch of TAPS x ACROSS taps, by a tree in shared memory; parts are added by `conv_reduce`. All orders are fixed.
+// A block brings the source cells that its tile meets to shared memory, each one once, widened to the accumulator's
+// type, with zeros or what the padding mode says beside the source. A thread owns a strip of ROWS x OUT results of one
+// channel: it reads each line of cells once and adds what they contribute to all results of the strip, in registers.
+// Results go back through shared memory, where bias and activation are added, so that neighbouring threads store
+// neighbouring elements. All orders are fixed.
 //
-// Preconditions (cuda/depthwise.py): groups == C; coordinates, and the number of work items
-// per image (in wgrad, of all images), fit 31 bits; OUT > 1 only for the STEP that the problem has; WIDE > 1 only for
-// m == 1 and C a multiple of it. It exists since these are bound by memory: as a product they are one row thin.
+//   LAST   32 neighbouring threads have 32 channels, cells of neighbouring channels are neighbours in shared memory,
+//          and global memory is read and written in vectors of 16 bytes of channels where it allows
+//   else   neighbouring threads have neighbouring strips of a channel, cells of a line are neighbours
+//
+// With extents R x S as template arguments loops over taps are unrolled and a filter lies in registers. R = 0 is any
+// filter, in passes of as many taps as fit in shared memory. On an axis of stride s and dilation d, results d / g
+// apart, g = gcd(s, d), read every d-th cell, each of them STEP = s / g cells further than the one before: a tile has
+// such results only, so that in its own numbers no filter is dilated. dgrad is a gather with the filter reversed: of
+// stride 1; with SPREAD = 2, where taps meet every second result; or of one residue of the stride.
+//
+// What launches say (cuda/depthwise.py): `channels` are those of a block; digit[] counts tiles of columns, of rows, of
+// channels, and the first axis's cells; digit[4] and digit[5] are a tile's strips along columns and rows; pixel[] how
+// many passes a filter's columns and rows take (in wgrad tiles or passes of dy, and its first axis); `lanes` and
+// `group`, powers of two, how many neighbouring threads copy channels of one position, and how many positions.
+//
+// Preconditions (cuda/depthwise.py): groups == C; coordinates fit 31 bits; what a block needs fits shared memory. It
+// exists since these are bound by memory: as a product they are one row thin.
 #pragma once
 #include "indexing.cuh"
-#include "sums.cuh"
+#include "numerics.cuh"
+#include "padding.cuh"
 
-// Whether all packs of an array can be read as vectors: channels are contiguous, and all else is aligned.
-template <typename T, int WIDE>
-__device__ inline bool whole_packs(const T* data, const Index (&stride)[5], int channel_axis) {
-  Index steps = 0;
-  for (int i = 0; i < 5; ++i)
-    if (i != channel_axis) steps |= stride[i];
-  return stride[channel_axis] == 1 && steps % WIDE == 0 && reinterpret_cast<size_t>(data) % sizeof(Pack<T, WIDE>) == 0;
-}
+// A tile's share of one axis. Cell i of it is cell source + i * delta of the source, result i is result + i * apart.
+struct Span {
+  int source, delta, sources;
+  int result, apart, results;
+  int step;  // cells from one result to the next
+  int left;  // results from here on
 
-template <typename T, int WIDE>
-__device__ inline Pack<T, WIDE> load_pack(const T* data, Index stride, bool whole) {
-  if constexpr (WIDE > 1) {
-    if (!whole) {
-      Pack<T, WIDE> pack;
-#pragma unroll
-      for (int v = 0; v < WIDE; ++v) pack.value[v] = data[v * stride];
-      return pack;
-    }
-  }
-  return *reinterpret_cast<const Pack<T, WIDE>*>(data);
-}
-
-// A work item is a strip of OUT results of the sliding axis: which strip it is, its cells on the other two axes, and
-// its pack of WIDE channels (in wgrad its image). digit[] has the divisors of the three fastest digits of an item's
-// number.
-struct Item {
-  int outer, first, strip, last;
+  __device__ Index result_at(int i) const { return result + i * apart; }
 };
 
-__device__ inline Item item_at(const Params& p, int index, bool outer_fastest) {
-  Index found[3];
-  const int rest = int(take_digits(p, index, found));
-  const int digit[3] = {int(found[0]), int(found[1]), int(found[2])};
-  return outer_fastest ? Item{digit[0], rest, digit[2], digit[1]} : Item{rest, digit[2], digit[1], digit[0]};
+// Tiles of `length` results follow one another, those of one `apart` from another interleaved.
+__device__ inline Span span_of(const GatherAxis& axis, int apart, int index, int length, int step, int spread) {
+  const int phase = apart == 1 ? 0 : index % apart, first = (apart == 1 ? index : index / apart) * length;
+  const int result = phase + first * apart, more = axis.outputs - result;
+  return {axis.start + phase * axis.step + first * step / spread * axis.delta,
+          axis.delta,
+          axis.sources,
+          result,
+          apart,
+          axis.outputs,
+          step,
+          apart == 1 ? more : (more + apart - 1) / apart};
 }
 
-// Results of a strip are `apart` from one another, so that `apart` strips interleave.
-__device__ inline int strip_start(int strip, int out, int apart) {
-  return apart == 1 ? strip * out : strip / apart * (apart * out) + strip % apart;
+// A gather that the launch has described: see gather_axes in cuda/depthwise.py. With SPREAD = 2 results begin at the
+// first one that meets the filter's first tap, which may be one before the array's.
+__device__ inline GatherAxis described_axis(const Axis& a, int spread) {
+  const int taps = int(a.filter), begin = -int(a.padding), odd = spread == 2 ? begin & 1 : 0;
+  const bool reversed = a.period < 0;
+  return {int(a.output) + odd,
+          int(a.input),
+          taps,
+          int(a.stride),
+          int(a.dilation),
+          spread == 2 ? (begin - odd) / 2 : begin,
+          -odd,
+          1,
+          reversed ? taps - 1 : 0,
+          reversed ? -1 : 1};
 }
 
-// Sum the strip of an item over the taps of `sources` source channels, and store it.
-template <typename T, int OUT, int STEP, int TAPS, int WIDE>
-__device__ inline void gather_strip(const void* a, const void* b, const void* bias, void* out, const Params& p,
-                                    const GatherAxis (&axis)[3], Index n, const Item& item, int source_channel,
-                                    int sources, int apart) {
+// How many cells `count` results and `taps` taps meet.
+template <int SPREAD = 1>
+__device__ inline int cells_of(int count, int step, int taps) {
+  return ((count - 1) * step + taps - 1) / SPREAD + 1;
+}
+
+// Where cells, or results, of a block lie in shared memory.
+template <typename Acc, bool LAST>
+struct Shelf {
+  static constexpr int CELL = LAST ? 32 : 1;
+  Acc* data;
+  int plane, line;  // from one channel, and one line, to the next
+
+  // Lines of `width` cells, in whole vectors, and `lines` of them.
+  static __device__ Shelf of(Acc* data, int lines, int width) {
+    const int line = LAST ? width * CELL : (width + 3) / 4 * 4;
+    return {data, LAST ? 1 : lines * line, line};
+  }
+  __device__ Acc* at(int channel, int row, int column) const {
+    return data + channel * plane + row * line + column * CELL;
+  }
+};
+
+// The channels of a tile in the source: channel i of the tile is channel (first + i) / repeat, `step` elements apart.
+struct Channels {
+  int first, repeat, count;
+  Index step;
+
+  __device__ Index offset(int i) const { return (repeat == 1 ? first + i : (first + i) / repeat) * step; }
+};
+
+// Which cells a thread copies: channels from `channel` on, every `channels`-th; positions likewise.
+struct Share {
+  int channel, channels, position, positions;
+
+  __device__ Share(int threads, int lanes, int places) {
+    const int rest = threadIdx.x / lanes;
+    channel = threadIdx.x % lanes + rest / places * lanes;
+    channels = threads / places;
+    position = rest % places;
+    positions = places;
+  }
+};
+
+// A position on its way through lines of `width`.
+struct Position {
+  int row, column;
+
+  __device__ Position(int number, int width) : row(number / width), column(number % width) {}
+  __device__ void advance(const Position& by, int width) {
+    row += by.row;
+    column += by.column;
+    const bool carry = column >= width;
+    row += carry;
+    column -= carry ? width : 0;
+  }
+};
+
+template <typename T>
+constexpr int VECTOR_OF = 16 / int(sizeof(T));
+
+// Shares of 32 channels in vectors.
+template <typename T, int THREADS>
+__device__ inline Share vector_share() {
+  return Share(THREADS, 32 / VECTOR_OF<T>, THREADS * VECTOR_OF<T> / 32);
+}
+
+// Whether an array can be read in vectors of channels: they are contiguous, and all else is aligned.
+template <typename T>
+__device__ inline bool in_vectors(const void* data, const Index (&stride)[5], Index channels) {
+  constexpr int VECTOR = VECTOR_OF<T>;
+  const Index steps = stride[0] | stride[2] | stride[3] | stride[4] | channels;
+  return stride[1] == 1 && steps % VECTOR == 0 && reinterpret_cast<size_t>(data) % (VECTOR * sizeof(T)) == 0;
+}
+
+// The cell of the source that a coordinate shows, which may be none of them.
+__device__ inline int shown(Index mode, int at, int sources) {
+  return mode == ZEROS ? at : padded_source(mode, at, sources);
+}
+
+// Bring `rows.lines x columns.width` cells of the tile's `held` channels to shared memory, VECTOR channels at once.
+template <typename T, int VECTOR, bool LAST>
+__device__ inline void bring(const T* source, const Channels& channels, int held, const Share& share, const Span& rows,
+                             int lines, Index row_step, const Span& columns, int width, Index column_step, Index mode,
+                             bool conjugate, const Shelf<Accumulator<T>, LAST>& to) {
   using Acc = Accumulator<T>;
-  constexpr int CELLS = (OUT - 1) * STEP + TAPS;
-  const int channel = item.outer * WIDE, start = strip_start(item.strip, OUT, apart);
-  // Residues at the end, and strips that interleave, may have less than there are items for.
-  if (item.first >= axis[0].outputs || start >= axis[1].outputs || item.last >= axis[2].outputs) return;
-  Acc sum[OUT][WIDE];
+  constexpr int AT_ONCE = 4;
+  const int end = lines * width;
+  const Position step(share.positions, width);
+  Position at(share.position, width);
+  const auto place = [&](bool& inside) {
+    const int h = shown(mode, rows.source + at.row * rows.delta, rows.sources);
+    const int w = shown(mode, columns.source + at.column * columns.delta, columns.sources);
+    inside = unsigned(h) < unsigned(rows.sources) && unsigned(w) < unsigned(columns.sources);
+    return h * row_step + w * column_step;
+  };
+  if constexpr (LAST) {
+    const int channel = share.channel * VECTOR;
+    const bool exists = channel < channels.count;
+    const T* const from = source + channels.offset(channel);
+#pragma unroll 1
+    for (int i = share.position; i < end; i += AT_ONCE * share.positions) {
+      Pack<T, VECTOR> pack[AT_ONCE];
+      int cell[AT_ONCE];
 #pragma unroll
-  for (int o = 0; o < OUT; ++o)
+      for (int u = 0; u < AT_ONCE; ++u) {
+        bool inside;
+        const Index offset = place(inside);
+        pack[u] = load_if(reinterpret_cast<const Pack<T, VECTOR>*>(from + offset),
+                          inside && exists && i + u * share.positions < end);
+        cell[u] = at.row * to.line + at.column * to.CELL + channel;
+        at.advance(step, width);
+      }
 #pragma unroll
-    for (int v = 0; v < WIDE; ++v) sum[o][v] = Acc{};
-
-  const T* const source = static_cast<const T*>(a);
-  const T* const filters = static_cast<const T*>(b) + p.b_start;
-  const bool whole_cells = whole_packs<T, WIDE>(source, p.a, 1), whole_taps = whole_packs<T, WIDE>(filters, p.b, 0);
-  for (int j = 0; j < sources; ++j) {
-    const int filter = sources == 1 ? channel : source_channel + j;
-    const T* cells = source + n * p.a[0] + (source_channel + j) * p.a[1];
-    const T* weights = filters + filter * p.b[0];
-    for (int t = 0; t < axis[0].taps; ++t) {
-      const int d = axis[0].source(item.first, t);
-      for (int s = 0; s < axis[2].taps; ++s) {
-        const int w = axis[2].source(item.last, s);
-        // Beside the source all of the column is zeros, which are multiplied like any cell: 0 * infinity is NaN.
-        const bool beside = unsigned(d) >= unsigned(axis[0].sources) || unsigned(w) >= unsigned(axis[2].sources);
-        const int length = beside ? 0 : axis[1].sources;
-        const T* column = cells + d * p.a[2] + w * p.a[4];
-        const T* taps = weights + axis[0].filter_tap(t) * p.b[2] + axis[2].filter_tap(s) * p.b[4];
-        for (int r = 0; r < axis[1].taps; r += TAPS) {
-          Pack<T, WIDE> cell[CELLS];
+      for (int u = 0; u < AT_ONCE; ++u) {
+        if (i + u * share.positions >= end) break;
+        constexpr int WIDE = VECTOR < 16 / int(sizeof(Acc)) ? VECTOR : 16 / int(sizeof(Acc));
 #pragma unroll
-          for (int i = 0; i < CELLS; ++i) {
-            const int h = axis[1].source(start, r + i);
-            cell[i] = unsigned(h) < unsigned(length)
-                          ? load_pack<T, WIDE>(column + h * p.a[3], p.a[1], whole_cells)
-                          : Pack<T, WIDE>{};
-          }
+        for (int v = 0; v < VECTOR; v += WIDE) {
+          Pack<Acc, WIDE> wide;
 #pragma unroll
-          for (int i = 0; i < TAPS; ++i) {
-            if (r + i >= axis[1].taps) break;
-            const auto weight = load_pack<T, WIDE>(taps + axis[1].filter_tap(r + i) * p.b[3], p.b[0], whole_taps);
+          for (int j = 0; j < WIDE; ++j) wide.value[j] = conjugate_if(conjugate, widen(pack[u].value[v + j]));
+          *reinterpret_cast<Pack<Acc, WIDE>*>(to.data + cell[u] + v) = wide;
+        }
+      }
+    }
+  } else {
+#pragma unroll 1
+    for (int i = share.position; i < end; i += share.positions) {
+      bool inside;
+      const T* const from = source + place(inside);
+      Acc* const cell = to.at(0, at.row, at.column);
+      at.advance(step, width);
+#pragma unroll 1
+      for (int c = share.channel; c < held; c += AT_ONCE * share.channels) {
+        T value[AT_ONCE];
 #pragma unroll
-            for (int v = 0; v < WIDE; ++v) {
-              const Acc factor = conjugate_if(p.conjugate, widen(weight.value[v]));
+        for (int u = 0; u < AT_ONCE; ++u) {
+          const int channel = c + u * share.channels;
+          value[u] = load_if(from + channels.offset(channel), inside && channel < channels.count);
+        }
 #pragma unroll
-              for (int o = 0; o < OUT; ++o)
-                sum[o][v] = multiply_add(widen(cell[o * STEP + i].value[v]), factor, sum[o][v]);
-            }
-          }
+        for (int u = 0; u < AT_ONCE; ++u) {
+          const int channel = c + u * share.channels;
+          if (channel < held) cell[channel * to.plane] = conjugate_if(conjugate, widen(value[u]));
         }
       }
     }
   }
+}
 
-  const Index place = p.out_start + n * p.out[0] + channel * p.out[1] + axis[0].cell(item.first) * p.out[2] +
-                      axis[2].cell(item.last) * p.out[4];
+// The same in vectors, if the array is `whole`.
+template <bool LAST, int THREADS, typename T>
+__device__ inline void bring(bool whole, const T* source, const Channels& channels, int held, const Share& share,
+                             const Span& rows, int lines, Index row_step, const Span& columns, int width,
+                             Index column_step, Index mode, bool conjugate, const Shelf<Accumulator<T>, LAST>& to) {
+  if constexpr (LAST) {
+    if (whole) {
+      constexpr int VECTOR = VECTOR_OF<T>;
+      bring<T, VECTOR, LAST>(source, channels, held, vector_share<T, THREADS>(), rows, lines, row_step, columns, width,
+                             column_step, mode, conjugate, to);
+      return;
+    }
+  }
+  bring<T, 1, LAST>(source, channels, held, share, rows, lines, row_step, columns, width, column_step, mode, conjugate,
+                    to);
+}
+
+// Read cells[FIRST], ... of a line that begins at a whole vector of VECTOR of them.
+template <bool LAST, int VECTOR, int FIRST = 0, int COUNT, typename Acc>
+__device__ inline void read_line(const Acc* line, Acc (&cell)[COUNT]) {
+  constexpr int WIDE = LAST ? 1 : VECTOR;
 #pragma unroll
-  for (int o = 0; o < OUT; ++o) {
-    const int h = start + o * apart;
-    if (h >= axis[1].outputs) break;
-    const Index offset = place + axis[1].cell(h) * p.out[3];
+  for (int i = FIRST; i < COUNT; i += WIDE) {
+    const auto pack = *reinterpret_cast<const Pack<Acc, WIDE>*>(line + (i - FIRST) * (LAST ? 32 : 1));
 #pragma unroll
-    for (int v = 0; v < WIDE; ++v) finish<T>(p, out, offset + v * p.out[1], sum[o][v], bias, channel + v);
+    for (int v = 0; v < WIDE; ++v)
+      if (i + v < COUNT) cell[i + v] = pack.value[v];
   }
 }
 
-// Blocks run over the `items` of an image, then over images.
-template <typename T, int THREADS, int OUT, int STEP, int TAPS, int WIDE>
-__device__ void conv_fprop_depthwise(const void* a, const void* b, const void* bias, void* out, const Params& p) {
-  const Index blocks = tiles(p.items, THREADS);
-  const Index index = blockIdx.x % blocks * THREADS + threadIdx.x;
-  if (index >= p.items) return;
-  const Item item = item_at(p, int(index), p.lanes > 1);
-  const GatherAxis axis[3] = {forward_axis(p.axis[0]), forward_axis(p.axis[1]), forward_axis(p.axis[2])};
-  const int channel = item.outer * WIDE, multiplier = int(p.filters);
-  gather_strip<T, OUT, STEP, TAPS, WIDE>(a, b, bias, out, p, axis, blockIdx.x / blocks, item,
-                                         multiplier == 1 ? channel : channel / multiplier, 1, int(p.axis[1].shift));
+// The largest vector in which lines can be read that begin at multiples of `apart` cells.
+template <typename Acc>
+__device__ constexpr int vector_of(int apart) {
+  int vector = 16 / int(sizeof(Acc));
+  while (apart % vector != 0) vector /= 2;
+  return vector;
 }
 
-// Blocks run over the items of one image and one residue of the stride, then over residues, then over images.
-template <typename T, int THREADS, int OUT, int STEP, int TAPS, int WIDE>
-__device__ void conv_dgrad_depthwise(const void* a, const void* b, const void* bias, void* out, const Params& p) {
-  const Index extents[5] = {0, p.axis[0].stride, p.axis[1].stride, p.axis[2].stride, tiles(p.items, THREADS)};
-  Index digit[5];
-  split(blockIdx.x, extents, digit);
-  const Index index = digit[4] * THREADS + threadIdx.x;
-  if (index >= p.items) return;
-  const Item item = item_at(p, int(index), p.lanes > 1);
-  const GatherAxis axis[3] = {residue_axis(p.axis[0], int(digit[1])), residue_axis(p.axis[1], int(digit[2])),
-                              residue_axis(p.axis[2], int(digit[3]))};
-  const int multiplier = int(p.filters);
-  gather_strip<T, OUT, STEP, TAPS, WIDE>(a, b, bias, out, p, axis, digit[0], item, item.outer * WIDE * multiplier,
-                                         multiplier, int(p.axis[1].shift));
+// How far apart neighbouring taps are in shared memory, where threads of 32 channels read them: 33, so that taps of one
+// channel can be written at once, too.
+template <bool LAST>
+constexpr int TAP = LAST ? 33 : 1;
+
+// Add what unrolled taps contribute to a strip: result (o, q) and tap (r, s) meet in cell ((o STEP + r) / SPREAD,
+// (q STEP + s) / SPREAD), where that is one.
+template <bool LAST, int R, int S, int STEP, int SPREAD, int ROWS, int OUT, typename Acc>
+__device__ inline void add_taps(Acc (&sum)[ROWS][OUT], const Acc* cells, int pitch, const Acc* weights) {
+  constexpr int LINES = ((ROWS - 1) * STEP + R - 1) / SPREAD + 1, WIDTH = ((OUT - 1) * STEP + S - 1) / SPREAD + 1;
+  Acc weight[R][S];
+#pragma unroll
+  for (int r = 0; r < R; ++r)
+#pragma unroll
+    for (int s = 0; s < S; ++s) weight[r][s] = weights[(r * S + s) * TAP<LAST>];
+#pragma unroll
+  for (int i = 0; i < LINES; ++i) {
+    Acc cell[WIDTH];
+    read_line<LAST, vector_of<Acc>(OUT * STEP / SPREAD)>(cells + i * pitch, cell);
+#pragma unroll
+    for (int o = 0; o < ROWS; ++o)
+#pragma unroll
+      for (int r = 0; r < R; ++r)
+        if (o * STEP + r == i * SPREAD) {
+#pragma unroll
+          for (int s = 0; s < S; ++s)
+#pragma unroll
+            for (int q = 0; q < OUT; ++q)
+              if ((q * STEP + s) % SPREAD == 0)
+                sum[o][q] = multiply_add(cell[(q * STEP + s) / SPREAD], weight[r][s], sum[o][q]);
+        }
+  }
 }
 
-// A block owns one tap of axis 0, a patch of taps of the other two, `lanes` channels of y, and `chunk` of the `items`,
-// which here are strips of dy of one channel, of all images.
-template <typename T, int THREADS, int OUT, int STEP, int TAPS, int ACROSS>
+// A run of taps on an axis.
+struct Run {
+  int begin, end;
+};
+
+// The same for any number of taps, TAP_STEP apart in shared memory, and their lines `line`. Lines of cells are read
+// once, four taps at a time.
+template <bool LAST, int TAP_STEP, int ROWS, int OUT, typename Acc>
+__device__ inline void add_runs(Acc (&sum)[ROWS][OUT], const Acc* cells, int pitch, int step_h, int step_w,
+                                const Acc* weights, int line, const Run& rows, const Run& columns) {
+  constexpr int CELL = LAST ? 32 : 1, TAPS = 4, VECTOR = 16 / int(sizeof(Acc));
+  if (columns.begin >= columns.end) return;
+#pragma unroll 1
+  for (int i = rows.begin; i < rows.end + (ROWS - 1) * step_h; ++i) {
+    const Acc* const from = cells + i * pitch;
+    int s = columns.begin;
+    if (step_w == 1) {
+      Acc cell[OUT + TAPS];  // from s on
+      read_line<LAST, VECTOR>(from + s * CELL, cell);
+#pragma unroll 1
+      for (; s + TAPS <= columns.end; s += TAPS) {
+#pragma unroll
+        for (int o = 0; o < ROWS; ++o) {
+          const int r = i - o * step_h;
+          if (r < rows.begin || r >= rows.end) continue;
+          Acc weight[TAPS];
+          if constexpr (LAST) {
+#pragma unroll
+            for (int u = 0; u < TAPS; ++u) weight[u] = weights[r * line + (s + u) * TAP_STEP];
+          } else {
+            read_line<false, VECTOR>(weights + r * line + s, weight);
+          }
+#pragma unroll
+          for (int u = 0; u < TAPS; ++u)
+#pragma unroll
+            for (int q = 0; q < OUT; ++q) sum[o][q] = multiply_add(cell[q + u], weight[u], sum[o][q]);
+        }
+#pragma unroll
+        for (int q = 0; q < OUT; ++q) cell[q] = cell[q + TAPS];
+        read_line<LAST, VECTOR, OUT>(from + (s + TAPS + OUT) * CELL, cell);
+      }
+    }
+#pragma unroll 1
+    for (; s < columns.end; ++s) {
+      Acc cell[OUT];
+#pragma unroll
+      for (int q = 0; q < OUT; ++q) cell[q] = from[(q * step_w + s) * CELL];
+#pragma unroll
+      for (int o = 0; o < ROWS; ++o) {
+        const int r = i - o * step_h;
+        if (r < rows.begin || r >= rows.end) continue;
+        const Acc weight = weights[r * line + s * TAP_STEP];
+#pragma unroll
+        for (int q = 0; q < OUT; ++q) sum[o][q] = multiply_add(cell[q], weight, sum[o][q]);
+      }
+    }
+  }
+}
+
+// Add up for each of R x S taps what a strip's gradients contribute. Those that do not exist must not meet a cell, which
+// may be infinite: strips with such ones take the slower way.
+template <bool LAST, int R, int S, int STEP, int ROWS, int OUT, typename Acc>
+__device__ inline void add_pairs(Acc (&sum)[R][S], const Acc* cells, int pitch, const Acc* grads, int grad_pitch,
+                                 int rows, int columns) {
+  constexpr int CELL = LAST ? 32 : 1, LINES = (ROWS - 1) * STEP + R, WIDTH = (OUT - 1) * STEP + S;
+  if (rows >= ROWS && columns >= OUT) {
+    Acc grad[ROWS][OUT];
+#pragma unroll
+    for (int o = 0; o < ROWS; ++o) read_line<LAST, vector_of<Acc>(OUT)>(grads + o * grad_pitch, grad[o]);
+#pragma unroll
+    for (int i = 0; i < LINES; ++i) {
+      Acc cell[WIDTH];
+      read_line<LAST, vector_of<Acc>(OUT * STEP)>(cells + i * pitch, cell);
+#pragma unroll
+      for (int o = 0; o < ROWS; ++o)
+#pragma unroll
+        for (int r = 0; r < R; ++r)
+          if (o * STEP + r == i) {
+#pragma unroll
+            for (int q = 0; q < OUT; ++q)
+#pragma unroll
+              for (int s = 0; s < S; ++s) sum[r][s] = multiply_add(grad[o][q], cell[q * STEP + s], sum[r][s]);
+          }
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int o = 0; o < min(rows, ROWS); ++o)
+#pragma unroll 1
+    for (int q = 0; q < min(columns, OUT); ++q) {
+      const Acc grad = grads[o * grad_pitch + q * CELL], *const corner = cells + o * STEP * pitch + q * STEP * CELL;
+#pragma unroll
+      for (int r = 0; r < R; ++r)
+#pragma unroll
+        for (int s = 0; s < S; ++s) sum[r][s] = multiply_add(grad, corner[r * pitch + s * CELL], sum[r][s]);
+    }
+}
+
+// Where a thread is in its block's tile: strips along columns, rows and channels; `group` is what is left of their
+// number, for blocks that have more threads than strips.
+struct Strip {
+  int row, column, channel, group;
+  bool exists;  // a block may have more threads than that
+};
+
+template <bool LAST>
+__device__ inline Strip strip_of(const Params& p, int channels, int groups) {
+  const int along = int(p.digit[4].divisor), across = int(p.digit[5].divisor);
+  const int number = LAST ? int(threadIdx.x) / 32 : int(threadIdx.x);
+  const int strip = int(divide(number, p.digit[4])), rest = int(divide(strip, p.digit[5]));
+  const int column = number - strip * along, row = strip - rest * across;
+  if (LAST) return {row, column, int(threadIdx.x) % 32, rest, rest < groups};
+  const int group = rest / channels;
+  return {row, column, rest - group * channels, group, group < groups};
+}
+
+// Bring filters to shared memory, one for each of `channels`, `plane` apart, its lines `line`, its taps TAP.
+template <bool LAST, int THREADS, typename T>
+__device__ inline void bring_taps(const T* filters, Index filter_step, int channels, Index row_step, Index column_step,
+                                  int rows, int columns, bool conjugate, Accumulator<T>* to, int plane, int line) {
+  const int taps = rows * columns;
+#pragma unroll 4
+  for (int i = threadIdx.x; i < channels * taps; i += THREADS) {
+    const int channel = i / taps, tap = i % taps, r = tap / columns, s = tap % columns;
+    to[channel * plane + r * line + s * TAP<LAST>] =
+        conjugate_if(conjugate, widen(filters[channel * filter_step + r * row_step + s * column_step]));
+  }
+}
+
+// Store a tile's results from shared memory; `place` is the first channel's, and the strides those of the result.
+template <typename T, int VECTOR, bool LAST>
+__device__ inline void put_results(const Params& p, void* out, Index place, Index channel_step, int channels,
+                                   const Share& share, const Span& rows, int lines, Index row_step, const Span& columns,
+                                   int width, Index column_step, int below_rows, int below_columns,
+                                   const Shelf<Accumulator<T>, LAST>& from) {
+  using Acc = Accumulator<T>;
+  const Position step(share.positions, width);
+  Position at(share.position, width);
+#pragma unroll 1
+  for (int i = share.position; i < lines * width; i += share.positions, at.advance(step, width)) {
+    const Index h = rows.result_at(at.row), w = columns.result_at(at.column);
+    if (h < below_rows || w < below_columns) continue;
+    const Index cell = place + h * row_step + w * column_step;
+#pragma unroll 1
+    for (int c = share.channel * VECTOR; c < channels; c += share.channels * VECTOR) {
+      const Acc* const sums = from.at(c, at.row, at.column);
+      if constexpr (VECTOR > 1) {
+        Pack<Acc, VECTOR> pack;
+        Index each[VECTOR];
+#pragma unroll
+        for (int v = 0; v < VECTOR; ++v) {
+          pack.value[v] = sums[v];
+          each[v] = v;
+        }
+        store_pack<T>(p, out, cell + c, each, true, pack);
+      } else {
+        store<T>(p, out, cell + c * channel_step, *sums);
+      }
+    }
+  }
+}
+
+// -- fprop and dgrad --------------------------------------------------------------------------------
+
+// A block's tile of results, at the digits (columns, rows, channels, first axis) of its number, of image n.
+template <typename T, int THREADS, bool LAST, int ROWS, int OUT, int R, int S, int STEP, int SPREAD>
+__device__ inline void gather_tile(const void* a, const void* b, const void* bias, void* out, const Params& p,
+                                   const GatherAxis (&axis)[3], bool backward, int step_h, int step_w, Index n,
+                                   const Index (&digit)[4]) {
+  using Acc = Accumulator<T>;
+  constexpr bool ANY = R == 0;
+  extern __shared__ __align__(16) unsigned char memory[];
+  Acc* const shared = reinterpret_cast<Acc*>(memory);
+  const int held = int(p.channels), multiplier = int(p.filters), sources = backward ? multiplier : 1;
+  const int first = int(digit[2]) * held, count = min(held, int(p.groups) * (backward ? 1 : multiplier) - first);
+  const int height = int(p.digit[5].divisor) * ROWS, width = int(p.digit[4].divisor) * OUT;
+  const Span rows = span_of(axis[1], int(p.axis[1].shift), int(digit[1]), height, step_h, SPREAD);
+  const Span columns = span_of(axis[2], int(p.axis[2].shift), int(digit[0]), width, step_w, SPREAD);
+  if (rows.left <= 0 || columns.left <= 0) return;  // residues and tiles that interleave may have less than others
+  const int lines = min(rows.left, height), places = min(columns.left, width);
+
+  // A pass takes as many taps as the launch has found to fit.
+  const int taps_r = ANY ? int(tiles(axis[1].taps, p.pixel[1].divisor)) : R;
+  const int taps_s = ANY ? int(tiles(axis[2].taps, p.pixel[0].divisor)) : S;
+  const int tap_line = ANY && !LAST ? (taps_s + 3) / 4 * 4 : taps_s * TAP<LAST>;
+  const int tap_plane = LAST ? 1 : taps_r * tap_line | (ANY ? 0 : 1);
+  const int weights = LAST ? taps_r * tap_line : held * tap_plane;
+  const auto cells = Shelf<Acc, LAST>::of(shared + (weights + 3) / 4 * 4, cells_of<SPREAD>(height, step_h, taps_r),
+                                          cells_of<SPREAD>(width, step_w, taps_s));
+  const Strip strip = strip_of<LAST>(p, held, 1);
+  const Share share(THREADS, int(p.lanes), int(p.group.divisor));
+  const bool whole = LAST && multiplier == 1 && in_vectors<T>(a, p.a, p.groups);
+  const T* const source = static_cast<const T*>(a) + n * p.a[0];
+  const T* const filters = static_cast<const T*>(b) + p.b_start + axis[1].tap_first * p.b[3] + axis[2].tap_first * p.b[4];
+
+  Acc sum[ROWS][OUT];
+#pragma unroll
+  for (int o = 0; o < ROWS; ++o)
+#pragma unroll
+    for (int q = 0; q < OUT; ++q) sum[o][q] = Acc{};
+  bool again = false;
+#pragma unroll 1
+  for (int j = 0; j < sources; ++j)
+#pragma unroll 1
+    for (int t = 0; t < axis[0].taps; ++t) {
+      const int d = shown(p.mode, axis[0].source(int(digit[3]), t), axis[0].sources);
+      const bool beside = unsigned(d) >= unsigned(axis[0].sources);  // then all of it is zeros
+      const Channels channels{first, backward ? 1 : multiplier, beside ? 0 : count, sources * p.a[1]};
+#pragma unroll 1
+      for (int r = 0; r < axis[1].taps; r += taps_r)
+#pragma unroll 1
+        for (int s = 0; s < axis[2].taps; s += taps_s) {
+          const int here_r = min(taps_r, axis[1].taps - r), here_s = min(taps_s, axis[2].taps - s);
+          Span from_rows = rows, from_columns = columns;
+          from_rows.source += r * rows.delta;
+          from_columns.source += s * columns.delta;
+          if (again) __syncthreads();  // all have read what was there
+          again = true;
+          bring_taps<LAST, THREADS>(filters + (Index(first) * sources + j) * p.b[0] + axis[0].filter_tap(t) * p.b[2] +
+                                        axis[1].tap_step * r * p.b[3] + axis[2].tap_step * s * p.b[4],
+                                    sources * p.b[0], count, axis[1].tap_step * p.b[3], axis[2].tap_step * p.b[4], here_r,
+                                    here_s, p.conjugate, shared, tap_plane, tap_line);
+          const T* const slice = source + j * p.a[1] + d * p.a[2];
+          const int brought = cells_of<SPREAD>(lines, step_h, here_r), wide = cells_of<SPREAD>(places, step_w, here_s);
+          bring<LAST, THREADS>(whole, slice, channels, held, share, from_rows, brought, p.a[3], from_columns, wide,
+                               p.a[4], p.mode, false, cells);
+          __syncthreads();  // all is there
+          if (!strip.exists) continue;
+          const Acc* const corner =
+              cells.at(strip.channel, strip.row * ROWS * step_h / SPREAD, strip.column * OUT * step_w / SPREAD);
+          const Acc* const weight = shared + strip.channel * tap_plane;
+          if constexpr (ANY)
+            add_runs<LAST, TAP<LAST>>(sum, corner, cells.line, step_h, step_w, weight, tap_line, {0, here_r}, {0, here_s});
+          else
+            add_taps<LAST, R, S, STEP, SPREAD>(sum, corner, cells.line, weight);
+        }
+    }
+
+  __syncthreads();  // all have read what was there
+  const auto results = Shelf<Acc, LAST>::of(shared, height, width);
+  if (strip.exists) {
+    const int channel = min(first + strip.channel, first + count - 1);  // past the last one there is no bias
+    const bool biased = bias && !p.partial;
+    const Acc more = biased ? widen(static_cast<const T*>(bias)[channel * p.bias]) : Acc{};
+    constexpr int WIDE = LAST ? 1 : vector_of<Acc>(OUT);
+#pragma unroll
+    for (int o = 0; o < ROWS; ++o)
+#pragma unroll
+      for (int q = 0; q < OUT; q += WIDE) {
+        Pack<Acc, WIDE> pack;
+#pragma unroll
+        for (int v = 0; v < WIDE; ++v) pack.value[v] = biased ? sum[o][q + v] + more : sum[o][q + v];
+        *reinterpret_cast<Pack<Acc, WIDE>*>(
+            results.at(strip.channel, strip.row * ROWS + o, strip.column * OUT + q)) = pack;
+      }
+  }
+  __syncthreads();  // all have left theirs
+  if (p.activation != IDENTITY && !p.partial) {
+    activate_all(p.activation, shared, LAST ? height * results.line : held * results.plane);
+    __syncthreads();
+  }
+  const Index place = p.out_start + n * p.out[0] + first * p.out[1] + axis[0].cell(int(digit[3])) * p.out[2] +
+                      axis[1].out_first * p.out[3] + axis[2].out_first * p.out[4];
+  const Index row_step = axis[1].out_step * p.out[3], column_step = axis[2].out_step * p.out[4];
+  const int below_h = axis[1].out_first < 0, below_w = axis[2].out_first < 0;
+  if (LAST && in_vectors<T>(out, p.out, p.groups * (backward ? 1 : multiplier)))
+    put_results<T, LAST ? VECTOR_OF<T> : 1>(p, out, place, 1, count, vector_share<T, THREADS>(), rows, lines, row_step,
+                                            columns, places, column_step, below_h, below_w, results);
+  else
+    put_results<T, 1>(p, out, place, p.out[1], count, share, rows, lines, row_step, columns, places, column_step,
+                      below_h, below_w, results);
+}
+
+// fprop, and dgrad where the launch has described it as a gather. Blocks run over tiles of columns, of rows, of
+// channels, over the first axis, then over images.
+template <typename T, int THREADS, bool LAST, int ROWS, int OUT, int R, int S, int STEP, int SPREAD>
+__device__ void conv_gather_depthwise(const void* a, const void* b, const void* bias, void* out, const Params& p) {
+  Index digit[4];
+  const Index n = take_digits(p, blockIdx.x, digit);
+  const GatherAxis axis[3] = {described_axis(p.axis[0], 1), described_axis(p.axis[1], SPREAD),
+                              described_axis(p.axis[2], SPREAD)};
+  const bool backward = p.axis[2].period < 0;
+  const int step_h = R ? STEP : backward ? 1 : int(p.axis[1].period);
+  const int step_w = R ? STEP : backward ? 1 : int(p.axis[2].period);
+  gather_tile<T, THREADS, LAST, ROWS, OUT, R, S, STEP, SPREAD>(a, b, bias, out, p, axis, backward, step_h, step_w, n,
+                                                               digit);
+}
+
+// dgrad of any stride: a gather for each of its residues, which blocks run over after the first axis.
+template <typename T, int THREADS, bool LAST, int ROWS, int OUT>
+__device__ void conv_residues_depthwise(const void* a, const void* b, const void* bias, void* out, const Params& p) {
+  Index digit[4];
+  const Index rest = take_digits(p, blockIdx.x, digit);
+  const int stride_h = int(p.axis[1].stride), stride_w = int(p.axis[2].stride);
+  const Index plane = Index(stride_h) * stride_w, n = rest / (p.axis[0].stride * plane);
+  const Index residue = rest - n * (p.axis[0].stride * plane);
+  __shared__ GatherAxis axis[3];
+  if (threadIdx.x == 0) axis[0] = residue_axis(p.axis[0], int(residue / plane));
+  if (threadIdx.x == 32) axis[1] = residue_axis(p.axis[1], int(residue % plane) / stride_w);
+  if (threadIdx.x == 64) axis[2] = residue_axis(p.axis[2], int(residue % plane) % stride_w);
+  __syncthreads();
+  if (digit[3] >= axis[0].outputs) return;
+  gather_tile<T, THREADS, LAST, ROWS, OUT, 0, 0, 1, 1>(a, b, bias, out, p, axis, true, 1, 1, n, digit);
+}
+
+// -- wgrad ------------------------------------------------------------------------------------------
+
+// Add up what the threads of a block have in registers, and store it: sum i of `place` is the sum over its `members`.
+// A few sums at a time go through shared memory; eight threads add up a share of each, then one of them all.
+template <typename T, int THREADS, int COUNT, typename Store>
+__device__ inline void add_up(const Accumulator<T> (&sum)[COUNT], int places, int place_step, int members,
+                              int member_step, Accumulator<T>* shared, Store store_sum) {
+  using Acc = Accumulator<T>;
+  constexpr int AT_ONCE = sizeof(Acc) > 8 ? 4 : 8;
+  const int some = min(members, 8);
+  Acc* const shares = shared + AT_ONCE * THREADS;
+#pragma unroll
+  for (int begin = 0; begin < COUNT; begin += AT_ONCE) {
+    __syncthreads();  // shared memory has been read
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; ++i)
+      if (begin + i < COUNT) shared[i * THREADS + threadIdx.x] = sum[begin + i];
+    __syncthreads();
+    const int sums = min(AT_ONCE, COUNT - begin) * places;
+#pragma unroll 1
+    for (int e = threadIdx.x; e < sums * some; e += THREADS) {
+      const int number = e / some, i = number / places, place = number - i * places;
+      const Acc* const from = shared + i * THREADS + place * place_step;
+      Acc total{};
+      for (int member = e - number * some; member < members; member += some) total = total + from[member * member_step];
+      shares[e] = total;
+    }
+    __syncthreads();
+#pragma unroll 1
+    for (int number = threadIdx.x; number < sums; number += THREADS) {
+      Acc total = shares[number * some];
+      for (int i = 1; i < some; ++i) total = total + shares[number * some + i];
+      const int i = number / places;
+      store_sum(number - i * places, begin + i, total);
+    }
+  }
+}
+
+// A block owns R x S taps, or a tile of all taps, at one cell of the first axis, of some channels, and one part of the
+// tiles of dy. With R x S taps a thread goes over pixels: a strip of each tile. For any number of taps it is a gather
+// again, of taps, with dy as the filter, and what threads there are more than strips share the pixels.
+template <typename T, int THREADS, bool LAST, int ROWS, int OUT, int R, int S, int STEP>
 __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, void* out, const Params& p) {
   using Acc = Accumulator<T>;
-  constexpr int CELLS = (OUT - 1) * STEP + TAPS;
-  __shared__ Acc total[TAPS * ACROSS][THREADS];
-  const GatherAxis axis[3] = {forward_axis(p.axis[0]), forward_axis(p.axis[1]), forward_axis(p.axis[2])};
-  const int lanes = int(p.lanes), filters = int(p.groups * p.filters), apart = int(p.axis[1].shift);
-  const Index extents[5] = {0, tiles(filters, lanes), axis[0].taps, tiles(axis[1].taps, TAPS),
-                            tiles(axis[2].taps, ACROSS)};
-  Index digit[5];
-  split(blockIdx.x, extents, digit);
-  const int k = int(digit[1]) * lanes + threadIdx.x % lanes, t = int(digit[2]);
-  const int r = int(digit[3]) * TAPS, s = int(digit[4]) * ACROSS;
-  Acc sum[TAPS][ACROSS];
-#pragma unroll
-  for (int i = 0; i < TAPS; ++i)
-#pragma unroll
-    for (int j = 0; j < ACROSS; ++j) sum[i][j] = Acc{};
+  constexpr bool ANY = R == 0;
+  extern __shared__ __align__(16) unsigned char memory[];
+  Acc* const shared = reinterpret_cast<Acc*>(memory);
+  Index digit[4];
+  const Index part = take_digits(p, blockIdx.x, digit);
+  const GatherAxis axis[3] = {forward_axis(p.axis[0]), ANY ? described_axis(p.axis[1], 1) : forward_axis(p.axis[1]),
+                              ANY ? described_axis(p.axis[2], 1) : forward_axis(p.axis[2])};
+  const int step_h = ANY ? int(p.axis[1].period) : STEP, step_w = ANY ? int(p.axis[2].period) : STEP;
+  const int apart_h = int(p.axis[1].shift), apart_w = int(p.axis[2].shift);
+  const int held = int(p.channels), multiplier = int(p.filters), filters = int(p.groups) * multiplier;
+  const int first = int(digit[2]) * held, count = min(held, filters - first), t = int(digit[3]);
+  const int along = int(p.digit[4].divisor), across = int(p.digit[5].divisor), strips = along * across;
+  const int height = across * ROWS, width = along * OUT;
+  const int groups = ANY ? THREADS / (strips * (LAST ? 32 : held)) : 1;
+  // Tiles of dy: as many pixels as a pass takes, or those of the strips.
+  const int grad_rows = ANY ? int(tiles(axis[1].taps, p.pixel[1].divisor)) : height;
+  const int grad_columns = ANY ? int(tiles(axis[2].taps, p.pixel[0].divisor)) : width;
+  const auto grads = Shelf<Acc, LAST>::of(shared, grad_rows, grad_columns);
+  Acc* const after = shared + (LAST ? grad_rows * grads.line : held * grads.plane);
+  const auto cells = Shelf<Acc, LAST>::of(after, cells_of(height, step_h, ANY ? grad_rows : R),
+                                          cells_of(width, step_w, ANY ? grad_columns : S));
+  const Strip strip = strip_of<LAST>(p, held, groups);
+  const Share share(THREADS, int(p.lanes), int(p.group.divisor));
+  const bool whole_x = LAST && multiplier == 1 && in_vectors<T>(a, p.a, filters);
+  const bool whole_dy = LAST && in_vectors<T>(b, p.b, filters);
 
-  const T* cells = static_cast<const T*>(a) + k / int(p.filters) * p.a[1];
-  const T* grads = static_cast<const T*>(b) + p.b_start + k * p.b[1];
-  const Index end = k < filters ? min_index((digit[0] + 1) * p.chunk, p.items) : 0;
-  for (Index index = digit[0] * p.chunk + threadIdx.x / lanes; index < end; index += THREADS / lanes) {
-    const Item item = item_at(p, int(index), false);
-    const int n = item.outer, z = item.first, start = strip_start(item.strip, OUT, apart), q = item.last;
-    const int d = axis[0].source(z, t);
-    Acc grad[OUT];
+  constexpr int SUMS_R = ANY ? ROWS : R, SUMS_S = ANY ? OUT : S;
+  Acc sum[SUMS_R][SUMS_S];
 #pragma unroll
-    for (int o = 0; o < OUT; ++o) {
-      const int h = start + o * apart;
-      grad[o] = h < axis[1].outputs ? widen(grads[n * p.b[0] + z * p.b[2] + h * p.b[3] + q * p.b[4]]) : Acc{};
+  for (int i = 0; i < SUMS_R; ++i)
+#pragma unroll
+    for (int j = 0; j < SUMS_S; ++j) sum[i][j] = Acc{};
+
+  const Index end = min_index((part + 1) * p.chunk, p.items);
+#pragma unroll 1
+  for (Index index = part * p.chunk; index < end; ++index) {
+    const Index strip_row = divide(index, p.pixel[0]), slice = divide(strip_row, p.pixel[1]), n = divide(slice, p.pixel[2]);
+    const int tile_w = int(index - strip_row * p.pixel[0].divisor), tile_h = int(strip_row - slice * p.pixel[1].divisor);
+    const int z = int(slice - n * p.pixel[2].divisor);
+    // Of x: from the cell that the first tap, or result, of the tile meets; of dy: its pixels.
+    Span rows, columns, grad_h, grad_w;
+    int lines, places;
+    if constexpr (ANY) {
+      const int begin_h = tile_h * grad_rows, begin_w = tile_w * grad_columns;
+      rows = span_of(axis[1], apart_h, int(digit[1]), height, step_h, 1);
+      columns = span_of(axis[2], apart_w, int(digit[0]), width, step_w, 1);
+      lines = min(grad_rows, axis[1].taps - begin_h);
+      places = min(grad_columns, axis[2].taps - begin_w);
+      grad_h = {begin_h, 1, axis[1].taps};
+      grad_w = {begin_w, 1, axis[2].taps};
+      rows.source += begin_h * rows.delta;
+      columns.source += begin_w * columns.delta;
+    } else {
+      rows = span_of(axis[1], apart_h, tile_h, height, step_h, 1);
+      columns = span_of(axis[2], apart_w, tile_w, width, step_w, 1);
+      lines = min(height, rows.left);
+      places = min(width, columns.left);
+      grad_h = {rows.result, apart_h, rows.results};
+      grad_w = {columns.result, apart_w, columns.results};
     }
-#pragma unroll
-    for (int j = 0; j < ACROSS; ++j) {
-      const int w = axis[2].source(q, s + j);
-      if (s + j >= axis[2].taps) break;
-      const bool beside = unsigned(d) >= unsigned(axis[0].sources) || unsigned(w) >= unsigned(axis[2].sources);
-      const int length = beside ? 0 : axis[1].sources;
-      const T* column = cells + n * p.a[0] + d * p.a[2] + w * p.a[4];
-      Acc cell[CELLS];
-#pragma unroll
-      for (int i = 0; i < CELLS; ++i) {
-        const int h = axis[1].source(start, r + i);
-        cell[i] = unsigned(h) < unsigned(length) ? conjugate_if(p.conjugate, widen(column[h * p.a[3]])) : Acc{};
-      }
-#pragma unroll
-      for (int o = 0; o < OUT; ++o) {
-        if (start + o * apart >= axis[1].outputs) break;  // an infinite cell must not meet a gradient that is not there
-#pragma unroll
-        for (int i = 0; i < TAPS; ++i) sum[i][j] = multiply_add(grad[o], cell[o * STEP + i], sum[i][j]);
+    if (lines <= 0 || places <= 0 || (ANY && (rows.left <= 0 || columns.left <= 0))) continue;
+    const int d = shown(p.mode, axis[0].source(z, t), axis[0].sources);
+    const bool beside = unsigned(d) >= unsigned(axis[0].sources);
+    const Channels of_x{first, multiplier, beside ? 0 : count, p.a[1]}, of_dy{first, 1, count, p.b[1]};
+    const T* const x = static_cast<const T*>(a) + n * p.a[0] + d * p.a[2];
+    const T* const dy = static_cast<const T*>(b) + p.b_start + n * p.b[0] + z * p.b[2];
+    const int brought = cells_of(ANY ? min(height, rows.left) : lines, step_h, ANY ? lines : R);
+    const int wide = cells_of(ANY ? min(width, columns.left) : places, step_w, ANY ? places : S);
+    bring<LAST, THREADS>(whole_dy, dy, of_dy, held, share, grad_h, lines, p.b[3], grad_w, places, p.b[4], ZEROS, false,
+                         grads);
+    bring<LAST, THREADS>(whole_x, x, of_x, held, share, rows, brought, p.a[3], columns, wide, p.a[4], p.mode,
+                         p.conjugate, cells);
+    __syncthreads();  // all is there
+    if (strip.exists) {
+      const Acc* const corner = cells.at(strip.channel, strip.row * ROWS * step_h, strip.column * OUT * step_w);
+      if constexpr (ANY) {
+        // Threads of a group share lines of dy, or whole vectors of a single line.
+        const bool by_line = grad_rows > 1;
+        const int all = by_line ? lines : places, most = (all + groups - 1) / groups, each = by_line ? most : (most + 3) / 4 * 4;
+        const Run run{min(strip.group * each, all), min((strip.group + 1) * each, all)};
+        add_runs<LAST, grads.CELL>(sum, corner, cells.line, step_h, step_w, grads.data + strip.channel * grads.plane,
+                                   grads.line, by_line ? run : Run{0, lines}, by_line ? Run{0, places} : run);
+      } else {
+        const int row = strip.row * ROWS, column = strip.column * OUT;
+        add_pairs<LAST, R, S, STEP, ROWS, OUT>(sum, corner, cells.line, grads.at(strip.channel, row, column), grads.line,
+                                               lines - row, places - column);
       }
     }
+    __syncthreads();  // all have read it
   }
 
-#pragma unroll
-  for (int i = 0; i < TAPS; ++i)
-#pragma unroll
-    for (int j = 0; j < ACROSS; ++j) total[i * ACROSS + j][threadIdx.x] = sum[i][j];
-  block_sum(total, lanes);
-  const Index copy = p.out_start + digit[0] * filters * axis[0].taps * axis[1].taps * axis[2].taps;
-#pragma unroll 1
-  for (int cell = threadIdx.x / lanes; cell < TAPS * ACROSS; cell += THREADS / lanes) {
-    const int i = r + cell / ACROSS, j = s + cell % ACROSS;
-    if (k < filters && i < axis[1].taps && j < axis[2].taps)
-      store<T>(p, out, copy + k * p.out[0] + t * p.out[2] + i * p.out[3] + j * p.out[4],
-               total[cell][threadIdx.x % lanes]);
+  const Index copy = p.out_start + part * filters * axis[0].taps * (ANY ? axis[1].outputs : axis[1].taps) *
+                                       (ANY ? axis[2].outputs : axis[2].taps);
+  const auto put = [&](int channel, Index r, Index s, Acc total) {
+    if (channel < count)
+      store<T>(p, out, copy + (first + channel) * p.out[0] + t * p.out[2] + r * p.out[3] + s * p.out[4], total);
+  };
+  auto& sums = reinterpret_cast<Acc(&)[SUMS_R * SUMS_S]>(sum);
+  if constexpr (ANY) {
+    const Span rows = span_of(axis[1], apart_h, int(digit[1]), height, step_h, 1);
+    const Span columns = span_of(axis[2], apart_w, int(digit[0]), width, step_w, 1);
+    const int places = strips * (LAST ? 32 : held);
+    add_up<T, THREADS>(sums, places, 1, groups, places, shared, [&](int place, int i, Acc total) {
+      const int channel = LAST ? place % 32 : place / strips, number = LAST ? place / 32 : place % strips;
+      const int r = number / along * ROWS + i / OUT, s = number % along * OUT + i % OUT;
+      if (r < rows.left && s < columns.left) put(channel, rows.result_at(r), columns.result_at(s), total);
+    });
+  } else {
+    add_up<T, THREADS>(sums, held, LAST ? 1 : strips, strips, LAST ? 32 : 1, shared,
+                       [&](int place, int i, Acc total) { put(place, i / S, i % S, total); });
   }
 }

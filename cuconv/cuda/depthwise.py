@@ -1,197 +1,409 @@
-"""`depthwise`: groups == C, by windows that slide in registers. See cuda_src/depthwise.cuh."""
+"""`depthwise`: groups == C, by tiles in shared memory. See cuda_src/depthwise.cuh."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..dtypes import DTYPES
 from ..problem import ConvProblem, Request
 from .cost import Threads, real_products, seconds
 from .device import Device
-from .geometry import axes, digits
-from .kernel import Kernel, Launch
+from .geometry import Fields, axes, digits, divisor
+from .kernel import VECTOR, Kernel, Launch
 from .schedule import (
     C_TYPES,
     LIMIT,
-    THREADS,
     Draft,
     beyond_32_bits,
-    lanes_of,
-    parts,
+    padding_is_near,
     per,
     reduce_seconds,
+    seen_by,
     split_sum,
-    zero_padded,
 )
 
-TAPS = 4
-"""Taps on the sliding axis, and for the weight gradient on the last one too, that are done at once."""
+THREADS = 256
+
+SHARED = 63 << 10
+"""Bytes of shared memory that a block may have: every architecture has so much, and most can have several blocks."""
+
+LANES = 32
+"""Channels that neighbouring threads have in channels-last arrays."""
+
+BLOCKS = 528
+"""A weight gradient is cut into parts until there are so many blocks."""
+
+reads_padding = padding_is_near
+
+
+class Shape(NamedTuple):
+    """Template arguments: results of a thread, taps that are unrolled or 0, cells between results, results between taps."""
+
+    rows: int
+    out: int
+    taps_r: int = 0
+    taps_s: int = 0
+    step: int = 1
+    spread: int = 1
+
+
+@dataclass(frozen=True)
+class Line:
+    """One axis as a block sees it: results, taps, cells from one result to the next, how many results interleave, and cells
+    from one tap to the next in the source."""
+
+    results: int
+    taps: int
+    step: int
+    apart: int
+    delta: int
+
+    def tiles(self, length: int) -> int:
+        return self.apart * per(per(self.results, self.apart), length)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a block does: strips along columns and rows, channels, and into how many passes taps are cut."""
+
+    along: int
+    across: int
+    held: int
+    cut_s: int
+    cut_r: int
+    shared_bytes: int
+    positions: int
+    cost: float
+
+
+class View(NamedTuple):
+    """A request as a template sees it: the order of axes, the template, its shape, rows and columns, channels of the
+    result, whether threads lie along channels."""
+
+    order: tuple[int, int, int]
+    template: str
+    shape: Shape
+    rows: Line
+    columns: Line
+    channels: int
+    last: bool
 
 
 def build(draft: Draft) -> list[Launch]:
-    op, dtype, problem = draft.request.op, draft.request.dtype, draft.problem
-    order, shape, pixels, items = _strips(draft.request, problem)
-    if op == "wgrad":
-        kernel = _kernel(op, dtype, (*shape[:3], TAPS))
-        tiles, cut = _parts(problem, order, items, draft.lanes)
-        fields = {"axis": axes(problem, order), "items": items, "digit": digits(pixels)}
-        return split_sum(draft, kernel, tiles, fields, cut, axes=order)
-    channels = _channels(problem, op) // shape[-1]
-    numbers = (channels, *pixels[:2]) if draft.lanes > 1 else pixels
-    fields = draft.fields(axis=axes(problem, order), items=items, digit=digits(numbers))
-    blocks = _images(problem, op) * per(items, THREADS)
-    return [draft.launch(_kernel(op, dtype, shape), blocks, fields, axes=order)]
+    request, problem = draft.request, draft.problem
+    view, tile = _plan(request, problem)
+    kernel = _kernel(view.template, request.dtype, view.last, view.shape)
+    first = view.order[0]
+    lanes = LANES if view.last else _lanes(request, tile)
+    places = min(THREADS // lanes, _power_of_two(tile.positions))
+    rows, columns = view.rows, view.columns
+    height, width = tile.across * view.shape.rows, tile.along * view.shape.out
+    tiles_w, tiles_h = columns.tiles(width), rows.tiles(height)
+    tiles_c = per(view.channels, tile.held)
+    shared: Fields = {"channels": tile.held, "lanes": lanes, "group": divisor(places)}
+    if not reads_padding(request):  # no cell is outside, as where all is cropped, or outside are zeros
+        shared["mode"] = 0
+    strips = (tile.along, tile.across)
+    if view.template != "conv_wgrad_depthwise":
+        cells = (problem.output if request.op == "fprop" else problem.input)[first]
+        residues = 1
+        if view.template == "conv_residues_depthwise":
+            cells = per(cells, problem.stride[first])
+            residues = math.prod(problem.stride)
+        fields = draft.fields(
+            axis=_gather_axes(request, problem, view),
+            digit=digits((tiles_w, tiles_h, tiles_c, cells, *strips)),
+            pixel=tuple(map(divisor, (tile.cut_s, tile.cut_r, 1))),
+            **shared,
+        )
+        blocks = problem.n * residues * cells * tiles_c * tiles_h * tiles_w
+        return [draft.launch(kernel, blocks, fields, axes=view.order, shared_bytes=tile.shared_bytes)]
+    taps, cells = problem.filter[first], problem.output[first]
+    if view.shape.taps_r:
+        passes, (tiles_w, tiles_h) = (tiles_w, tiles_h), (1, 1)
+    else:
+        passes = (tile.cut_s, tile.cut_r)
+    items = problem.n * cells * math.prod(passes)
+    blocks = taps * tiles_c * tiles_h * tiles_w
+    fields = {
+        "axis": _gather_axes(request, problem, view),
+        "digit": digits((tiles_w, tiles_h, tiles_c, taps, *strips)),
+        "pixel": tuple(map(divisor, (*passes, cells))),
+        "items": items,
+        **shared,
+    }
+    return split_sum(
+        draft, kernel, blocks, fields, _cut(items, blocks), axes=view.order, shared_bytes=tile.shared_bytes
+    )
+
+
+def _cut(items: int, blocks: int) -> tuple[int, int]:
+    """(parts, items of each) of a weight gradient."""
+    chunk = per(items, min(max(per(BLOCKS, max(blocks, 1)), 1), max(items, 1)))
+    return max(per(items, max(chunk, 1)), 1), max(chunk, 1)
 
 
 def applies(request: Request, device: Device | None) -> str | None:
-    problem = zero_padded(request)
+    problem = seen_by(reads_padding, request)
     if problem.c != problem.groups:
         return f"it needs groups == C, and groups is {problem.groups}, C {problem.c}"
     if reason := beyond_32_bits(request):
         return reason
-    (_, sliding, _), _, _, items = _strips(request, problem)
-    if problem.dilation[sliding] * (problem.filter[sliding] + 16) >= LIMIT:
-        return "its strips would reach over 2^30 cells or more"
-    if items >= LIMIT:
-        return f"it would take {items} work items, 2^30 or more"
-    if request.op != "wgrad" and _images(problem, request.op) * per(items, THREADS) >= 2 * LIMIT:
-        return "it would take 2^31 blocks or more"
+    view, tile = _plan(request, problem)
+    height, width = tile.across * view.shape.rows, tile.along * view.shape.out
+    for line, length in ((view.rows, height), (view.columns, width)):
+        if (length * line.step + line.taps) * line.delta >= LIMIT:
+            return "its tiles would reach over 2^30 cells or more"
     return None
 
 
 def estimate(request: Request, device: Device | None) -> float:
     assert device is not None
-    op, problem, item = request.op, zero_padded(request), DTYPES[request.dtype].itemsize
-    order, (out, step, taps, wide), _, items = _strips(request, problem)
-    each, lanes = real_products(request), lanes_of(request)
-    cells = (out - 1) * step + taps
-    if op == "wgrad":
-        tiles, (splits, chunk) = _parts(problem, order, items, lanes)
-        strips, width = chunk * lanes / THREADS, problem.filter[order[2]]
-        across, inside = width / per(width, TAPS), _inside(problem)  # only what is there is loaded
-        rows = 1 if lanes > 1 else 4 + min(6, 42 / problem.output[order[2]])  # that a warp's cells are in
-        products = strips * out * taps * across
-        threads = Threads(
-            splits * tiles, THREADS, 5,
-            instructions=strips * inside * (170 + 155 * across) + (each - 1) * products,
-            products=each * products,
-            waits=strips,
-            lines=strips * inside * across * cells * rows,
-        )  # fmt: skip
-        return seconds(request, device, threads, request.bytes) + reduce_seconds(request, device, splits)
-    residues = problem.stride if op == "dgrad" else (1, 1, 1)
-    first, sliding, last = (problem.filter[axis] / residues[axis] for axis in order)
-    sources = problem.k // max(problem.c, 1) if op == "dgrad" else 1
-    passes = sources * first * last * math.ceil(sliding / taps)
-    products = passes * out * taps * wide
-    # A filter's taps lie between those of neighbouring channels in channels-last filters.
-    neighbours = min(32, _channels(problem, op) // wide) if lanes > 1 else 1
-    apart = wide * math.prod(problem.filter) * item
-    # So do the channels of dy that belong to one of dx; 28 lines take as long as 32 sectors from the L2.
-    spread = max(2.5, min(28, sources * item / 2)) if lanes > 1 else 2.5
+    problem = seen_by(reads_padding, request)
+    view, tile = _plan(request, problem)
+    height, width = tile.across * view.shape.rows, tile.along * view.shape.out
+    blocks = view.rows.tiles(height) * view.columns.tiles(width) * per(view.channels, tile.held)
     threads = Threads(
-        _images(problem, op) * per(items, THREADS), THREADS, 7 if op == "fprop" and wide == 1 else 4,
-        instructions=_STRIP[op] + 50 * out * (wide - 1) + passes * 120 + (2.5 + each) * products,
-        products=each * products,
-        waits=passes,
-        lines=passes * (spread * cells + taps * wide * max(1, neighbours * min(1, apart / 128))),
-    )  # fmt: skip
+        blocks, THREADS, 2, instructions=32 * tile.cost / THREADS / max(blocks, 1), waits=4
+    )
+    del real_products, reduce_seconds
     return seconds(request, device, threads, request.bytes)
 
 
-_STRIP = {"fprop": 500, "dgrad": 900}
-"""Instructions to find a strip and to put its results in their places."""
+# -- what is compiled ---------------------------------------------------------------------------------
+
+_GATHERS = (
+    Shape(8, 4, 3, 3),
+    Shape(8, 4, 5, 5),
+    Shape(4, 4, 7, 7),
+    Shape(4, 4, 3, 3, step=2),
+    Shape(8, 4, 3, 3, spread=2),
+)
+"""Unrolled filters of fprop and dgrad, for floats of up to 32 bits."""
+
+_WGRADS = (Shape(4, 4, 3, 3), Shape(4, 4, 5, 5), Shape(4, 4, 7, 7), Shape(4, 4, 3, 3, step=2))
+
+
+
+def _any(dtype: str) -> tuple[Shape, Shape]:
+    """For any filter: of planes, and of lines."""
+    item = DTYPES[DTYPES[dtype].accumulator].itemsize
+    return Shape(4 if item == 4 else 2, 4), Shape(1, 8 if item <= 8 else 4)
+
+
+def _unrolled(dtype: str, op: str) -> tuple[Shape, ...]:
+    if DTYPES[dtype].accumulator != "float32":
+        return ()
+    return _WGRADS if op == "wgrad" else _GATHERS
 
 
 def kernels(dtype: str) -> Iterator[Kernel]:
     """Every instance for a dtype."""
-    vector = _vector(dtype)
-    wide = ((4, 1, TAPS, vector),) if vector > 1 else ()
-    shapes = {
-        "fprop": ((8, 1, TAPS, 1), (4, 2, TAPS, 1), (1, 1, TAPS, 1), *wide),
-        "dgrad": ((8, 1, TAPS, 1), *wide),
-        "wgrad": ((4, 1, TAPS, TAPS), (4, 2, TAPS, TAPS), (1, 1, TAPS, TAPS)),
-    }
-    for op, found in shapes.items():
-        yield from (_kernel(op, dtype, shape) for shape in found)
+    for last in (False, True)[: 1 if dtype == "complex128" else 2]:
+        for shape in (*_unrolled(dtype, "fprop"), *_any(dtype)):
+            yield _kernel("conv_gather_depthwise", dtype, last, shape)
+        for shape in _any(dtype):
+            yield _kernel("conv_residues_depthwise", dtype, last, shape)
+        for shape in (*_unrolled(dtype, "wgrad"), *_any(dtype)):
+            yield _kernel("conv_wgrad_depthwise", dtype, last, shape)
 
 
-def _kernel(op: str, dtype: str, shape: tuple[int, ...]) -> Kernel:
-    return Kernel("depthwise.cuh", f"conv_{op}_depthwise", (C_TYPES[dtype], THREADS, *shape), THREADS)
+def _kernel(template: str, dtype: str, last: bool, shape: Shape) -> Kernel:
+    count = {"conv_gather_depthwise": 6, "conv_wgrad_depthwise": 5, "conv_residues_depthwise": 2}[template]
+    arguments = (C_TYPES[dtype], THREADS, int(last), *shape[:count])
+    return Kernel("depthwise.cuh", template, arguments, THREADS, residents=2)
 
 
-def _vector(dtype: str) -> int:
-    """How many channels a vector of 8 bytes has."""
-    return max(8 // DTYPES[dtype].itemsize, 1)
+# -- how a problem is cut into tiles ------------------------------------------------------------------
 
 
-def _order(problem: ConvProblem, channels_last: bool) -> tuple[int, int, int]:
-    """(first, sliding, last) axis. Neighbouring threads differ in the last one, if not in channels."""
-    candidates: tuple[int, ...] = (1, 0, 2) if channels_last else (1, 0)
-    if not channels_last and problem.filter[0] == problem.filter[1] == 1:
-        candidates = (2,)
-    sliding = max(candidates, key=lambda axis: (problem.filter[axis], problem.output[axis] > 1))
-    first, last = (axis for axis in range(3) if axis != sliding)
-    return first, sliding, last
+def _order(problem: ConvProblem) -> tuple[int, int, int]:
+    """(first axis, rows, columns): neighbouring columns are neighbours in memory."""
+    columns = next((axis for axis in (2, 1, 0) if problem.output[axis] > 1 or problem.input[axis] > 1), 2)
+    rows, first = sorted(
+        {0, 1, 2} - {columns}, key=lambda axis: (-problem.filter[axis], problem.output[axis] == 1, -axis)
+    )
+    return first, rows, columns
 
 
-def _strips(
-    request: Request, problem: ConvProblem
-) -> tuple[tuple[int, int, int], tuple[int, int, int, int], tuple[int, int, int], int]:
-    """The order of axes, (OUT, STEP, TAPS, WIDE) of the kernel, its strips on each axis, and its work items.
-
-    The strips are counted on the last axis, the sliding and the first one, and are those of one residue. The
-    work items are those of one image and residue, or for the weight gradient of all images.
-    """
-    op, channels_last = request.op, request.layout == "channels_last"
-    first, sliding, last = order = _order(problem, channels_last)
-    extents = problem.output
-    if op == "dgrad":  # of the first residue, which has the most
-        extents = tuple(per(h, s) for h, s in zip(problem.input, problem.stride, strict=True))
-    common = math.gcd(problem.stride[sliding], problem.dilation[sliding])
-    step = 1 if op == "dgrad" else problem.stride[sliding] // common
-    apart = problem.dilation[sliding] // common
-    vector = _vector(request.dtype)
-    if step > 2 or (extents[sliding] <= apart and op != "dgrad"):
-        out, step, apart, vector = 1, 1, 1, 1
-    elif op == "wgrad":
-        out, vector = 4, 1
-    elif channels_last and vector > 1 and step == 1 and problem.k == problem.c and problem.c % vector == 0:
-        out = 4
-    else:
-        out, vector = (8 if step == 1 else 4), 1
-    whole, rest = divmod(extents[sliding], apart * out)
-    strips = whole * apart + min(rest, apart)
-    pixels = (extents[last], strips, extents[first])
-    outer = problem.n if op == "wgrad" else _channels(problem, op) // vector
-    return order, (out, step, TAPS, vector), pixels, outer * math.prod(pixels)
+def _plan(request: Request, problem: ConvProblem) -> tuple[View, Tile]:
+    return _planned(request.op, request.dtype, request.layout == "channels_last", problem)
 
 
-def _parts(
-    problem: ConvProblem, order: tuple[int, int, int], items: int, lanes: int
-) -> tuple[int, tuple[int, int]]:
-    """How many blocks a part of a weight gradient takes, and how its sums are cut."""
-    first, sliding, last = (problem.filter[axis] for axis in order)
-    tiles = per(problem.k, lanes) * first * per(sliding, TAPS) * per(last, TAPS)
-    return tiles, parts(items, tiles, 4 / lanes)
+@functools.lru_cache(4096)
+def _planned(op: str, dtype: str, channels_last: bool, problem: ConvProblem) -> tuple[View, Tile]:
+    order = _order(problem)
+    lines = [_line(op, problem, axis) for axis in order[1:]]
+    rows, columns = lines
+    channels = max(problem.c if op == "dgrad" else problem.k, 1)
+    template = "conv_wgrad_depthwise" if op == "wgrad" else "conv_gather_depthwise"
+    taps = tuple(problem.filter[axis] for axis in order[1:])
+    stride, dilation = (
+        tuple(extents[axis] for axis in order) for extents in (problem.stride, problem.dilation)
+    )
+    shape = None
+    for candidate in _unrolled(dtype, op):
+        if (candidate.taps_r, candidate.taps_s) != taps:
+            continue
+        if op == "dgrad":
+            fits = stride == ((1,) * 3 if candidate.spread == 1 else (1, 2, 2)) and candidate.step == 1
+            fits = fits and (candidate.spread == 1 or dilation[1:] == (1, 1))
+        else:
+            steps = {s // math.gcd(s, d) for s, d in zip(stride[1:], dilation[1:], strict=True)}
+            fits = steps == {candidate.step} and candidate.spread == 1
+        if fits:
+            shape = candidate
+            break
+    if shape is None:
+        if op == "dgrad" and math.prod(problem.stride) > 1:
+            template = "conv_residues_depthwise"
+        if op == "wgrad":  # a gather of taps
+            rows, columns = (_line("taps", problem, axis) for axis in order[1:])
+        shape = _any(dtype)[rows.results == 1]
+    elif shape.spread == 2:
+        rows, columns = (_spread(problem, axis) for axis in order[1:])
+    last = channels_last and channels >= LANES // 2 and math.prod(taps) <= 64 and dtype != "complex128"
+    view = View(order, template, shape, rows, columns, channels, last)
+    tile = _tile(view, op, dtype)
+    if tile is None:
+        view = view._replace(last=False)
+        tile = _tile(view, op, dtype)
+    assert tile is not None
+    return view, tile
 
 
-def _inside(problem: ConvProblem) -> float:
-    """About the share of all pairs of an output cell and a tap that meet in a cell of the input."""
-    share = 1.0
-    for axis, (before, after) in enumerate(problem.padding):
-        pairs = problem.output[axis] * problem.filter[axis]
-        outside = (before**2 + after**2) / (2 * problem.stride[axis] * problem.dilation[axis])
-        share *= max(0.1, 1 - outside / pairs)
-    return share
+def _line(op: str, problem: ConvProblem, axis: int) -> Line:
+    stride, dilation = problem.stride[axis], problem.dilation[axis]
+    common = math.gcd(stride, dilation)
+    step, apart = stride // common, dilation // common
+    results, taps = problem.output[axis], problem.filter[axis]
+    if op == "dgrad":
+        results = per(problem.input[axis], stride)
+        return Line(results, per(taps, step), 1, apart, apart)
+    if op == "taps":
+        return Line(taps, results, apart, min(step, max(taps, 1)), stride)
+    return Line(results, taps, step, min(apart, max(results, 1)), dilation)
 
 
-def _channels(problem: ConvProblem, op: str) -> int:
-    """The result's channels."""
-    return problem.c if op == "dgrad" else problem.k
+def _spread(problem: ConvProblem, axis: int) -> Line:
+    """An axis of dgrad with stride 2, where taps meet every second result: see described_axis in depthwise.cuh."""
+    begin = problem.padding[axis][0] - (problem.filter[axis] - 1)
+    return Line(problem.input[axis] + begin % 2, problem.filter[axis], 1, 1, 1)
 
 
-def _images(problem: ConvProblem, op: str) -> int:
-    """How often the items of an image are done: for every image, and every residue of the stride."""
-    return problem.n * (math.prod(problem.stride) if op == "dgrad" else 1)
+def _gather_axes(request: Request, problem: ConvProblem, view: View) -> tuple[object, ...]:
+    """The members of Params.axis."""
+    standard = axes(problem, view.order)
+    if view.template == "conv_residues_depthwise" or (request.op == "wgrad" and view.shape.taps_r):
+        found = [list(axis) for axis in standard]
+        if request.op == "wgrad":
+            for axis, line in zip(found[1:], (view.rows, view.columns), strict=True):
+                axis[7] = line.apart
+        return tuple(map(tuple, found))
+    lines = (None, view.rows, view.columns)
+    found = []
+    for axis, line in zip(view.order, lines, strict=True):
+        x, r, y = problem.input[axis], problem.filter[axis], problem.output[axis]
+        stride, dilation, before = problem.stride[axis], problem.dilation[axis], problem.padding[axis][0]
+        step, apart = (line.step, line.apart) if line else (1, 1)
+        if request.op == "fprop" or (request.op == "wgrad" and line is None):
+            described = (x, r, y, stride, dilation, before, step, apart)
+        elif request.op == "dgrad":
+            described = (y, r, x, 1, dilation, (r - 1) * dilation - before, -1, apart)
+        else:
+            described = (x, y, r, dilation, stride, before, step, apart)
+        found.append((*described, divisor(described[3])))
+    return tuple(found)
+
+
+def _tile(view: View, op: str, dtype: str) -> Tile | None:
+    """The cheapest tile whose cells fit in shared memory."""
+    shape, rows, columns = view.shape, view.rows, view.columns
+    strips_w = per(per(columns.results, columns.apart), shape.out)
+    strips_h = per(per(rows.results, rows.apart), shape.rows)
+    slots = THREADS // LANES if view.last else THREADS
+    best: Tile | None = None
+    for along in _shares(strips_w, slots):
+        for across in _shares(strips_h, slots // along):
+            most = LANES if view.last else min(view.channels, slots // (along * across))
+            for held in dict.fromkeys((most, per(most, 2), per(most, 4), 1)) if not view.last else (LANES,):
+                tile = _fitted(view, op, dtype, along, across, held)
+                if tile and (best is None or tile.cost < best.cost):
+                    best = tile
+    return best
+
+
+def _shares(strips: int, most: int) -> Iterator[int]:
+    """How many of so many strips a tile may have on an axis, cut evenly."""
+    found = (per(strips, parts) for parts in range(max(per(strips, most), 1), max(per(strips, most), 1) + 8))
+    yield from dict.fromkeys(max(1, share) for share in found)
+
+
+def _fitted(view: View, op: str, dtype: str, along: int, across: int, held: int) -> Tile | None:
+    """A tile with as few passes as fit, and what all blocks of the problem take with it, in instructions of warps."""
+    shape, rows, columns, last = view.shape, view.rows, view.columns, view.last
+    item = DTYPES[DTYPES[dtype].accumulator].itemsize
+    wgrad, unrolled = op == "wgrad", bool(shape.taps_r)
+    height, width = across * shape.rows, along * shape.out
+    taps_r, taps_s = rows.taps, columns.taps
+    cut_r = cut_s = 1
+    if wgrad and not unrolled:  # passes over dy need not be longer than what fills shared memory well
+        cut_s = per(taps_s, 4096)
+    while True:
+        part_r, part_s = per(max(taps_r, 1), cut_r), per(max(taps_s, 1), cut_s)
+        lines = ((height - 1) * rows.step + part_r - 1) // shape.spread + 1
+        cells = ((width - 1) * columns.step + part_s - 1) // shape.spread + 1
+        brought = _shelf(last, held, lines, cells)
+        if not wgrad:
+            if last:
+                weights = part_r * part_s * (LANES + 1)
+            else:
+                weights = held * (part_r * part_s | 1 if unrolled else part_r * per(part_s, 4) * 4)
+            size = max(per(weights, 4) * 4 + brought + 8 * (LANES if last else 1), _shelf(last, held, height, width))
+        else:
+            grads = _shelf(last, held, height, width) if unrolled else _shelf(last, held, part_r, part_s)
+            size = max(grads + brought + 8 * (LANES if last else 1), (8 if item > 8 else 16) * THREADS)
+            weights = grads
+        if size * item <= SHARED:
+            break
+        if unrolled or (part_r == 1 and part_s <= 4):
+            return None
+        if part_r > 1 and (part_r > 4 or part_s < 64):
+            cut_r = per(taps_r, part_r - max(1, part_r // 4))
+        else:
+            cut_s = per(taps_s, max(part_s - max(4, part_s // 4), 4))
+    passes = cut_r * cut_s
+    blocks = rows.tiles(height) * columns.tiles(width) * per(view.channels, held)
+    warps = per(along * across * held, 32) if not last else along * across
+    results, products = shape.rows * shape.out, part_r * part_s
+    copies = 3 if last else 5 + 14 / held
+    groups = 1
+    if wgrad and not unrolled:
+        groups = max(THREADS // (along * across * (LANES if last else held)), 1)
+        warps = min(warps * groups, THREADS // 32)
+    multiply = results * products / groups
+    each = (brought + weights) / 32 * copies + warps * multiply * (1.1 if last or unrolled else 1.05)
+    cost = blocks * (passes * (each + THREADS / 32 * 60) + THREADS / 32 * (150 + 5 * results))
+    positions = max(lines * cells, height * width)
+    return Tile(along, across, held, cut_s, cut_r, per(size * item, 16) * 16, positions, cost)
+
+
+def _shelf(last: bool, held: int, lines: int, width: int) -> int:
+    """Elements of a Shelf in depthwise.cuh."""
+    return lines * width * LANES if last else held * lines * per(width, 4) * 4
+
+
+def _lanes(request: Request, tile: Tile) -> int:
+    """How many threads copy neighbouring channels."""
+    if request.layout != "channels_last":
+        return 1
+    return min(_power_of_two(tile.held), LANES)
+
+
+def _power_of_two(number: int) -> int:
+    """The least power of two that is as large."""
+    return 1 << max(number - 1, 0).bit_length()

@@ -27,8 +27,9 @@
 //
 // What launches say (cuda/depthwise.py): `channels` are those of a block; digit[] counts tiles of columns, of rows, of
 // channels, and the first axis's cells; digit[4] and digit[5] are a tile's strips along columns and rows; pixel[] how
-// many passes a filter's columns and rows take (in wgrad tiles or passes of dy, and its first axis); `lanes` and
-// `group`, powers of two, how many neighbouring threads copy channels of one position, and how many positions.
+// many passes a filter's columns and rows take (in wgrad tiles or passes of dy, and its first axis); `group` is the
+// multiplier; by_stride is of columns and rows how many results interleave, of the first axis how many cells a line of
+// a tile has; `lanes`, a power of two, is how many neighbouring threads copy channels of one position.
 //
 // Preconditions (cuda/depthwise.py): groups == C; coordinates fit 31 bits; what a block needs fits shared memory. It
 // exists since these are bound by memory: as a product they are one row thin.
@@ -48,9 +49,10 @@ struct Span {
 };
 
 // Tiles of `length` results follow one another, those of one `apart` from another interleaved.
-__device__ inline Span span_of(const GatherAxis& axis, int apart, int index, int length, int step, int spread) {
-  const int phase = apart == 1 ? 0 : index % apart, first = (apart == 1 ? index : index / apart) * length;
-  const int result = phase + first * apart, more = axis.outputs - result;
+__device__ inline Span span_of(const GatherAxis& axis, const Divisor& interleaved, int index, int length, int step,
+                               int spread) {
+  const int apart = int(interleaved.divisor), run = divide_small(index, interleaved), phase = index - run * apart;
+  const int first = run * length, result = phase + first * apart;
   return {axis.start + phase * axis.step + first * step / spread * axis.delta,
           axis.delta,
           axis.sources,
@@ -58,7 +60,7 @@ __device__ inline Span span_of(const GatherAxis& axis, int apart, int index, int
           apart,
           axis.outputs,
           step,
-          apart == 1 ? more : (more + apart - 1) / apart};
+          divide_small(max(axis.outputs - result + apart - 1, 0), interleaved)};
 }
 
 // A gather that the launch has described: see gather_axes in cuda/depthwise.py. With SPREAD = 2 results begin at the
@@ -103,22 +105,25 @@ struct Shelf {
 
 // The channels of a tile in the source: channel i of the tile is channel (first + i) / repeat, `step` elements apart.
 struct Channels {
-  int first, repeat, count;
+  int first, count;
+  const Divisor& repeat;
   Index step;
 
-  __device__ Index offset(int i) const { return (repeat == 1 ? first + i : (first + i) / repeat) * step; }
+  __device__ Index offset(int i) const { return divide_small(first + i, repeat) * step; }
 };
 
-// Which cells a thread copies: channels from `channel` on, every `channels`-th; positions likewise.
+// Which cells a thread copies: channels from `channel` on, every `channels`-th; positions likewise. All are powers of two.
 struct Share {
   int channel, channels, position, positions;
 
-  __device__ Share(int threads, int lanes, int places) {
-    const int rest = threadIdx.x / lanes;
-    channel = threadIdx.x % lanes + rest / places * lanes;
-    channels = threads / places;
-    position = rest % places;
-    positions = places;
+  // Of `threads`, `lanes` neighbours copy one position; if there are fewer positions, others copy more channels.
+  __device__ Share(int threads, int lanes, int number) {
+    const int lane_bits = __popc(lanes - 1), rest = int(threadIdx.x) >> lane_bits;
+    const int bits = min(32 - __clz(number - 1), __popc(threads - 1) - lane_bits);
+    position = rest & ((1 << bits) - 1);
+    positions = 1 << bits;
+    channel = (int(threadIdx.x) & (lanes - 1)) + (rest >> bits << lane_bits);
+    channels = threads >> bits;
   }
 };
 
@@ -126,7 +131,7 @@ struct Share {
 struct Position {
   int row, column;
 
-  __device__ Position(int number, int width) : row(number / width), column(number % width) {}
+  __device__ Position(int row, int rest) : row(row), column(rest) {}
   __device__ void advance(const Position& by, int width) {
     row += by.row;
     column += by.column;
@@ -142,7 +147,7 @@ constexpr int VECTOR_OF = 16 / int(sizeof(T));
 // Shares of 32 channels in vectors.
 template <typename T, int THREADS>
 __device__ inline Share vector_share() {
-  return Share(THREADS, 32 / VECTOR_OF<T>, THREADS * VECTOR_OF<T> / 32);
+  return Share(THREADS, 32 / VECTOR_OF<T>, THREADS);
 }
 
 // Whether an array can be read in vectors of channels: they are contiguous, and all else is aligned.
@@ -153,44 +158,64 @@ __device__ inline bool in_vectors(const void* data, const Index (&stride)[5], In
   return stride[1] == 1 && steps % VECTOR == 0 && reinterpret_cast<size_t>(data) % (VECTOR * sizeof(T)) == 0;
 }
 
-// The cell of the source that a coordinate shows, which may be none of them.
-__device__ inline int shown(Index mode, int at, int sources) {
-  return mode == ZEROS ? at : padded_source(mode, at, sources);
-}
+// What a coordinate of an axis shows: itself, or beside the source a cell that is found by one product, or -1.
+struct Shown {
+  int sources, below, below_step, above, above_step;
 
-// Bring `rows.lines x columns.width` cells of the tile's `held` channels to shared memory, VECTOR channels at once.
+  // Of padding that is at most one period deep, as padded_source in padding.cuh says.
+  __device__ Shown(Index mode, int sources) : sources(sources), below(-1), below_step(0), above(-1), above_step(0) {
+    if (mode == ZEROS) return;
+    below_step = mode == CIRCULAR ? 1 : mode == REPLICATE ? 0 : -1;
+    above_step = below_step;
+    below = padded_source(mode, -1, sources) + below_step;
+    above = padded_source(mode, sources, sources) - above_step * sources;
+  }
+  __device__ int operator()(int at) const {
+    const int cell = at < 0 ? below + at * below_step : at >= sources ? above + at * above_step : at;
+    return unsigned(cell) < unsigned(sources) ? cell : -1;
+  }
+};
+
+// A part of an array on its way to shared memory: `lines` of cells from its spans on, of which the first `places` of
+// each line are wanted, and elements from one row or column to the next.
+struct Part {
+  Span rows, columns;
+  int lines, places;
+  Index row_step, column_step;
+};
+
+// Bring a part's cells, of the tile's `held` channels, to shared memory, VECTOR channels at once. Lines there have
+// `width` cells; a thread's first position is `at`, and the way to the next one `by`.
 template <typename T, int VECTOR, bool LAST>
-__device__ inline void bring(const T* source, const Channels& channels, int held, const Share& share, const Span& rows,
-                             int lines, Index row_step, const Span& columns, int width, Index column_step, Index mode,
-                             bool conjugate, const Shelf<Accumulator<T>, LAST>& to) {
+__device__ inline void bring(const T* source, const Channels& channels, int held, const Share& share, const Part& part,
+                             int width, Position at, const Position& by, Index mode, bool conjugate,
+                             const Shelf<Accumulator<T>, LAST>& to) {
   using Acc = Accumulator<T>;
-  constexpr int AT_ONCE = 4;
-  const int end = lines * width;
-  const Position step(share.positions, width);
-  Position at(share.position, width);
-  const auto place = [&](bool& inside) {
-    const int h = shown(mode, rows.source + at.row * rows.delta, rows.sources);
-    const int w = shown(mode, columns.source + at.column * columns.delta, columns.sources);
-    inside = unsigned(h) < unsigned(rows.sources) && unsigned(w) < unsigned(columns.sources);
-    return h * row_step + w * column_step;
-  };
-  if constexpr (LAST) {
-    const int channel = share.channel * VECTOR;
-    const bool exists = channel < channels.count;
-    const T* const from = source + channels.offset(channel);
+  constexpr int AT_ONCE = 4, CHANNELS = 2;
+  const int end = part.lines * width;
+  const Shown row(mode, part.rows.sources), column(mode, part.columns.sources);
+  const int channel = share.channel * VECTOR;
+  const T* const from = LAST ? source + channels.offset(channel) : source;
 #pragma unroll 1
-    for (int i = share.position; i < end; i += AT_ONCE * share.positions) {
-      Pack<T, VECTOR> pack[AT_ONCE];
-      int cell[AT_ONCE];
+  for (int i = share.position; i < end; i += AT_ONCE * share.positions) {
+    Index offset[AT_ONCE];
+    int cell[AT_ONCE];
+    bool inside[AT_ONCE];
 #pragma unroll
-      for (int u = 0; u < AT_ONCE; ++u) {
-        bool inside;
-        const Index offset = place(inside);
-        pack[u] = load_if(reinterpret_cast<const Pack<T, VECTOR>*>(from + offset),
-                          inside && exists && i + u * share.positions < end);
-        cell[u] = at.row * to.line + at.column * to.CELL + channel;
-        at.advance(step, width);
-      }
+    for (int u = 0; u < AT_ONCE; ++u) {
+      const int h = row(part.rows.source + at.row * part.rows.delta);
+      const int w = column(part.columns.source + at.column * part.columns.delta);
+      inside[u] = (h | w) >= 0 && at.column < part.places && i + u * share.positions < end;
+      offset[u] = h * part.row_step + w * part.column_step;
+      cell[u] = at.row * to.line + at.column * to.CELL;
+      at.advance(by, width);
+    }
+    if constexpr (LAST) {
+      Pack<T, VECTOR> pack[AT_ONCE];
+#pragma unroll
+      for (int u = 0; u < AT_ONCE; ++u)
+        pack[u] = load_if(reinterpret_cast<const Pack<T, VECTOR>*>(from + offset[u]),
+                          inside[u] && channel < channels.count);
 #pragma unroll
       for (int u = 0; u < AT_ONCE; ++u) {
         if (i + u * share.positions >= end) break;
@@ -200,49 +225,54 @@ __device__ inline void bring(const T* source, const Channels& channels, int held
           Pack<Acc, WIDE> wide;
 #pragma unroll
           for (int j = 0; j < WIDE; ++j) wide.value[j] = conjugate_if(conjugate, widen(pack[u].value[v + j]));
-          *reinterpret_cast<Pack<Acc, WIDE>*>(to.data + cell[u] + v) = wide;
+          *reinterpret_cast<Pack<Acc, WIDE>*>(to.data + cell[u] + channel + v) = wide;
         }
       }
-    }
-  } else {
+    } else {
 #pragma unroll 1
-    for (int i = share.position; i < end; i += share.positions) {
-      bool inside;
-      const T* const from = source + place(inside);
-      Acc* const cell = to.at(0, at.row, at.column);
-      at.advance(step, width);
-#pragma unroll 1
-      for (int c = share.channel; c < held; c += AT_ONCE * share.channels) {
-        T value[AT_ONCE];
+      for (int c = share.channel; c < held; c += CHANNELS * share.channels) {
+        T value[CHANNELS][AT_ONCE];
 #pragma unroll
-        for (int u = 0; u < AT_ONCE; ++u) {
-          const int channel = c + u * share.channels;
-          value[u] = load_if(from + channels.offset(channel), inside && channel < channels.count);
+        for (int j = 0; j < CHANNELS; ++j) {
+          const int number = c + j * share.channels;
+          const T* const plane = from + channels.offset(number);
+#pragma unroll
+          for (int u = 0; u < AT_ONCE; ++u)
+            value[j][u] = load_if(plane + offset[u], inside[u] && number < channels.count);
         }
 #pragma unroll
-        for (int u = 0; u < AT_ONCE; ++u) {
-          const int channel = c + u * share.channels;
-          if (channel < held) cell[channel * to.plane] = conjugate_if(conjugate, widen(value[u]));
+        for (int j = 0; j < CHANNELS; ++j) {
+          const int number = c + j * share.channels;
+          if (number >= held) break;
+#pragma unroll
+          for (int u = 0; u < AT_ONCE; ++u)
+            if (i + u * share.positions < end)
+              to.data[number * to.plane + cell[u]] = conjugate_if(conjugate, widen(value[j][u]));
         }
       }
     }
   }
 }
 
-// The same in vectors, if the array is `whole`.
-template <bool LAST, int THREADS, typename T>
-__device__ inline void bring(bool whole, const T* source, const Channels& channels, int held, const Share& share,
-                             const Span& rows, int lines, Index row_step, const Span& columns, int width,
-                             Index column_step, Index mode, bool conjugate, const Shelf<Accumulator<T>, LAST>& to) {
+// The same in vectors, if the array is `whole`. `divide` takes a number of a position apart.
+template <bool LAST, int THREADS, typename T, typename Divide>
+__device__ inline void bring(bool whole, const T* source, const Channels& channels, int held, int lanes,
+                             const Part& part, int width, Divide divide, Index mode, bool conjugate,
+                             const Shelf<Accumulator<T>, LAST>& to) {
+  const auto at = [&](int number) {
+    const int row = divide(number);
+    return Position(row, number - row * width);
+  };
   if constexpr (LAST) {
     if (whole) {
-      constexpr int VECTOR = VECTOR_OF<T>;
-      bring<T, VECTOR, LAST>(source, channels, held, vector_share<T, THREADS>(), rows, lines, row_step, columns, width,
-                             column_step, mode, conjugate, to);
+      const Share share = vector_share<T, THREADS>();
+      bring<T, VECTOR_OF<T>, LAST>(source, channels, held, share, part, width, at(share.position), at(share.positions),
+                                   mode, conjugate, to);
       return;
     }
   }
-  bring<T, 1, LAST>(source, channels, held, share, rows, lines, row_step, columns, width, column_step, mode, conjugate,
+  const Share share(THREADS, lanes, part.lines * width);
+  bring<T, 1, LAST>(source, channels, held, share, part, width, at(share.position), at(share.positions), mode, conjugate,
                     to);
 }
 
@@ -387,10 +417,12 @@ __device__ inline void add_pairs(Acc (&sum)[R][S], const Acc* cells, int pitch, 
     }
     return;
   }
+  rows = min(rows, ROWS);
+  columns = min(columns, OUT);
 #pragma unroll 1
-  for (int o = 0; o < min(rows, ROWS); ++o)
+  for (int o = 0; o < rows; ++o)
 #pragma unroll 1
-    for (int q = 0; q < min(columns, OUT); ++q) {
+    for (int q = 0; q < columns; ++q) {
       const Acc grad = grads[o * grad_pitch + q * CELL], *const corner = cells + o * STEP * pitch + q * STEP * CELL;
 #pragma unroll
       for (int r = 0; r < R; ++r)
@@ -410,54 +442,54 @@ template <bool LAST>
 __device__ inline Strip strip_of(const Params& p, int channels, int groups) {
   const int along = int(p.digit[4].divisor), across = int(p.digit[5].divisor);
   const int number = LAST ? int(threadIdx.x) / 32 : int(threadIdx.x);
-  const int strip = int(divide(number, p.digit[4])), rest = int(divide(strip, p.digit[5]));
+  const int strip = divide_small(number, p.digit[4]), rest = divide_small(strip, p.digit[5]);
   const int column = number - strip * along, row = strip - rest * across;
   if (LAST) return {row, column, int(threadIdx.x) % 32, rest, rest < groups};
-  const int group = rest / channels;
+  const int group = groups == 1 ? rest >= channels : rest / channels;
   return {row, column, rest - group * channels, group, group < groups};
 }
 
-// Bring filters to shared memory, one for each of `channels`, `plane` apart, its lines `line`, its taps TAP.
-template <bool LAST, int THREADS, typename T>
+// Bring filters of R x S taps, or of so many, to shared memory, one for each of `channels`, `plane` apart, its lines
+// `line`, its taps TAP.
+template <bool LAST, int THREADS, int R, int S, typename T>
 __device__ inline void bring_taps(const T* filters, Index filter_step, int channels, Index row_step, Index column_step,
                                   int rows, int columns, bool conjugate, Accumulator<T>* to, int plane, int line) {
-  const int taps = rows * columns;
-#pragma unroll 4
+  const int width = S ? S : columns, taps = R ? R * S : rows * columns;
+#pragma unroll 2
   for (int i = threadIdx.x; i < channels * taps; i += THREADS) {
-    const int channel = i / taps, tap = i % taps, r = tap / columns, s = tap % columns;
+    const int channel = i / taps, tap = i - channel * taps, r = tap / width, s = tap - r * width;
     to[channel * plane + r * line + s * TAP<LAST>] =
         conjugate_if(conjugate, widen(filters[channel * filter_step + r * row_step + s * column_step]));
   }
 }
 
-// Store a tile's results from shared memory; `place` is the first channel's, and the strides those of the result.
+// Store a tile's results from shared memory, in lines of `width`; `place` is the first channel's in the result.
 template <typename T, int VECTOR, bool LAST>
 __device__ inline void put_results(const Params& p, void* out, Index place, Index channel_step, int channels,
-                                   const Share& share, const Span& rows, int lines, Index row_step, const Span& columns,
-                                   int width, Index column_step, int below_rows, int below_columns,
-                                   const Shelf<Accumulator<T>, LAST>& from) {
+                                   const Share& share, const Part& part, int width, Position at, const Position& by,
+                                   int below_rows, int below_columns, const Shelf<Accumulator<T>, LAST>& from) {
   using Acc = Accumulator<T>;
-  const Position step(share.positions, width);
-  Position at(share.position, width);
 #pragma unroll 1
-  for (int i = share.position; i < lines * width; i += share.positions, at.advance(step, width)) {
-    const Index h = rows.result_at(at.row), w = columns.result_at(at.column);
-    if (h < below_rows || w < below_columns) continue;
-    const Index cell = place + h * row_step + w * column_step;
+  for (int i = share.position; i < part.lines * width; i += share.positions) {
+    const int h = part.rows.result + at.row * part.rows.apart, w = part.columns.result + at.column * part.columns.apart;
+    const bool wanted = at.column < part.places && h >= below_rows && w >= below_columns;
+    const Acc* sums = from.data + at.row * from.line + at.column * from.CELL;
+    at.advance(by, width);
+    if (!wanted) continue;
+    const Index cell = place + h * part.row_step + w * part.column_step;
 #pragma unroll 1
     for (int c = share.channel * VECTOR; c < channels; c += share.channels * VECTOR) {
-      const Acc* const sums = from.at(c, at.row, at.column);
       if constexpr (VECTOR > 1) {
         Pack<Acc, VECTOR> pack;
         Index each[VECTOR];
 #pragma unroll
         for (int v = 0; v < VECTOR; ++v) {
-          pack.value[v] = sums[v];
+          pack.value[v] = sums[c + v];
           each[v] = v;
         }
         store_pack<T>(p, out, cell + c, each, true, pack);
       } else {
-        store<T>(p, out, cell + c * channel_step, *sums);
+        store<T>(p, out, cell + c * channel_step, sums[c * from.plane]);
       }
     }
   }
@@ -469,16 +501,16 @@ __device__ inline void put_results(const Params& p, void* out, Index place, Inde
 template <typename T, int THREADS, bool LAST, int ROWS, int OUT, int R, int S, int STEP, int SPREAD>
 __device__ inline void gather_tile(const void* a, const void* b, const void* bias, void* out, const Params& p,
                                    const GatherAxis (&axis)[3], bool backward, int step_h, int step_w, Index n,
-                                   const Index (&digit)[4]) {
+                                   const int (&digit)[4]) {
   using Acc = Accumulator<T>;
   constexpr bool ANY = R == 0;
   extern __shared__ __align__(16) unsigned char memory[];
   Acc* const shared = reinterpret_cast<Acc*>(memory);
   const int held = int(p.channels), multiplier = int(p.filters), sources = backward ? multiplier : 1;
-  const int first = int(digit[2]) * held, count = min(held, int(p.groups) * (backward ? 1 : multiplier) - first);
+  const int first = digit[2] * held, count = min(held, int(p.groups) * (backward ? 1 : multiplier) - first);
   const int height = int(p.digit[5].divisor) * ROWS, width = int(p.digit[4].divisor) * OUT;
-  const Span rows = span_of(axis[1], int(p.axis[1].shift), int(digit[1]), height, step_h, SPREAD);
-  const Span columns = span_of(axis[2], int(p.axis[2].shift), int(digit[0]), width, step_w, SPREAD);
+  const Span rows = span_of(axis[1], p.axis[1].by_stride, digit[1], height, step_h, SPREAD);
+  const Span columns = span_of(axis[2], p.axis[2].by_stride, digit[0], width, step_w, SPREAD);
   if (rows.left <= 0 || columns.left <= 0) return;  // residues and tiles that interleave may have less than others
   const int lines = min(rows.left, height), places = min(columns.left, width);
 
@@ -488,10 +520,11 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
   const int tap_line = ANY && !LAST ? (taps_s + 3) / 4 * 4 : taps_s * TAP<LAST>;
   const int tap_plane = LAST ? 1 : taps_r * tap_line | (ANY ? 0 : 1);
   const int weights = LAST ? taps_r * tap_line : held * tap_plane;
-  const auto cells = Shelf<Acc, LAST>::of(shared + (weights + 3) / 4 * 4, cells_of<SPREAD>(height, step_h, taps_r),
-                                          cells_of<SPREAD>(width, step_w, taps_s));
+  const int wide = int(p.axis[0].by_stride.divisor);  // cells_of(width, step_w, taps_s)
+  const auto cells =
+      Shelf<Acc, LAST>::of(shared + (weights + 3) / 4 * 4, cells_of<SPREAD>(height, step_h, taps_r), wide);
   const Strip strip = strip_of<LAST>(p, held, 1);
-  const Share share(THREADS, int(p.lanes), int(p.group.divisor));
+  const auto line_of = [&](int number) { return divide_small(number, p.axis[0].by_stride); };
   const bool whole = LAST && multiplier == 1 && in_vectors<T>(a, p.a, p.groups);
   const T* const source = static_cast<const T*>(a) + n * p.a[0];
   const T* const filters = static_cast<const T*>(b) + p.b_start + axis[1].tap_first * p.b[3] + axis[2].tap_first * p.b[4];
@@ -506,27 +539,25 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
   for (int j = 0; j < sources; ++j)
 #pragma unroll 1
     for (int t = 0; t < axis[0].taps; ++t) {
-      const int d = shown(p.mode, axis[0].source(int(digit[3]), t), axis[0].sources);
-      const bool beside = unsigned(d) >= unsigned(axis[0].sources);  // then all of it is zeros
-      const Channels channels{first, backward ? 1 : multiplier, beside ? 0 : count, sources * p.a[1]};
+      const int d = Shown(p.mode, axis[0].sources)(axis[0].source(digit[3], t));
+      const Channels channels{first, d < 0 ? 0 : count, p.group, sources * p.a[1]};  // beside the source are zeros
 #pragma unroll 1
       for (int r = 0; r < axis[1].taps; r += taps_r)
 #pragma unroll 1
         for (int s = 0; s < axis[2].taps; s += taps_s) {
           const int here_r = min(taps_r, axis[1].taps - r), here_s = min(taps_s, axis[2].taps - s);
-          Span from_rows = rows, from_columns = columns;
-          from_rows.source += r * rows.delta;
-          from_columns.source += s * columns.delta;
+          Part part{rows, columns, cells_of<SPREAD>(lines, step_h, here_r), cells_of<SPREAD>(places, step_w, here_s),
+                    p.a[3], p.a[4]};
+          part.rows.source += r * rows.delta;
+          part.columns.source += s * columns.delta;
           if (again) __syncthreads();  // all have read what was there
           again = true;
-          bring_taps<LAST, THREADS>(filters + (Index(first) * sources + j) * p.b[0] + axis[0].filter_tap(t) * p.b[2] +
+          bring_taps<LAST, THREADS, R, S>(filters + (Index(first) * sources + j) * p.b[0] + axis[0].filter_tap(t) * p.b[2] +
                                         axis[1].tap_step * r * p.b[3] + axis[2].tap_step * s * p.b[4],
                                     sources * p.b[0], count, axis[1].tap_step * p.b[3], axis[2].tap_step * p.b[4], here_r,
                                     here_s, p.conjugate, shared, tap_plane, tap_line);
-          const T* const slice = source + j * p.a[1] + d * p.a[2];
-          const int brought = cells_of<SPREAD>(lines, step_h, here_r), wide = cells_of<SPREAD>(places, step_w, here_s);
-          bring<LAST, THREADS>(whole, slice, channels, held, share, from_rows, brought, p.a[3], from_columns, wide,
-                               p.a[4], p.mode, false, cells);
+          bring<LAST, THREADS>(whole, source + j * p.a[1] + d * p.a[2], channels, held, int(p.lanes), part, wide,
+                               line_of, p.mode, false, cells);
           __syncthreads();  // all is there
           if (!strip.exists) continue;
           const Acc* const corner =
@@ -562,24 +593,43 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
     activate_all(p.activation, shared, LAST ? height * results.line : held * results.plane);
     __syncthreads();
   }
-  const Index place = p.out_start + n * p.out[0] + first * p.out[1] + axis[0].cell(int(digit[3])) * p.out[2] +
+  const Index place = p.out_start + n * p.out[0] + first * p.out[1] + axis[0].cell(digit[3]) * p.out[2] +
                       axis[1].out_first * p.out[3] + axis[2].out_first * p.out[4];
-  const Index row_step = axis[1].out_step * p.out[3], column_step = axis[2].out_step * p.out[4];
+  const Part part{rows, columns, lines, places, axis[1].out_step * p.out[3], axis[2].out_step * p.out[4]};
   const int below_h = axis[1].out_first < 0, below_w = axis[2].out_first < 0;
-  if (LAST && in_vectors<T>(out, p.out, p.groups * (backward ? 1 : multiplier)))
-    put_results<T, LAST ? VECTOR_OF<T> : 1>(p, out, place, 1, count, vector_share<T, THREADS>(), rows, lines, row_step,
-                                            columns, places, column_step, below_h, below_w, results);
-  else
-    put_results<T, 1>(p, out, place, p.out[1], count, share, rows, lines, row_step, columns, places, column_step,
+  const auto at = [&](int number) {
+    const int row = divide_small(number / OUT, p.digit[4]);
+    return Position(row, number - row * width);
+  };
+  if (LAST && in_vectors<T>(out, p.out, p.groups * (backward ? 1 : multiplier))) {
+    const Share share = vector_share<T, THREADS>();
+    put_results<T, LAST ? VECTOR_OF<T> : 1>(p, out, place, 1, count, share, part, width, at(share.position),
+                                            at(share.positions), below_h, below_w, results);
+  } else {
+    const Share share(THREADS, int(p.lanes), lines * width);
+    put_results<T, 1>(p, out, place, p.out[1], count, share, part, width, at(share.position), at(share.positions),
                       below_h, below_w, results);
+  }
+}
+
+// The first COUNT digits of a block's number, which is below 2^30, and the rest.
+template <int COUNT>
+__device__ inline int take_small_digits(const Params& p, int index, int (&digits)[COUNT]) {
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) {
+    const int rest = divide_small(index, p.digit[i]);
+    digits[i] = index - rest * int(p.digit[i].divisor);
+    index = rest;
+  }
+  return index;
 }
 
 // fprop, and dgrad where the launch has described it as a gather. Blocks run over tiles of columns, of rows, of
 // channels, over the first axis, then over images.
 template <typename T, int THREADS, bool LAST, int ROWS, int OUT, int R, int S, int STEP, int SPREAD>
 __device__ void conv_gather_depthwise(const void* a, const void* b, const void* bias, void* out, const Params& p) {
-  Index digit[4];
-  const Index n = take_digits(p, blockIdx.x, digit);
+  int digit[4];
+  const int n = take_small_digits(p, int(blockIdx.x), digit);
   const GatherAxis axis[3] = {described_axis(p.axis[0], 1), described_axis(p.axis[1], SPREAD),
                               described_axis(p.axis[2], SPREAD)};
   const bool backward = p.axis[2].period < 0;
@@ -592,15 +642,14 @@ __device__ void conv_gather_depthwise(const void* a, const void* b, const void* 
 // dgrad of any stride: a gather for each of its residues, which blocks run over after the first axis.
 template <typename T, int THREADS, bool LAST, int ROWS, int OUT>
 __device__ void conv_residues_depthwise(const void* a, const void* b, const void* bias, void* out, const Params& p) {
-  Index digit[4];
-  const Index rest = take_digits(p, blockIdx.x, digit);
-  const int stride_h = int(p.axis[1].stride), stride_w = int(p.axis[2].stride);
-  const Index plane = Index(stride_h) * stride_w, n = rest / (p.axis[0].stride * plane);
-  const Index residue = rest - n * (p.axis[0].stride * plane);
+  int digit[4];
+  const int rest = take_small_digits(p, int(blockIdx.x), digit);
+  const int stride_h = int(p.axis[1].stride), stride_w = int(p.axis[2].stride), plane = stride_h * stride_w;
+  const int n = rest / (int(p.axis[0].stride) * plane), residue = rest - n * (int(p.axis[0].stride) * plane);
   __shared__ GatherAxis axis[3];
-  if (threadIdx.x == 0) axis[0] = residue_axis(p.axis[0], int(residue / plane));
-  if (threadIdx.x == 32) axis[1] = residue_axis(p.axis[1], int(residue % plane) / stride_w);
-  if (threadIdx.x == 64) axis[2] = residue_axis(p.axis[2], int(residue % plane) % stride_w);
+  if (threadIdx.x == 0) axis[0] = residue_axis(p.axis[0], residue / plane);
+  if (threadIdx.x == 32) axis[1] = residue_axis(p.axis[1], residue % plane / stride_w);
+  if (threadIdx.x == 64) axis[2] = residue_axis(p.axis[2], residue % plane % stride_w);
   __syncthreads();
   if (digit[3] >= axis[0].outputs) return;
   gather_tile<T, THREADS, LAST, ROWS, OUT, 0, 0, 1, 1>(a, b, bias, out, p, axis, true, 1, 1, n, digit);
@@ -653,14 +702,14 @@ __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, 
   constexpr bool ANY = R == 0;
   extern __shared__ __align__(16) unsigned char memory[];
   Acc* const shared = reinterpret_cast<Acc*>(memory);
-  Index digit[4];
-  const Index part = take_digits(p, blockIdx.x, digit);
+  int digit[4];
+  const int number = take_small_digits(p, int(blockIdx.x), digit);
   const GatherAxis axis[3] = {forward_axis(p.axis[0]), ANY ? described_axis(p.axis[1], 1) : forward_axis(p.axis[1]),
                               ANY ? described_axis(p.axis[2], 1) : forward_axis(p.axis[2])};
   const int step_h = ANY ? int(p.axis[1].period) : STEP, step_w = ANY ? int(p.axis[2].period) : STEP;
-  const int apart_h = int(p.axis[1].shift), apart_w = int(p.axis[2].shift);
+  const Divisor &apart_h = p.axis[1].by_stride, &apart_w = p.axis[2].by_stride;
   const int held = int(p.channels), multiplier = int(p.filters), filters = int(p.groups) * multiplier;
-  const int first = int(digit[2]) * held, count = min(held, filters - first), t = int(digit[3]);
+  const int first = digit[2] * held, count = min(held, filters - first), t = digit[3];
   const int along = int(p.digit[4].divisor), across = int(p.digit[5].divisor), strips = along * across;
   const int height = across * ROWS, width = along * OUT;
   const int groups = ANY ? THREADS / (strips * (LAST ? 32 : held)) : 1;
@@ -669,10 +718,13 @@ __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, 
   const int grad_columns = ANY ? int(tiles(axis[2].taps, p.pixel[0].divisor)) : width;
   const auto grads = Shelf<Acc, LAST>::of(shared, grad_rows, grad_columns);
   Acc* const after = shared + (LAST ? grad_rows * grads.line : held * grads.plane);
-  const auto cells = Shelf<Acc, LAST>::of(after, cells_of(height, step_h, ANY ? grad_rows : R),
-                                          cells_of(width, step_w, ANY ? grad_columns : S));
+  const int wide = int(p.axis[0].by_stride.divisor);  // cells_of(width, step_w, taps)
+  const auto cells = Shelf<Acc, LAST>::of(after, cells_of(height, step_h, ANY ? grad_rows : R), wide);
   const Strip strip = strip_of<LAST>(p, held, groups);
-  const Share share(THREADS, int(p.lanes), int(p.group.divisor));
+  const auto line_of = [&](int place) { return divide_small(place, p.axis[0].by_stride); };
+  const auto grad_line_of = [&](int place) {
+    return ANY ? place / grad_columns : divide_small(place / OUT, p.digit[4]);
+  };
   const bool whole_x = LAST && multiplier == 1 && in_vectors<T>(a, p.a, filters);
   const bool whole_dy = LAST && in_vectors<T>(b, p.b, filters);
 
@@ -683,65 +735,64 @@ __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, 
 #pragma unroll
     for (int j = 0; j < SUMS_S; ++j) sum[i][j] = Acc{};
 
-  const Index end = min_index((part + 1) * p.chunk, p.items);
+  const Index end = min_index((number + 1) * p.chunk, p.items);
 #pragma unroll 1
-  for (Index index = part * p.chunk; index < end; ++index) {
-    const Index strip_row = divide(index, p.pixel[0]), slice = divide(strip_row, p.pixel[1]), n = divide(slice, p.pixel[2]);
-    const int tile_w = int(index - strip_row * p.pixel[0].divisor), tile_h = int(strip_row - slice * p.pixel[1].divisor);
+  for (Index index = number * p.chunk; index < end; ++index) {
+    const Index line = divide(index, p.pixel[0]), slice = divide(line, p.pixel[1]), n = divide(slice, p.pixel[2]);
+    const int tile_w = int(index - line * p.pixel[0].divisor), tile_h = int(line - slice * p.pixel[1].divisor);
     const int z = int(slice - n * p.pixel[2].divisor);
-    // Of x: from the cell that the first tap, or result, of the tile meets; of dy: its pixels.
-    Span rows, columns, grad_h, grad_w;
-    int lines, places;
+    Part of_x{{}, {}, 0, 0, p.a[3], p.a[4]}, of_dy{{}, {}, 0, 0, p.b[3], p.b[4]};
     if constexpr (ANY) {
       const int begin_h = tile_h * grad_rows, begin_w = tile_w * grad_columns;
-      rows = span_of(axis[1], apart_h, int(digit[1]), height, step_h, 1);
-      columns = span_of(axis[2], apart_w, int(digit[0]), width, step_w, 1);
-      lines = min(grad_rows, axis[1].taps - begin_h);
-      places = min(grad_columns, axis[2].taps - begin_w);
-      grad_h = {begin_h, 1, axis[1].taps};
-      grad_w = {begin_w, 1, axis[2].taps};
-      rows.source += begin_h * rows.delta;
-      columns.source += begin_w * columns.delta;
+      of_x.rows = span_of(axis[1], apart_h, digit[1], height, step_h, 1);
+      of_x.columns = span_of(axis[2], apart_w, digit[0], width, step_w, 1);
+      of_dy.lines = min(grad_rows, axis[1].taps - begin_h);
+      of_dy.places = min(grad_columns, axis[2].taps - begin_w);
+      of_dy.rows = {begin_h, 1, axis[1].taps};
+      of_dy.columns = {begin_w, 1, axis[2].taps};
+      of_x.lines = cells_of(min(height, of_x.rows.left), step_h, of_dy.lines);
+      of_x.places = cells_of(min(width, of_x.columns.left), step_w, of_dy.places);
+      of_x.rows.source += begin_h * of_x.rows.delta;
+      of_x.columns.source += begin_w * of_x.columns.delta;
     } else {
-      rows = span_of(axis[1], apart_h, tile_h, height, step_h, 1);
-      columns = span_of(axis[2], apart_w, tile_w, width, step_w, 1);
-      lines = min(height, rows.left);
-      places = min(width, columns.left);
-      grad_h = {rows.result, apart_h, rows.results};
-      grad_w = {columns.result, apart_w, columns.results};
+      of_x.rows = span_of(axis[1], apart_h, tile_h, height, STEP, 1);
+      of_x.columns = span_of(axis[2], apart_w, tile_w, width, STEP, 1);
+      of_dy.lines = min(height, of_x.rows.left);
+      of_dy.places = min(width, of_x.columns.left);
+      of_dy.rows = {of_x.rows.result, of_x.rows.apart, of_x.rows.results};
+      of_dy.columns = {of_x.columns.result, of_x.columns.apart, of_x.columns.results};
+      of_x.lines = cells_of(of_dy.lines, STEP, R);
+      of_x.places = cells_of(of_dy.places, STEP, S);
     }
-    if (lines <= 0 || places <= 0 || (ANY && (rows.left <= 0 || columns.left <= 0))) continue;
-    const int d = shown(p.mode, axis[0].source(z, t), axis[0].sources);
-    const bool beside = unsigned(d) >= unsigned(axis[0].sources);
-    const Channels of_x{first, multiplier, beside ? 0 : count, p.a[1]}, of_dy{first, 1, count, p.b[1]};
-    const T* const x = static_cast<const T*>(a) + n * p.a[0] + d * p.a[2];
+    if (of_dy.lines <= 0 || of_dy.places <= 0 || of_x.rows.left <= 0 || of_x.columns.left <= 0) continue;
+    const int d = Shown(p.mode, axis[0].sources)(axis[0].source(z, t));
+    const Divisor once{1, 0, 0};
+    const Channels of_input{first, d < 0 ? 0 : count, p.group, p.a[1]}, of_output{first, count, once, p.b[1]};
     const T* const dy = static_cast<const T*>(b) + p.b_start + n * p.b[0] + z * p.b[2];
-    const int brought = cells_of(ANY ? min(height, rows.left) : lines, step_h, ANY ? lines : R);
-    const int wide = cells_of(ANY ? min(width, columns.left) : places, step_w, ANY ? places : S);
-    bring<LAST, THREADS>(whole_dy, dy, of_dy, held, share, grad_h, lines, p.b[3], grad_w, places, p.b[4], ZEROS, false,
+    bring<LAST, THREADS>(whole_dy, dy, of_output, held, int(p.lanes), of_dy, grad_columns, grad_line_of, ZEROS, false,
                          grads);
-    bring<LAST, THREADS>(whole_x, x, of_x, held, share, rows, brought, p.a[3], columns, wide, p.a[4], p.mode,
-                         p.conjugate, cells);
+    bring<LAST, THREADS>(whole_x, static_cast<const T*>(a) + n * p.a[0] + d * p.a[2], of_input, held, int(p.lanes),
+                         of_x, wide, line_of, p.mode, p.conjugate, cells);
     __syncthreads();  // all is there
     if (strip.exists) {
       const Acc* const corner = cells.at(strip.channel, strip.row * ROWS * step_h, strip.column * OUT * step_w);
       if constexpr (ANY) {
         // Threads of a group share lines of dy, or whole vectors of a single line.
         const bool by_line = grad_rows > 1;
-        const int all = by_line ? lines : places, most = (all + groups - 1) / groups, each = by_line ? most : (most + 3) / 4 * 4;
+        const int all = by_line ? of_dy.lines : of_dy.places, most = (all + groups - 1) / groups, each = by_line ? most : (most + 3) / 4 * 4;
         const Run run{min(strip.group * each, all), min((strip.group + 1) * each, all)};
         add_runs<LAST, grads.CELL>(sum, corner, cells.line, step_h, step_w, grads.data + strip.channel * grads.plane,
-                                   grads.line, by_line ? run : Run{0, lines}, by_line ? Run{0, places} : run);
+                                   grads.line, by_line ? run : Run{0, of_dy.lines}, by_line ? Run{0, of_dy.places} : run);
       } else {
         const int row = strip.row * ROWS, column = strip.column * OUT;
         add_pairs<LAST, R, S, STEP, ROWS, OUT>(sum, corner, cells.line, grads.at(strip.channel, row, column), grads.line,
-                                               lines - row, places - column);
+                                               of_dy.lines - row, of_dy.places - column);
       }
     }
     __syncthreads();  // all have read it
   }
 
-  const Index copy = p.out_start + part * filters * axis[0].taps * (ANY ? axis[1].outputs : axis[1].taps) *
+  const Index copy = p.out_start + Index(number) * filters * axis[0].taps * (ANY ? axis[1].outputs : axis[1].taps) *
                                        (ANY ? axis[2].outputs : axis[2].taps);
   const auto put = [&](int channel, Index r, Index s, Acc total) {
     if (channel < count)
@@ -749,8 +800,8 @@ __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, 
   };
   auto& sums = reinterpret_cast<Acc(&)[SUMS_R * SUMS_S]>(sum);
   if constexpr (ANY) {
-    const Span rows = span_of(axis[1], apart_h, int(digit[1]), height, step_h, 1);
-    const Span columns = span_of(axis[2], apart_w, int(digit[0]), width, step_w, 1);
+    const Span rows = span_of(axis[1], apart_h, digit[1], height, step_h, 1);
+    const Span columns = span_of(axis[2], apart_w, digit[0], width, step_w, 1);
     const int places = strips * (LAST ? 32 : held);
     add_up<T, THREADS>(sums, places, 1, groups, places, shared, [&](int place, int i, Acc total) {
       const int channel = LAST ? place % 32 : place / strips, number = LAST ? place / 32 : place % strips;

@@ -46,6 +46,11 @@ __device__ inline Index divide(Index n, const Divisor& by) {
   return by.divisor == 1 ? n : Index(__umul64hi(n, by.multiplier) >> by.shift);
 }
 
+// The same in 32 bits, for n below 2^30: the multiplier's upper half, rounded up, is large enough.
+__device__ inline int divide_small(int n, const Divisor& by) {
+  return by.divisor == 1 ? n : int(__umulhi(unsigned(n), unsigned(by.multiplier >> 32) + 1) >> by.shift);
+}
+
 // What the first COUNT of `digit` take off a linear index, the fastest digit first, and the rest.
 template <int COUNT>
 __device__ inline Index take_digits(const Params& p, Index index, Index (&digits)[COUNT]) {

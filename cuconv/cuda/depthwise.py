@@ -76,7 +76,7 @@ class Tile:
     cut_s: int
     cut_r: int
     shared_bytes: int
-    positions: int
+    width: int
     cost: float
 
 
@@ -99,12 +99,11 @@ def build(draft: Draft) -> list[Launch]:
     kernel = _kernel(view.template, request.dtype, view.last, view.shape)
     first = view.order[0]
     lanes = LANES if view.last else _lanes(request, tile)
-    places = min(THREADS // lanes, _power_of_two(tile.positions))
     rows, columns = view.rows, view.columns
     height, width = tile.across * view.shape.rows, tile.along * view.shape.out
     tiles_w, tiles_h = columns.tiles(width), rows.tiles(height)
     tiles_c = per(view.channels, tile.held)
-    shared: Fields = {"channels": tile.held, "lanes": lanes, "group": divisor(places)}
+    shared: Fields = {"channels": tile.held, "lanes": lanes}
     if not reads_padding(request):  # no cell is outside, as where all is cropped, or outside are zeros
         shared["mode"] = 0
     strips = (tile.along, tile.across)
@@ -115,7 +114,7 @@ def build(draft: Draft) -> list[Launch]:
             cells = per(cells, problem.stride[first])
             residues = math.prod(problem.stride)
         fields = draft.fields(
-            axis=_gather_axes(request, problem, view),
+            axis=_axes(request, problem, view, tile),
             digit=digits((tiles_w, tiles_h, tiles_c, cells, *strips)),
             pixel=tuple(map(divisor, (tile.cut_s, tile.cut_r, 1))),
             **shared,
@@ -130,7 +129,7 @@ def build(draft: Draft) -> list[Launch]:
     items = problem.n * cells * math.prod(passes)
     blocks = taps * tiles_c * tiles_h * tiles_w
     fields = {
-        "axis": _gather_axes(request, problem, view),
+        "axis": _axes(request, problem, view, tile),
         "digit": digits((tiles_w, tiles_h, tiles_c, taps, *strips)),
         "pixel": tuple(map(divisor, (*passes, cells))),
         "items": items,
@@ -295,28 +294,25 @@ def _spread(problem: ConvProblem, axis: int) -> Line:
     return Line(problem.input[axis] + begin % 2, problem.filter[axis], 1, 1, 1)
 
 
-def _gather_axes(request: Request, problem: ConvProblem, view: View) -> tuple[object, ...]:
-    """The members of Params.axis."""
-    standard = axes(problem, view.order)
-    if view.template == "conv_residues_depthwise" or (request.op == "wgrad" and view.shape.taps_r):
-        found = [list(axis) for axis in standard]
-        if request.op == "wgrad":
-            for axis, line in zip(found[1:], (view.rows, view.columns), strict=True):
-                axis[7] = line.apart
-        return tuple(map(tuple, found))
-    lines = (None, view.rows, view.columns)
+def _axes(request: Request, problem: ConvProblem, view: View, tile: Tile) -> tuple[object, ...]:
+    """The members of Params.axis: those of the problem, or of a gather whose results, taps and strides are others."""
     found = []
-    for axis, line in zip(view.order, lines, strict=True):
-        x, r, y = problem.input[axis], problem.filter[axis], problem.output[axis]
-        stride, dilation, before = problem.stride[axis], problem.dilation[axis], problem.padding[axis][0]
-        step, apart = (line.step, line.apart) if line else (1, 1)
-        if request.op == "fprop" or (request.op == "wgrad" and line is None):
-            described = (x, r, y, stride, dilation, before, step, apart)
-        elif request.op == "dgrad":
-            described = (y, r, x, 1, dilation, (r - 1) * dilation - before, -1, apart)
-        else:
-            described = (x, y, r, dilation, stride, before, step, apart)
-        found.append((*described, divisor(described[3])))
+    lines = (None, view.rows, view.columns)
+    divisors = (tile.width, view.rows.apart, view.columns.apart)
+    described = view.template == "conv_gather_depthwise" or not view.shape.taps_r
+    described = described and view.template != "conv_residues_depthwise"
+    for axis, standard, line, number in zip(view.order, axes(problem, view.order), lines, divisors, strict=True):
+        members = tuple(standard)[:8]
+        if described and (line or request.op == "dgrad"):
+            x, r, y = problem.input[axis], problem.filter[axis], problem.output[axis]
+            stride, dilation, before = problem.stride[axis], problem.dilation[axis], problem.padding[axis][0]
+            step, apart = (line.step, line.apart) if line else (1, 1)
+            members = {
+                "fprop": (x, r, y, stride, dilation, before, step, apart),
+                "dgrad": (y, r, x, 1, dilation, (r - 1) * dilation - before, -1, apart),
+                "wgrad": (x, y, r, dilation, stride, before, step, apart),
+            }[request.op]
+        found.append((*members, divisor(number)))
     return tuple(found)
 
 
@@ -388,8 +384,7 @@ def _fitted(view: View, op: str, dtype: str, along: int, across: int, held: int)
     multiply = results * products / groups
     each = (brought + weights) / 32 * copies + warps * multiply * (1.1 if last or unrolled else 1.05)
     cost = blocks * (passes * (each + THREADS / 32 * 60) + THREADS / 32 * (150 + 5 * results))
-    positions = max(lines * cells, height * width)
-    return Tile(along, across, held, cut_s, cut_r, per(size * item, 16) * 16, positions, cost)
+    return Tile(along, across, held, cut_s, cut_r, per(size * item, 16) * 16, cells, cost)
 
 
 def _shelf(last: bool, held: int, lines: int, width: int) -> int:

@@ -158,23 +158,12 @@ __device__ inline bool in_vectors(const void* data, const Index (&stride)[5], In
   return stride[1] == 1 && steps % VECTOR == 0 && reinterpret_cast<size_t>(data) % (VECTOR * sizeof(T)) == 0;
 }
 
-// What a coordinate of an axis shows: itself, or beside the source a cell that is found by one product, or -1.
-struct Shown {
-  int sources, below, below_step, above, above_step;
-
-  // Of padding that is at most one period deep, as padded_source in padding.cuh says.
-  __device__ Shown(Index mode, int sources) : sources(sources), below(-1), below_step(0), above(-1), above_step(0) {
-    if (mode == ZEROS) return;
-    below_step = mode == CIRCULAR ? 1 : mode == REPLICATE ? 0 : -1;
-    above_step = below_step;
-    below = padded_source(mode, -1, sources) + below_step;
-    above = padded_source(mode, sources, sources) - above_step * sources;
-  }
-  __device__ int operator()(int at) const {
-    const int cell = at < 0 ? below + at * below_step : at >= sources ? above + at * above_step : at;
-    return unsigned(cell) < unsigned(sources) ? cell : -1;
-  }
-};
+// The cell that a coordinate shows, or -1.
+template <bool SHOWN>
+__device__ inline int shown(Index mode, int at, int sources) {
+  const int cell = SHOWN ? padded_source(mode, at, sources) : at;
+  return unsigned(cell) < unsigned(sources) ? cell : -1;
+}
 
 // A part of an array on its way to shared memory: `lines` of cells from its spans on, of which the first `places` of
 // each line are wanted, and elements from one row or column to the next.
@@ -186,14 +175,13 @@ struct Part {
 
 // Bring a part's cells, of the tile's `held` channels, to shared memory, VECTOR channels at once. Lines there have
 // `width` cells; a thread's first position is `at`, and the way to the next one `by`.
-template <typename T, int VECTOR, bool LAST>
+template <typename T, int VECTOR, bool LAST, bool SHOWN>
 __device__ inline void bring(const T* source, const Channels& channels, int held, const Share& share, const Part& part,
                              int width, Position at, const Position& by, Index mode, bool conjugate,
                              const Shelf<Accumulator<T>, LAST>& to) {
   using Acc = Accumulator<T>;
   constexpr int AT_ONCE = 4, CHANNELS = 2;
   const int end = part.lines * width;
-  const Shown row(mode, part.rows.sources), column(mode, part.columns.sources);
   const int channel = share.channel * VECTOR;
   const T* const from = LAST ? source + channels.offset(channel) : source;
 #pragma unroll 1
@@ -203,8 +191,8 @@ __device__ inline void bring(const T* source, const Channels& channels, int held
     bool inside[AT_ONCE];
 #pragma unroll
     for (int u = 0; u < AT_ONCE; ++u) {
-      const int h = row(part.rows.source + at.row * part.rows.delta);
-      const int w = column(part.columns.source + at.column * part.columns.delta);
+      const int h = shown<SHOWN>(mode, part.rows.source + at.row * part.rows.delta, part.rows.sources);
+      const int w = shown<SHOWN>(mode, part.columns.source + at.column * part.columns.delta, part.columns.sources);
       inside[u] = (h | w) >= 0 && at.column < part.places && i + u * share.positions < end;
       offset[u] = h * part.row_step + w * part.column_step;
       cell[u] = at.row * to.line + at.column * to.CELL;
@@ -255,7 +243,7 @@ __device__ inline void bring(const T* source, const Channels& channels, int held
 }
 
 // The same in vectors, if the array is `whole`. `divide` takes a number of a position apart.
-template <bool LAST, int THREADS, typename T, typename Divide>
+template <bool LAST, int THREADS, bool SHOWN, typename T, typename Divide>
 __device__ inline void bring(bool whole, const T* source, const Channels& channels, int held, int lanes,
                              const Part& part, int width, Divide divide, Index mode, bool conjugate,
                              const Shelf<Accumulator<T>, LAST>& to) {
@@ -266,13 +254,13 @@ __device__ inline void bring(bool whole, const T* source, const Channels& channe
   if constexpr (LAST) {
     if (whole) {
       const Share share = vector_share<T, THREADS>();
-      bring<T, VECTOR_OF<T>, LAST>(source, channels, held, share, part, width, at(share.position), at(share.positions),
+      bring<T, VECTOR_OF<T>, LAST, SHOWN>(source, channels, held, share, part, width, at(share.position), at(share.positions),
                                    mode, conjugate, to);
       return;
     }
   }
   const Share share(THREADS, lanes, part.lines * width);
-  bring<T, 1, LAST>(source, channels, held, share, part, width, at(share.position), at(share.positions), mode, conjugate,
+  bring<T, 1, LAST, SHOWN>(source, channels, held, share, part, width, at(share.position), at(share.positions), mode, conjugate,
                     to);
 }
 
@@ -481,13 +469,9 @@ __device__ inline void put_results(const Params& p, void* out, Index place, Inde
     for (int c = share.channel * VECTOR; c < channels; c += share.channels * VECTOR) {
       if constexpr (VECTOR > 1) {
         Pack<Acc, VECTOR> pack;
-        Index each[VECTOR];
 #pragma unroll
-        for (int v = 0; v < VECTOR; ++v) {
-          pack.value[v] = sums[c + v];
-          each[v] = v;
-        }
-        store_pack<T>(p, out, cell + c, each, true, pack);
+        for (int v = 0; v < VECTOR; ++v) pack.value[v] = sums[c + v];
+        store_neighbours<T>(p, out, cell + c, pack);
       } else {
         store<T>(p, out, cell + c * channel_step, sums[c * from.plane]);
       }
@@ -497,10 +481,10 @@ __device__ inline void put_results(const Params& p, void* out, Index place, Inde
 
 // -- fprop and dgrad --------------------------------------------------------------------------------
 
-// A block's tile of results, at the digits (columns, rows, channels, first axis) of its number, of image n.
-template <typename T, int THREADS, bool LAST, int ROWS, int OUT, int R, int S, int STEP, int SPREAD>
+// A block's tile of results, at the digits (columns, rows, channels, first axis) of its number, of images n to end.
+template <typename T, int THREADS, bool LAST, bool SHOWN, int ROWS, int OUT, int R, int S, int STEP, int SPREAD>
 __device__ inline void gather_tile(const void* a, const void* b, const void* bias, void* out, const Params& p,
-                                   const GatherAxis (&axis)[3], bool backward, int step_h, int step_w, Index n,
+                                   const GatherAxis (&axis)[3], bool backward, int step_h, int step_w, int n, int end,
                                    const int (&digit)[4]) {
   using Acc = Accumulator<T>;
   constexpr bool ANY = R == 0;
@@ -520,95 +504,104 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
   const int tap_line = ANY && !LAST ? (taps_s + 3) / 4 * 4 : taps_s * TAP<LAST>;
   const int tap_plane = LAST ? 1 : taps_r * tap_line | (ANY ? 0 : 1);
   const int weights = LAST ? taps_r * tap_line : held * tap_plane;
+  Acc* const after = shared + (weights + 3) / 4 * 4;
   const int wide = int(p.axis[0].by_stride.divisor);  // cells_of(width, step_w, taps_s)
-  const auto cells =
-      Shelf<Acc, LAST>::of(shared + (weights + 3) / 4 * 4, cells_of<SPREAD>(height, step_h, taps_r), wide);
+  const auto cells = Shelf<Acc, LAST>::of(after, cells_of<SPREAD>(height, step_h, taps_r), wide);
+  const auto results = Shelf<Acc, LAST>::of(after, height, width);
   const Strip strip = strip_of<LAST>(p, held, 1);
   const auto line_of = [&](int number) { return divide_small(number, p.axis[0].by_stride); };
-  const bool whole = LAST && multiplier == 1 && in_vectors<T>(a, p.a, p.groups);
-  const T* const source = static_cast<const T*>(a) + n * p.a[0];
-  const T* const filters = static_cast<const T*>(b) + p.b_start + axis[1].tap_first * p.b[3] + axis[2].tap_first * p.b[4];
-
-  Acc sum[ROWS][OUT];
-#pragma unroll
-  for (int o = 0; o < ROWS; ++o)
-#pragma unroll
-    for (int q = 0; q < OUT; ++q) sum[o][q] = Acc{};
-  bool again = false;
-#pragma unroll 1
-  for (int j = 0; j < sources; ++j)
-#pragma unroll 1
-    for (int t = 0; t < axis[0].taps; ++t) {
-      const int d = Shown(p.mode, axis[0].sources)(axis[0].source(digit[3], t));
-      const Channels channels{first, d < 0 ? 0 : count, p.group, sources * p.a[1]};  // beside the source are zeros
-#pragma unroll 1
-      for (int r = 0; r < axis[1].taps; r += taps_r)
-#pragma unroll 1
-        for (int s = 0; s < axis[2].taps; s += taps_s) {
-          const int here_r = min(taps_r, axis[1].taps - r), here_s = min(taps_s, axis[2].taps - s);
-          Part part{rows, columns, cells_of<SPREAD>(lines, step_h, here_r), cells_of<SPREAD>(places, step_w, here_s),
-                    p.a[3], p.a[4]};
-          part.rows.source += r * rows.delta;
-          part.columns.source += s * columns.delta;
-          if (again) __syncthreads();  // all have read what was there
-          again = true;
-          bring_taps<LAST, THREADS, R, S>(filters + (Index(first) * sources + j) * p.b[0] + axis[0].filter_tap(t) * p.b[2] +
-                                        axis[1].tap_step * r * p.b[3] + axis[2].tap_step * s * p.b[4],
-                                    sources * p.b[0], count, axis[1].tap_step * p.b[3], axis[2].tap_step * p.b[4], here_r,
-                                    here_s, p.conjugate, shared, tap_plane, tap_line);
-          bring<LAST, THREADS>(whole, source + j * p.a[1] + d * p.a[2], channels, held, int(p.lanes), part, wide,
-                               line_of, p.mode, false, cells);
-          __syncthreads();  // all is there
-          if (!strip.exists) continue;
-          const Acc* const corner =
-              cells.at(strip.channel, strip.row * ROWS * step_h / SPREAD, strip.column * OUT * step_w / SPREAD);
-          const Acc* const weight = shared + strip.channel * tap_plane;
-          if constexpr (ANY)
-            add_runs<LAST, TAP<LAST>>(sum, corner, cells.line, step_h, step_w, weight, tap_line, {0, here_r}, {0, here_s});
-          else
-            add_taps<LAST, R, S, STEP, SPREAD>(sum, corner, cells.line, weight);
-        }
-    }
-
-  __syncthreads();  // all have read what was there
-  const auto results = Shelf<Acc, LAST>::of(shared, height, width);
-  if (strip.exists) {
-    const int channel = min(first + strip.channel, first + count - 1);  // past the last one there is no bias
-    const bool biased = bias && !p.partial;
-    const Acc more = biased ? widen(static_cast<const T*>(bias)[channel * p.bias]) : Acc{};
-    constexpr int WIDE = LAST ? 1 : vector_of<Acc>(OUT);
-#pragma unroll
-    for (int o = 0; o < ROWS; ++o)
-#pragma unroll
-      for (int q = 0; q < OUT; q += WIDE) {
-        Pack<Acc, WIDE> pack;
-#pragma unroll
-        for (int v = 0; v < WIDE; ++v) pack.value[v] = biased ? sum[o][q + v] + more : sum[o][q + v];
-        *reinterpret_cast<Pack<Acc, WIDE>*>(
-            results.at(strip.channel, strip.row * ROWS + o, strip.column * OUT + q)) = pack;
-      }
-  }
-  __syncthreads();  // all have left theirs
-  if (p.activation != IDENTITY && !p.partial) {
-    activate_all(p.activation, shared, LAST ? height * results.line : held * results.plane);
-    __syncthreads();
-  }
-  const Index place = p.out_start + n * p.out[0] + first * p.out[1] + axis[0].cell(digit[3]) * p.out[2] +
-                      axis[1].out_first * p.out[3] + axis[2].out_first * p.out[4];
-  const Part part{rows, columns, lines, places, axis[1].out_step * p.out[3], axis[2].out_step * p.out[4]};
-  const int below_h = axis[1].out_first < 0, below_w = axis[2].out_first < 0;
-  const auto at = [&](int number) {
+  const auto result_at = [&](int number) {
     const int row = divide_small(number / OUT, p.digit[4]);
     return Position(row, number - row * width);
   };
-  if (LAST && in_vectors<T>(out, p.out, p.groups * (backward ? 1 : multiplier))) {
-    const Share share = vector_share<T, THREADS>();
-    put_results<T, LAST ? VECTOR_OF<T> : 1>(p, out, place, 1, count, share, part, width, at(share.position),
-                                            at(share.positions), below_h, below_w, results);
-  } else {
-    const Share share(THREADS, int(p.lanes), lines * width);
-    put_results<T, 1>(p, out, place, p.out[1], count, share, part, width, at(share.position), at(share.positions),
-                      below_h, below_w, results);
+  const bool whole = LAST && multiplier == 1 && in_vectors<T>(a, p.a, p.groups);
+  const bool whole_results = LAST && in_vectors<T>(out, p.out, p.groups * (backward ? 1 : multiplier));
+  const T* const filters = static_cast<const T*>(b) + p.b_start + Index(first) * sources * p.b[0] +
+                           axis[1].tap_first * p.b[3] + axis[2].tap_first * p.b[4];
+  const Index place = p.out_start + first * p.out[1] + axis[0].cell(digit[3]) * p.out[2] +
+                      axis[1].out_first * p.out[3] + axis[2].out_first * p.out[4];
+  const int slices = sources * axis[0].taps;
+  const bool biased = bias && !p.partial && strip.channel < count;
+  const Acc more = biased ? widen(static_cast<const T*>(bias)[(first + strip.channel) * p.bias]) : Acc{};
+
+  for (bool again = false; n < end; ++n) {
+    Acc sum[ROWS][OUT];
+#pragma unroll
+    for (int o = 0; o < ROWS; ++o)
+#pragma unroll
+      for (int q = 0; q < OUT; ++q) sum[o][q] = Acc{};
+    int r = 0, s = 0, j = 0, t = 0;
+#pragma unroll 1
+    for (int slice = 0; slice < slices;) {
+      const int here_r = ANY ? min(taps_r, axis[1].taps - r) : R, here_s = ANY ? min(taps_s, axis[2].taps - s) : S;
+      if (ANY && (here_r <= 0 || here_s <= 0)) break;  // a residue may have no taps
+      if (again) __syncthreads();  // all have read what was there
+      if (!again || slices > 1 || (ANY && (taps_r < axis[1].taps || taps_s < axis[2].taps)))
+        bring_taps<LAST, THREADS, R, S>(filters + j * p.b[0] + axis[0].filter_tap(t) * p.b[2] +
+                                            axis[1].tap_step * r * p.b[3] + axis[2].tap_step * s * p.b[4],
+                                        sources * p.b[0], count, axis[1].tap_step * p.b[3], axis[2].tap_step * p.b[4],
+                                        here_r, here_s, p.conjugate, shared, tap_plane, tap_line);
+      again = true;
+      Part part{rows, columns, cells_of<SPREAD>(lines, step_h, here_r), cells_of<SPREAD>(places, step_w, here_s),
+                p.a[3], p.a[4]};
+      part.rows.source += r * rows.delta;
+      part.columns.source += s * columns.delta;
+      const int d = shown<SHOWN>(p.mode, axis[0].source(digit[3], t), axis[0].sources);
+      const Channels channels{first, d < 0 ? 0 : count, p.group, sources * p.a[1]};  // beside the source are zeros
+      bring<LAST, THREADS, SHOWN>(whole, static_cast<const T*>(a) + n * p.a[0] + j * p.a[1] + d * p.a[2], channels, held,
+                                  int(p.lanes), part, wide, line_of, p.mode, false, cells);
+      __syncthreads();  // all is there
+      if (strip.exists) {
+        const Acc* const corner =
+            cells.at(strip.channel, strip.row * ROWS * step_h / SPREAD, strip.column * OUT * step_w / SPREAD);
+        const Acc* const weight = shared + strip.channel * tap_plane;
+        if constexpr (ANY)
+          add_runs<LAST, TAP<LAST>>(sum, corner, cells.line, step_h, step_w, weight, tap_line, {0, here_r}, {0, here_s});
+        else
+          add_taps<LAST, R, S, STEP, SPREAD>(sum, corner, cells.line, weight);
+      }
+      if (ANY && (s += taps_s) < axis[2].taps) continue;
+      s = 0;
+      if (ANY && (r += taps_r) < axis[1].taps) continue;
+      r = 0;
+      ++slice;
+      if (++t < axis[0].taps) continue;
+      t = 0;
+      ++j;
+    }
+
+    __syncthreads();  // all have read what was there
+    if (strip.exists) {
+      constexpr int WIDE = LAST ? 1 : vector_of<Acc>(OUT);
+      Acc* const corner = results.at(strip.channel, strip.row * ROWS, strip.column * OUT);
+#pragma unroll
+      for (int o = 0; o < ROWS; ++o)
+#pragma unroll
+        for (int q = 0; q < OUT; q += WIDE) {
+          Pack<Acc, WIDE> pack;
+#pragma unroll
+          for (int v = 0; v < WIDE; ++v) pack.value[v] = biased ? sum[o][q + v] + more : sum[o][q + v];
+          *reinterpret_cast<Pack<Acc, WIDE>*>(corner + o * results.line + q * results.CELL) = pack;
+        }
+    }
+    __syncthreads();  // all have left theirs
+    if (p.activation != IDENTITY && !p.partial) {
+      activate_all(p.activation, after, LAST ? height * results.line : held * results.plane);
+      __syncthreads();
+    }
+    const Part part{rows, columns, lines, places, axis[1].out_step * p.out[3], axis[2].out_step * p.out[4]};
+    const int below_h = axis[1].out_first < 0, below_w = axis[2].out_first < 0;
+    if (whole_results) {
+      const Share share = vector_share<T, THREADS>();
+      put_results<T, LAST ? VECTOR_OF<T> : 1>(p, out, place + n * p.out[0], 1, count, share, part, width,
+                                              result_at(share.position), result_at(share.positions), below_h, below_w,
+                                              results);
+    } else {
+      const Share share(THREADS, int(p.lanes), lines * width);
+      put_results<T, 1>(p, out, place + n * p.out[0], p.out[1], count, share, part, width, result_at(share.position),
+                        result_at(share.positions), below_h, below_w, results);
+    }
+    again = true;
   }
 }
 
@@ -625,18 +618,18 @@ __device__ inline int take_small_digits(const Params& p, int index, int (&digits
 }
 
 // fprop, and dgrad where the launch has described it as a gather. Blocks run over tiles of columns, of rows, of
-// channels, over the first axis, then over images.
-template <typename T, int THREADS, bool LAST, int ROWS, int OUT, int R, int S, int STEP, int SPREAD>
+// channels, over the first axis, then over runs of `chunk` images, which share the filters.
+template <typename T, int THREADS, bool LAST, bool SHOWN, int ROWS, int OUT, int R, int S, int STEP, int SPREAD>
 __device__ void conv_gather_depthwise(const void* a, const void* b, const void* bias, void* out, const Params& p) {
   int digit[4];
-  const int n = take_small_digits(p, int(blockIdx.x), digit);
+  const int chunk = int(p.chunk), n = take_small_digits(p, int(blockIdx.x), digit) * chunk;
   const GatherAxis axis[3] = {described_axis(p.axis[0], 1), described_axis(p.axis[1], SPREAD),
                               described_axis(p.axis[2], SPREAD)};
   const bool backward = p.axis[2].period < 0;
   const int step_h = R ? STEP : backward ? 1 : int(p.axis[1].period);
   const int step_w = R ? STEP : backward ? 1 : int(p.axis[2].period);
-  gather_tile<T, THREADS, LAST, ROWS, OUT, R, S, STEP, SPREAD>(a, b, bias, out, p, axis, backward, step_h, step_w, n,
-                                                               digit);
+  gather_tile<T, THREADS, LAST, SHOWN, ROWS, OUT, R, S, STEP, SPREAD>(a, b, bias, out, p, axis, backward, step_h, step_w,
+                                                                     n, min(n + chunk, int(p.batch)), digit);
 }
 
 // dgrad of any stride: a gather for each of its residues, which blocks run over after the first axis.
@@ -645,14 +638,16 @@ __device__ void conv_residues_depthwise(const void* a, const void* b, const void
   int digit[4];
   const int rest = take_small_digits(p, int(blockIdx.x), digit);
   const int stride_h = int(p.axis[1].stride), stride_w = int(p.axis[2].stride), plane = stride_h * stride_w;
-  const int n = rest / (int(p.axis[0].stride) * plane), residue = rest - n * (int(p.axis[0].stride) * plane);
+  const int run = rest / (int(p.axis[0].stride) * plane), residue = rest - run * (int(p.axis[0].stride) * plane);
   __shared__ GatherAxis axis[3];
   if (threadIdx.x == 0) axis[0] = residue_axis(p.axis[0], residue / plane);
   if (threadIdx.x == 32) axis[1] = residue_axis(p.axis[1], residue % plane / stride_w);
   if (threadIdx.x == 64) axis[2] = residue_axis(p.axis[2], residue % plane % stride_w);
   __syncthreads();
   if (digit[3] >= axis[0].outputs) return;
-  gather_tile<T, THREADS, LAST, ROWS, OUT, 0, 0, 1, 1>(a, b, bias, out, p, axis, true, 1, 1, n, digit);
+  const int chunk = int(p.chunk), n = run * chunk;
+  gather_tile<T, THREADS, LAST, false, ROWS, OUT, 0, 0, 1, 1>(a, b, bias, out, p, axis, true, 1, 1, n,
+                                                              min(n + chunk, int(p.batch)), digit);
 }
 
 // -- wgrad ------------------------------------------------------------------------------------------
@@ -696,7 +691,7 @@ __device__ inline void add_up(const Accumulator<T> (&sum)[COUNT], int places, in
 // A block owns R x S taps, or a tile of all taps, at one cell of the first axis, of some channels, and one part of the
 // tiles of dy. With R x S taps a thread goes over pixels: a strip of each tile. For any number of taps it is a gather
 // again, of taps, with dy as the filter, and what threads there are more than strips share the pixels.
-template <typename T, int THREADS, bool LAST, int ROWS, int OUT, int R, int S, int STEP>
+template <typename T, int THREADS, bool LAST, bool SHOWN, int ROWS, int OUT, int R, int S, int STEP>
 __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, void* out, const Params& p) {
   using Acc = Accumulator<T>;
   constexpr bool ANY = R == 0;
@@ -765,14 +760,14 @@ __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, 
       of_x.places = cells_of(of_dy.places, STEP, S);
     }
     if (of_dy.lines <= 0 || of_dy.places <= 0 || of_x.rows.left <= 0 || of_x.columns.left <= 0) continue;
-    const int d = Shown(p.mode, axis[0].sources)(axis[0].source(z, t));
+    const int d = shown<SHOWN>(p.mode, axis[0].source(z, t), axis[0].sources);
     const Divisor once{1, 0, 0};
     const Channels of_input{first, d < 0 ? 0 : count, p.group, p.a[1]}, of_output{first, count, once, p.b[1]};
     const T* const dy = static_cast<const T*>(b) + p.b_start + n * p.b[0] + z * p.b[2];
-    bring<LAST, THREADS>(whole_dy, dy, of_output, held, int(p.lanes), of_dy, grad_columns, grad_line_of, ZEROS, false,
-                         grads);
-    bring<LAST, THREADS>(whole_x, static_cast<const T*>(a) + n * p.a[0] + d * p.a[2], of_input, held, int(p.lanes),
-                         of_x, wide, line_of, p.mode, p.conjugate, cells);
+    bring<LAST, THREADS, false>(whole_dy, dy, of_output, held, int(p.lanes), of_dy, grad_columns, grad_line_of, ZEROS,
+                                false, grads);
+    bring<LAST, THREADS, SHOWN>(whole_x, static_cast<const T*>(a) + n * p.a[0] + d * p.a[2], of_input, held,
+                                int(p.lanes), of_x, wide, line_of, p.mode, p.conjugate, cells);
     __syncthreads();  // all is there
     if (strip.exists) {
       const Acc* const corner = cells.at(strip.channel, strip.row * ROWS * step_h, strip.column * OUT * step_w);

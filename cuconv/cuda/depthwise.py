@@ -34,6 +34,9 @@ SHARED = 63 << 10
 LANES = 32
 """Channels that neighbouring threads have in channels-last arrays."""
 
+IMAGES, ENOUGH = 8, 2000
+"""A block does so many images at the most, as long as there are enough blocks."""
+
 BLOCKS = 528
 """A weight gradient is cut into parts until there are so many blocks."""
 
@@ -96,7 +99,7 @@ class View(NamedTuple):
 def build(draft: Draft) -> list[Launch]:
     request, problem = draft.request, draft.problem
     view, tile = _plan(request, problem)
-    kernel = _kernel(view.template, request.dtype, view.last, view.shape)
+    kernel = _kernel(view.template, request.dtype, view.last, reads_padding(request), view.shape)
     first = view.order[0]
     lanes = LANES if view.last else _lanes(request, tile)
     rows, columns = view.rows, view.columns
@@ -119,7 +122,9 @@ def build(draft: Draft) -> list[Launch]:
             pixel=tuple(map(divisor, (tile.cut_s, tile.cut_r, 1))),
             **shared,
         )
-        blocks = problem.n * residues * cells * tiles_c * tiles_h * tiles_w
+        tiles = residues * cells * tiles_c * tiles_h * tiles_w
+        fields["chunk"] = chunk = max(1, min(problem.n, IMAGES, problem.n * tiles // ENOUGH))
+        blocks = per(problem.n, chunk) * tiles
         return [draft.launch(kernel, blocks, fields, axes=view.order, shared_bytes=tile.shared_bytes)]
     taps, cells = problem.filter[first], problem.output[first]
     if view.shape.taps_r:
@@ -202,18 +207,26 @@ def _unrolled(dtype: str, op: str) -> tuple[Shape, ...]:
 
 def kernels(dtype: str) -> Iterator[Kernel]:
     """Every instance for a dtype."""
-    for last in (False, True)[: 1 if dtype == "complex128" else 2]:
+    for last in (False, True) if _has_lanes(dtype) else (False,):
         for shape in (*_unrolled(dtype, "fprop"), *_any(dtype)):
-            yield _kernel("conv_gather_depthwise", dtype, last, shape)
-        for shape in _any(dtype):
-            yield _kernel("conv_residues_depthwise", dtype, last, shape)
+            yield _kernel("conv_gather_depthwise", dtype, last, False, shape)
         for shape in (*_unrolled(dtype, "wgrad"), *_any(dtype)):
-            yield _kernel("conv_wgrad_depthwise", dtype, last, shape)
+            yield _kernel("conv_wgrad_depthwise", dtype, last, False, shape)
+        for shape in _any(dtype):
+            yield _kernel("conv_residues_depthwise", dtype, last, False, shape)
+            yield _kernel("conv_gather_depthwise", dtype, last, True, shape)
+            yield _kernel("conv_wgrad_depthwise", dtype, last, True, shape)
 
 
-def _kernel(template: str, dtype: str, last: bool, shape: Shape) -> Kernel:
+def _has_lanes(dtype: str) -> bool:
+    """Whether neighbouring threads may have neighbouring channels: floats of less than 16 bytes."""
+    return DTYPES[dtype].kind not in "iu" and dtype != "complex128"
+
+
+def _kernel(template: str, dtype: str, last: bool, shown: bool, shape: Shape) -> Kernel:
     count = {"conv_gather_depthwise": 6, "conv_wgrad_depthwise": 5, "conv_residues_depthwise": 2}[template]
-    arguments = (C_TYPES[dtype], THREADS, int(last), *shape[:count])
+    flags = (int(last), int(shown)) if count > 2 else (int(last),)
+    arguments = (C_TYPES[dtype], THREADS, *flags, *shape[:count])
     return Kernel("depthwise.cuh", template, arguments, THREADS, residents=2)
 
 
@@ -230,11 +243,14 @@ def _order(problem: ConvProblem) -> tuple[int, int, int]:
 
 
 def _plan(request: Request, problem: ConvProblem) -> tuple[View, Tile]:
-    return _planned(request.op, request.dtype, request.layout == "channels_last", problem)
+    channels_last = request.layout == "channels_last"
+    return _planned(request.op, request.dtype, channels_last, reads_padding(request), problem)
 
 
 @functools.lru_cache(4096)
-def _planned(op: str, dtype: str, channels_last: bool, problem: ConvProblem) -> tuple[View, Tile]:
+def _planned(
+    op: str, dtype: str, channels_last: bool, shown: bool, problem: ConvProblem
+) -> tuple[View, Tile]:
     order = _order(problem)
     lines = [_line(op, problem, axis) for axis in order[1:]]
     rows, columns = lines
@@ -245,7 +261,7 @@ def _planned(op: str, dtype: str, channels_last: bool, problem: ConvProblem) -> 
         tuple(extents[axis] for axis in order) for extents in (problem.stride, problem.dilation)
     )
     shape = None
-    for candidate in _unrolled(dtype, op):
+    for candidate in () if shown else _unrolled(dtype, op):
         if (candidate.taps_r, candidate.taps_s) != taps:
             continue
         if op == "dgrad":
@@ -265,7 +281,7 @@ def _planned(op: str, dtype: str, channels_last: bool, problem: ConvProblem) -> 
         shape = _any(dtype)[rows.results == 1]
     elif shape.spread == 2:
         rows, columns = (_spread(problem, axis) for axis in order[1:])
-    last = channels_last and channels >= LANES // 2 and math.prod(taps) <= 64 and dtype != "complex128"
+    last = channels_last and channels >= LANES // 2 and math.prod(taps) <= 64 and _has_lanes(dtype)
     view = View(order, template, shape, rows, columns, channels, last)
     tile = _tile(view, op, dtype)
     if tile is None:
@@ -359,7 +375,8 @@ def _fitted(view: View, op: str, dtype: str, along: int, across: int, held: int)
                 weights = part_r * part_s * (LANES + 1)
             else:
                 weights = held * (part_r * part_s | 1 if unrolled else part_r * per(part_s, 4) * 4)
-            size = max(per(weights, 4) * 4 + brought + 8 * (LANES if last else 1), _shelf(last, held, height, width))
+            results = _shelf(last, held, height, width)
+            size = per(weights, 4) * 4 + max(brought + 8 * (LANES if last else 1), results)
         else:
             grads = _shelf(last, held, height, width) if unrolled else _shelf(last, held, part_r, part_s)
             size = max(grads + brought + 8 * (LANES if last else 1), (8 if item > 8 else 16) * THREADS)
@@ -375,15 +392,15 @@ def _fitted(view: View, op: str, dtype: str, along: int, across: int, held: int)
     passes = cut_r * cut_s
     blocks = rows.tiles(height) * columns.tiles(width) * per(view.channels, held)
     warps = per(along * across * held, 32) if not last else along * across
-    results, products = shape.rows * shape.out, part_r * part_s
+    each_has, products = shape.rows * shape.out, part_r * part_s
     copies = 3 if last else 5 + 14 / held
     groups = 1
     if wgrad and not unrolled:
         groups = max(THREADS // (along * across * (LANES if last else held)), 1)
         warps = min(warps * groups, THREADS // 32)
-    multiply = results * products / groups
+    multiply = each_has * products / groups
     each = (brought + weights) / 32 * copies + warps * multiply * (1.1 if last or unrolled else 1.05)
-    cost = blocks * (passes * (each + THREADS / 32 * 60) + THREADS / 32 * (150 + 5 * results))
+    cost = blocks * (passes * (each + THREADS / 32 * 60) + THREADS / 32 * (150 + 5 * each_has))
     return Tile(along, across, held, cut_s, cut_r, per(size * item, 16) * 16, cells, cost)
 
 

@@ -12,11 +12,10 @@
 // A block brings the source cells that its tile meets to shared memory, each one once, widened to the accumulator's
 // type, with zeros or what the padding mode says beside the source. A thread owns a strip of ROWS x OUT results of one
 // channel: it reads each line of cells once and adds what they contribute to all results of the strip, in registers.
-// Results go back through shared memory, where bias and activation are added, so that neighbouring threads store
-// neighbouring elements. All orders are fixed.
+// All orders are fixed.
 //
 //   LAST   32 neighbouring threads have 32 channels, cells of neighbouring channels are neighbours in shared memory,
-//          and global memory is read and written in vectors of 16 bytes of channels where it allows
+//          and global memory is read in vectors of 16 bytes of channels where it allows
 //   else   neighbouring threads have neighbouring strips of a channel, cells of a line are neighbours
 //
 // With extents R x S as template arguments loops over taps are unrolled and a filter lies in registers. R = 0 is any
@@ -132,12 +131,14 @@ struct Position {
   int row, column;
 
   __device__ Position(int row, int rest) : row(row), column(rest) {}
-  __device__ void advance(const Position& by, int width) {
+  // Whether it went past the end of a line.
+  __device__ bool advance(const Position& by, int width) {
     row += by.row;
     column += by.column;
     const bool carry = column >= width;
     row += carry;
     column -= carry ? width : 0;
+    return carry;
   }
 };
 
@@ -173,6 +174,24 @@ struct Part {
   Index row_step, column_step;
 };
 
+// Put a vector of neighbouring channels down, widened, 16 bytes at once. Where these are two, every second position has
+// the second one first: the threads of a request would otherwise meet in half of the banks.
+template <typename T, int VECTOR>
+__device__ inline void put_vector(const Pack<T, VECTOR>& pack, bool conjugate, Accumulator<T>* to) {
+  using Acc = Accumulator<T>;
+  constexpr int WIDE = VECTOR < 16 / int(sizeof(Acc)) ? VECTOR : 16 / int(sizeof(Acc)), COUNT = VECTOR / WIDE;
+  const int swapped = COUNT == 2 ? int(threadIdx.x) / (32 / VECTOR) % 2 : 0;
+  const auto& parts = reinterpret_cast<const Pack<T, WIDE>(&)[COUNT]>(pack);
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) {
+    const Pack<T, WIDE> part = swapped ? parts[COUNT - 1 - i] : parts[i];
+    Pack<Acc, WIDE> wide;
+#pragma unroll
+    for (int v = 0; v < WIDE; ++v) wide.value[v] = conjugate_if(conjugate, widen(part.value[v]));
+    *reinterpret_cast<Pack<Acc, WIDE>*>(to + (swapped ? COUNT - 1 - i : i) * WIDE) = wide;
+  }
+}
+
 // Bring a part's cells, of the tile's `held` channels, to shared memory, VECTOR channels at once. Lines there have
 // `width` cells; a thread's first position is `at`, and the way to the next one `by`.
 template <typename T, int VECTOR, bool LAST, bool SHOWN>
@@ -181,22 +200,26 @@ __device__ inline void bring(const T* source, const Channels& channels, int held
                              const Shelf<Accumulator<T>, LAST>& to) {
   using Acc = Accumulator<T>;
   constexpr int AT_ONCE = 4, CHANNELS = 2;
-  const int end = part.lines * width;
-  const int channel = share.channel * VECTOR;
+  const int end = part.lines * width, channel = share.channel * VECTOR;
   const T* const from = LAST ? source + channels.offset(channel) : source;
+  // Where nothing is shown beside the source, places follow one another as positions do.
+  const Index row_step = part.rows.delta * part.row_step, column_step = part.columns.delta * part.column_step;
+  const Index step = by.row * row_step + by.column * column_step, carried = row_step - width * column_step;
+  Index place = (part.rows.source + at.row * part.rows.delta) * part.row_step +
+                (part.columns.source + at.column * part.columns.delta) * part.column_step;
 #pragma unroll 1
   for (int i = share.position; i < end; i += AT_ONCE * share.positions) {
     Index offset[AT_ONCE];
-    int cell[AT_ONCE];
+    Acc* cell[AT_ONCE];
     bool inside[AT_ONCE];
 #pragma unroll
     for (int u = 0; u < AT_ONCE; ++u) {
       const int h = shown<SHOWN>(mode, part.rows.source + at.row * part.rows.delta, part.rows.sources);
       const int w = shown<SHOWN>(mode, part.columns.source + at.column * part.columns.delta, part.columns.sources);
-      inside[u] = (h | w) >= 0 && at.column < part.places && i + u * share.positions < end;
-      offset[u] = h * part.row_step + w * part.column_step;
-      cell[u] = at.row * to.line + at.column * to.CELL;
-      at.advance(by, width);
+      inside[u] = h >= 0 && w >= 0 && at.column < part.places && i + u * share.positions < end;
+      offset[u] = SHOWN ? h * part.row_step + w * part.column_step : place;
+      cell[u] = to.data + at.row * to.line + at.column * to.CELL;
+      place += step + (at.advance(by, width) ? carried : 0);
     }
     if constexpr (LAST) {
       Pack<T, VECTOR> pack[AT_ONCE];
@@ -205,17 +228,8 @@ __device__ inline void bring(const T* source, const Channels& channels, int held
         pack[u] = load_if(reinterpret_cast<const Pack<T, VECTOR>*>(from + offset[u]),
                           inside[u] && channel < channels.count);
 #pragma unroll
-      for (int u = 0; u < AT_ONCE; ++u) {
-        if (i + u * share.positions >= end) break;
-        constexpr int WIDE = VECTOR < 16 / int(sizeof(Acc)) ? VECTOR : 16 / int(sizeof(Acc));
-#pragma unroll
-        for (int v = 0; v < VECTOR; v += WIDE) {
-          Pack<Acc, WIDE> wide;
-#pragma unroll
-          for (int j = 0; j < WIDE; ++j) wide.value[j] = conjugate_if(conjugate, widen(pack[u].value[v + j]));
-          *reinterpret_cast<Pack<Acc, WIDE>*>(to.data + cell[u] + channel + v) = wide;
-        }
-      }
+      for (int u = 0; u < AT_ONCE; ++u)
+        if (i + u * share.positions < end) put_vector(pack[u], conjugate, cell[u] + channel);
     } else {
 #pragma unroll 1
       for (int c = share.channel; c < held; c += CHANNELS * share.channels) {
@@ -231,11 +245,10 @@ __device__ inline void bring(const T* source, const Channels& channels, int held
 #pragma unroll
         for (int j = 0; j < CHANNELS; ++j) {
           const int number = c + j * share.channels;
-          if (number >= held) break;
 #pragma unroll
           for (int u = 0; u < AT_ONCE; ++u)
-            if (i + u * share.positions < end)
-              to.data[number * to.plane + cell[u]] = conjugate_if(conjugate, widen(value[j][u]));
+            if (i + u * share.positions < end && number < held)
+              cell[u][number * to.plane] = conjugate_if(conjugate, widen(value[j][u]));
         }
       }
     }
@@ -451,32 +464,38 @@ __device__ inline void bring_taps(const T* filters, Index filter_step, int chann
   }
 }
 
-// Store a tile's results from shared memory, in lines of `width`; `place` is the first channel's in the result.
-template <typename T, int VECTOR, bool LAST>
-__device__ inline void put_results(const Params& p, void* out, Index place, Index channel_step, int channels,
-                                   const Share& share, const Part& part, int width, Position at, const Position& by,
-                                   int below_rows, int below_columns, const Shelf<Accumulator<T>, LAST>& from) {
-  using Acc = Accumulator<T>;
-#pragma unroll 1
-  for (int i = share.position; i < part.lines * width; i += share.positions) {
-    const int h = part.rows.result + at.row * part.rows.apart, w = part.columns.result + at.column * part.columns.apart;
-    const bool wanted = at.column < part.places && h >= below_rows && w >= below_columns;
-    const Acc* sums = from.data + at.row * from.line + at.column * from.CELL;
-    at.advance(by, width);
-    if (!wanted) continue;
-    const Index cell = place + h * part.row_step + w * part.column_step;
-#pragma unroll 1
-    for (int c = share.channel * VECTOR; c < channels; c += share.channels * VECTOR) {
-      if constexpr (VECTOR > 1) {
-        Pack<Acc, VECTOR> pack;
+// Where a strip's results belong in the result, and which of them do.
+struct Target {
+  Index place, row_step, column_step;
+  int top, left, bottom, right;
+
+  __device__ bool has(int row, int column) const {
+    return row >= top && row < bottom && column >= left && column < right;
+  }
+};
+
+// Round and store a strip, WIDE neighbours of a row at once.
+template <typename T, int WIDE, int ROWS, int OUT>
+__device__ inline void put_strip(void* out, const Target& target, const Accumulator<T> (&sum)[ROWS][OUT]) {
+  T* row = static_cast<T*>(out) + target.place;
 #pragma unroll
-        for (int v = 0; v < VECTOR; ++v) pack.value[v] = sums[c + v];
-        store_neighbours<T>(p, out, cell + c, pack);
-      } else {
-        store<T>(p, out, cell + c * channel_step, sums[c * from.plane]);
-      }
+  for (int o = 0; o < ROWS; ++o, row += target.row_step) {
+    T* cell = row;
+#pragma unroll
+    for (int q = 0; q < OUT; q += WIDE, cell += WIDE > 1 ? WIDE : target.column_step) {
+      Pack<T, WIDE> pack;
+#pragma unroll
+      for (int v = 0; v < WIDE; ++v) pack.value[v] = Narrow<T>::from(sum[o][q + v]);
+      if (target.has(o, q)) *reinterpret_cast<Pack<T, WIDE>*>(cell) = pack;
     }
   }
+}
+
+// Whether rows of an array can be stored in vectors of that many neighbours.
+template <typename T>
+__device__ inline bool rows_in_vectors(const void* data, const Index (&stride)[5], Index columns, int vector) {
+  const Index steps = stride[0] | stride[1] | stride[2] | stride[3] | columns;
+  return stride[4] == 1 && steps % vector == 0 && reinterpret_cast<size_t>(data) % (vector * sizeof(T)) == 0;
 }
 
 // -- fprop and dgrad --------------------------------------------------------------------------------
@@ -507,22 +526,22 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
   Acc* const after = shared + (weights + 3) / 4 * 4;
   const int wide = int(p.axis[0].by_stride.divisor);  // cells_of(width, step_w, taps_s)
   const auto cells = Shelf<Acc, LAST>::of(after, cells_of<SPREAD>(height, step_h, taps_r), wide);
-  const auto results = Shelf<Acc, LAST>::of(after, height, width);
   const Strip strip = strip_of<LAST>(p, held, 1);
   const auto line_of = [&](int number) { return divide_small(number, p.axis[0].by_stride); };
-  const auto result_at = [&](int number) {
-    const int row = divide_small(number / OUT, p.digit[4]);
-    return Position(row, number - row * width);
-  };
   const bool whole = LAST && multiplier == 1 && in_vectors<T>(a, p.a, p.groups);
-  const bool whole_results = LAST && in_vectors<T>(out, p.out, p.groups * (backward ? 1 : multiplier));
   const T* const filters = static_cast<const T*>(b) + p.b_start + Index(first) * sources * p.b[0] +
                            axis[1].tap_first * p.b[3] + axis[2].tap_first * p.b[4];
-  const Index place = p.out_start + first * p.out[1] + axis[0].cell(digit[3]) * p.out[2] +
-                      axis[1].out_first * p.out[3] + axis[2].out_first * p.out[4];
+  const Index row_step = axis[1].out_step * p.out[3], column_step = axis[2].out_step * p.out[4];
+  const int top = rows.result + strip.row * ROWS * rows.apart, left = columns.result + strip.column * OUT * columns.apart;
+  const Index place = p.out_start + (first + strip.channel) * p.out[1] + axis[0].cell(digit[3]) * p.out[2] +
+                      (axis[1].out_first + top * axis[1].out_step) * p.out[3] +
+                      (axis[2].out_first + left * axis[2].out_step) * p.out[4];
+  const bool plain = !LAST && columns.apart == 1 && axis[2].out_step == 1 && axis[2].out_first == 0;
+  const bool in_fours = plain && OUT % 4 == 0 && rows_in_vectors<T>(out, p.out, axis[2].outputs, 4);
   const int slices = sources * axis[0].taps;
-  const bool biased = bias && !p.partial && strip.channel < count;
+  const bool biased = bias && strip.channel < count;
   const Acc more = biased ? widen(static_cast<const T*>(bias)[(first + strip.channel) * p.bias]) : Acc{};
+  const bool rounded = p.activation == IDENTITY && !p.partial && !p.accumulate && p.conjugate != 2;
 
   for (bool again = false; n < end; ++n) {
     Acc sum[ROWS][OUT];
@@ -570,38 +589,36 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
       ++j;
     }
 
-    __syncthreads();  // all have read what was there
-    if (strip.exists) {
-      constexpr int WIDE = LAST ? 1 : vector_of<Acc>(OUT);
-      Acc* const corner = results.at(strip.channel, strip.row * ROWS, strip.column * OUT);
+    if (!rounded) __syncthreads();  // all have read what was there
+    if (!strip.exists || strip.channel >= count) continue;
+    // The first result may be one before the array's first.
+    const Target target{place + n * p.out[0],
+                        row_step * rows.apart,
+                        column_step * columns.apart,
+                        top + axis[1].out_first < 0,
+                        left + axis[2].out_first < 0,
+                        rows.left - strip.row * ROWS,
+                        columns.left - strip.column * OUT};
+    if (!rounded) {
+      finish_each<T, THREADS>(p, out, reinterpret_cast<const Acc(&)[ROWS * OUT]>(sum), bias, first + strip.channel, after,
+                              [&](int i) {
+                                const int o = i / OUT, q = i % OUT;
+                                return target.has(o, q)
+                                           ? target.place + o * target.row_step + q * target.column_step
+                                           : NONE;
+                              });
+      continue;
+    }
+    if (biased) {
 #pragma unroll
       for (int o = 0; o < ROWS; ++o)
 #pragma unroll
-        for (int q = 0; q < OUT; q += WIDE) {
-          Pack<Acc, WIDE> pack;
-#pragma unroll
-          for (int v = 0; v < WIDE; ++v) pack.value[v] = biased ? sum[o][q + v] + more : sum[o][q + v];
-          *reinterpret_cast<Pack<Acc, WIDE>*>(corner + o * results.line + q * results.CELL) = pack;
-        }
+        for (int q = 0; q < OUT; ++q) sum[o][q] = sum[o][q] + more;
     }
-    __syncthreads();  // all have left theirs
-    if (p.activation != IDENTITY && !p.partial) {
-      activate_all(p.activation, after, LAST ? height * results.line : held * results.plane);
-      __syncthreads();
-    }
-    const Part part{rows, columns, lines, places, axis[1].out_step * p.out[3], axis[2].out_step * p.out[4]};
-    const int below_h = axis[1].out_first < 0, below_w = axis[2].out_first < 0;
-    if (whole_results) {
-      const Share share = vector_share<T, THREADS>();
-      put_results<T, LAST ? VECTOR_OF<T> : 1>(p, out, place + n * p.out[0], 1, count, share, part, width,
-                                              result_at(share.position), result_at(share.positions), below_h, below_w,
-                                              results);
-    } else {
-      const Share share(THREADS, int(p.lanes), lines * width);
-      put_results<T, 1>(p, out, place + n * p.out[0], p.out[1], count, share, part, width, result_at(share.position),
-                        result_at(share.positions), below_h, below_w, results);
-    }
-    again = true;
+    if (in_fours)
+      put_strip<T, LAST ? 1 : 4>(out, target, sum);
+    else
+      put_strip<T, 1>(out, target, sum);
   }
 }
 

@@ -34,7 +34,7 @@ SHARED = 63 << 10
 LANES = 32
 """Channels that neighbouring threads have in channels-last arrays."""
 
-IMAGES, ENOUGH = 8, 2000
+IMAGES, ENOUGH = 8, 1000
 """A block does so many images at the most, as long as there are enough blocks."""
 
 BLOCKS = 528
@@ -375,8 +375,7 @@ def _fitted(view: View, op: str, dtype: str, along: int, across: int, held: int)
                 weights = part_r * part_s * (LANES + 1)
             else:
                 weights = held * (part_r * part_s | 1 if unrolled else part_r * per(part_s, 4) * 4)
-            results = _shelf(last, held, height, width)
-            size = per(weights, 4) * 4 + max(brought + 8 * (LANES if last else 1), results)
+            size = per(weights, 4) * 4 + max(brought + 8 * (LANES if last else 1), THREADS * shape.rows * shape.out)
         else:
             grads = _shelf(last, held, height, width) if unrolled else _shelf(last, held, part_r, part_s)
             size = max(grads + brought + 8 * (LANES if last else 1), (8 if item > 8 else 16) * THREADS)

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +60,8 @@ class Instruction:
     name: str
     target: int | None
     line: tuple[str, int]
-    idle: bool  # part of an activation, which no request that is measured has
+    block: int  # of instructions that are run one after the other
+    idle: bool  # part of an activation or of adding to what is there, which no request that is measured does
 
     def starts(self, pattern: str) -> bool:
         return re.match(rf"(?:{pattern})(?![A-Z])", self.name) is not None
@@ -147,6 +148,28 @@ class Code:
 
         return max(self.loops[1:] or self.loops, key=weight)
 
+    def without(self, accesses: Mapping[Access, float]) -> Code:
+        """The code but for blocks that cannot have been run by a warp that makes these accesses.
+
+        Those are blocks with a narrower access to global memory than any that was made: for arrays that have
+        no vectors, say. Wider ones count as made, since the emulator's compiler may take them apart.
+        """
+        least: dict[str, int] = {}
+        for (space, kind, width), count in accesses.items():
+            if space == "global" and count:
+                least[kind] = min(width, least.get(kind, width))
+        never = {
+            each.block
+            for loop in self.loops
+            for each in loop.own
+            if each.access and each.access[0] == "global" and each.access[2] < least.get(each.access[1], 0)
+        }
+        kept = [
+            replace(loop, own=tuple(each for each in loop.own if each.block not in never))
+            for loop in self.loops
+        ]
+        return replace(self, loops=tuple(kept))
+
     def passes(self, accesses: Mapping[Access, float], lines: Mapping[tuple[str, int], float]) -> list[float]:
         """How often a warp passes each loop, if it makes these accesses, and runs these lines so often."""
         kinds = sorted({*accesses, *(kind for loop in self.loops for kind in loop.accesses)})
@@ -205,14 +228,19 @@ def disassembled(cubin: bytes) -> str:
 
 
 @functools.cache
-def _activations() -> range:
-    """The lines of numerics.cuh that compute activations."""
+def _idle() -> frozenset[int]:
+    """The lines of numerics.cuh that compute activations, finish sums one by one, or add to what is there."""
     lines = (jit.SOURCES / "numerics.cuh").read_text().splitlines()
-    first = next(i for i, line in enumerate(lines, 1) if line.startswith("enum Activation"))
-    last = next(
-        i for i, line in enumerate(lines, 1) if i > first and line.startswith("// Put a sum in its place")
+
+    def found(begin: str) -> int:
+        return next(i for i, line in enumerate(lines, 1) if line.startswith(begin))
+
+    spans = (
+        ("enum Activation", "// Put a sum in its place"),
+        ("// Finish a thread's sums one after the other", "// COUNT neighbours"),
     )
-    return range(first, last)
+    adding = (i for i, line in enumerate(lines, 1) if "if (p.accumulate)" in line)
+    return frozenset((*(i for begin, end in spans for i in range(found(begin), found(end))), *adding))
 
 
 _LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)")
@@ -239,11 +267,15 @@ def instructions(text: str) -> list[Instruction]:
             labels |= {name: at for name, place in labels.items() if place is None}
             never = (found[2] or "").strip() == _NEVER
             lines.append((at, "NOP" if never else found[3], found[4], places))
-    made = []
+    made: list[Instruction] = []
+    block = 0
     for at, name, operands, places in lines:
         goal = re.search(r"`\((\.L_x_\d+)\)", operands) if name.startswith("BRA") else None
-        idle = any(file == "numerics.cuh" and line in _activations() for file, line in places)
-        made.append(Instruction(at, name, labels[goal[1]] if goal else None, (*places, ("", 0))[0], idle))
+        idle = any(file == "numerics.cuh" and line in _idle() for file, line in places)
+        block += at in labels.values() or (bool(made) and made[-1].name.startswith("BRA"))
+        made.append(
+            Instruction(at, name, labels[goal[1]] if goal else None, (*places, ("", 0))[0], block, idle)
+        )
     return made
 
 

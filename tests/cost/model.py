@@ -92,6 +92,7 @@ def of_launch(
         totals = memory.setdefault(space, [0.0] * 4)
         for i, value in enumerate((count.requests, count.taken, count.least, count.from_l2)):
             totals[i] += value
+    made = made.without(accesses)
     passes = made.passes(accesses, lines)
     instructions = dict.fromkeys((*code.UNITS, *code.NAMES, "all"), 0.0)
     tensor: dict[str, float] = {}

@@ -25,7 +25,7 @@
 // stride 1; with SPREAD = 2, where taps meet every second result; or of one residue of the stride.
 //
 // What launches say (cuda/depthwise.py): `channels` are those of a block; digit[] counts tiles of columns, of rows, of
-// channels, and the first axis's cells; digit[4] and digit[5] are a tile's strips along columns and rows; pixel[] how
+// channels and the multiplier, and the first axis's cells; digit[4] and digit[5] are a tile's strips along columns and rows; pixel[] how
 // many passes a filter's columns and rows take (in wgrad tiles or passes of dy, and its first axis); `group` is the
 // multiplier; by_stride is of columns and rows how many results interleave, of the first axis how many cells a line of
 // a tile has; `lanes`, a power of two, is how many neighbouring threads copy channels of one position.
@@ -102,54 +102,49 @@ struct Shelf {
   }
 };
 
-// The channels of a tile in the source: channel i of the tile is channel (first + i) / repeat, `step` elements apart.
+// How many channels a tile has, and from one to the next in an array.
 struct Channels {
-  int first, count;
-  const Divisor& repeat;
+  int count;
   Index step;
-
-  __device__ Index offset(int i) const { return divide_small(first + i, repeat) * step; }
 };
 
-// Which cells a thread copies: channels from `channel` on, every `channels`-th; positions likewise. All are powers of two.
-struct Share {
-  int channel, channels, position, positions;
+// A block's channels of x, from the first on; each has `multiplier` channels of y, of which it does number j, or in dgrad
+// all.
+struct ChannelTile {
+  int first, count, multiplier, j;
 
-  // Of `threads`, `lanes` neighbours copy one position; if there are fewer positions, others copy more channels.
-  __device__ Share(int threads, int lanes, int number) {
-    const int lane_bits = __popc(lanes - 1), rest = int(threadIdx.x) >> lane_bits;
-    const int bits = min(32 - __clz(number - 1), __popc(threads - 1) - lane_bits);
-    position = rest & ((1 << bits) - 1);
-    positions = 1 << bits;
-    channel = (int(threadIdx.x) & (lanes - 1)) + (rest >> bits << lane_bits);
-    channels = threads >> bits;
+  __device__ ChannelTile(const Params& p, int index) : multiplier(int(p.filters)) {
+    const int tile = divide_small(index, p.group);
+    j = index - tile * int(p.group.divisor);
+    first = tile * int(p.channels);
+    count = min(int(p.channels), int(p.groups) - first);
   }
+  __device__ int of_y() const { return first * multiplier + j; }
 };
 
-// A position on its way through lines of `width`.
-struct Position {
-  int row, column;
+// Which cells a thread copies: channels, rows and columns, each from its own on in steps.
+struct Share {
+  int channel, row, column;
+  int channels, rows, columns;
 
-  __device__ Position(int row, int rest) : row(row), column(rest) {}
-  // Whether it went past the end of a line.
-  __device__ bool advance(const Position& by, int width) {
-    row += by.row;
-    column += by.column;
-    const bool carry = column >= width;
-    row += carry;
-    column -= carry ? width : 0;
-    return carry;
+  // Of `threads`, `lanes` neighbours, a power of two, copy one position; so many as there are columns a line; and what
+  // is left copies other channels. A few threads may be left over: theirs is no column.
+  __device__ Share(int threads, int lanes, int some, int width) {
+    const int lines = max(some, 1);  // a residue without taps meets none
+    const int lane_bits = __popc(lanes - 1), places = threads >> lane_bits, place = int(threadIdx.x) >> lane_bits;
+    const int all_rows = max(places / width, 1), slot = place / width, groups = max(all_rows / lines, 1);
+    rows = min(all_rows, lines);
+    row = slot % rows;
+    column = slot / rows < groups ? place - slot * width : width;
+    columns = max(places, width);
+    channel = (int(threadIdx.x) & (lanes - 1)) + (slot / rows << lane_bits);
+    channels = groups << lane_bits;
+    if (places < width) row = 0, column = place, columns = places, channel = int(threadIdx.x) & (lanes - 1);
   }
 };
 
 template <typename T>
 constexpr int VECTOR_OF = 16 / int(sizeof(T));
-
-// Shares of 32 channels in vectors.
-template <typename T, int THREADS>
-__device__ inline Share vector_share() {
-  return Share(THREADS, 32 / VECTOR_OF<T>, THREADS);
-}
 
 // Whether an array can be read in vectors of channels: they are contiguous, and all else is aligned.
 template <typename T>
@@ -192,90 +187,87 @@ __device__ inline void put_vector(const Pack<T, VECTOR>& pack, bool conjugate, A
   }
 }
 
-// Bring a part's cells, of the tile's `held` channels, to shared memory, VECTOR channels at once. Lines there have
-// `width` cells; a thread's first position is `at`, and the way to the next one `by`.
+// Bring a part's cells to shared memory, VECTOR channels at once, or zeros if all is beside the source.
 template <typename T, int VECTOR, bool LAST, bool SHOWN>
-__device__ inline void bring(const T* source, const Channels& channels, int held, const Share& share, const Part& part,
-                             int width, Position at, const Position& by, Index mode, bool conjugate,
-                             const Shelf<Accumulator<T>, LAST>& to) {
+__device__ inline void bring(const T* source, bool beside, const Channels& channels, const Share& share,
+                             const Part& part, Index mode, bool conjugate, const Shelf<Accumulator<T>, LAST>& to) {
   using Acc = Accumulator<T>;
-  constexpr int AT_ONCE = 4, CHANNELS = 2;
-  const int end = part.lines * width, channel = share.channel * VECTOR;
-  const T* const from = LAST ? source + channels.offset(channel) : source;
-  // Where nothing is shown beside the source, places follow one another as positions do.
-  const Index row_step = part.rows.delta * part.row_step, column_step = part.columns.delta * part.column_step;
-  const Index step = by.row * row_step + by.column * column_step, carried = row_step - width * column_step;
-  Index place = (part.rows.source + at.row * part.rows.delta) * part.row_step +
-                (part.columns.source + at.column * part.columns.delta) * part.column_step;
+  constexpr int AT_ONCE = 4;
+  const Index row_step = share.rows * part.rows.delta * part.row_step;
 #pragma unroll 1
-  for (int i = share.position; i < end; i += AT_ONCE * share.positions) {
-    Index offset[AT_ONCE];
-    Acc* cell[AT_ONCE];
-    bool inside[AT_ONCE];
-#pragma unroll
-    for (int u = 0; u < AT_ONCE; ++u) {
-      const int h = shown<SHOWN>(mode, part.rows.source + at.row * part.rows.delta, part.rows.sources);
-      const int w = shown<SHOWN>(mode, part.columns.source + at.column * part.columns.delta, part.columns.sources);
-      inside[u] = h >= 0 && w >= 0 && at.column < part.places && i + u * share.positions < end;
-      offset[u] = SHOWN ? h * part.row_step + w * part.column_step : place;
-      cell[u] = to.data + at.row * to.line + at.column * to.CELL;
-      place += step + (at.advance(by, width) ? carried : 0);
-    }
-    if constexpr (LAST) {
-      Pack<T, VECTOR> pack[AT_ONCE];
-#pragma unroll
-      for (int u = 0; u < AT_ONCE; ++u)
-        pack[u] = load_if(reinterpret_cast<const Pack<T, VECTOR>*>(from + offset[u]),
-                          inside[u] && channel < channels.count);
-#pragma unroll
-      for (int u = 0; u < AT_ONCE; ++u)
-        if (i + u * share.positions < end) put_vector(pack[u], conjugate, cell[u] + channel);
-    } else {
+  for (int column = share.column; column < part.places; column += share.columns) {
+    const int w = shown<SHOWN>(mode, part.columns.source + column * part.columns.delta, part.columns.sources);
+    const T* place = source + w * part.column_step;
+    if (!SHOWN) place += (part.rows.source + share.row * part.rows.delta) * part.row_step;
+    Acc* cell = to.at(0, share.row, column);
+    const int cell_step = share.rows * to.line;
 #pragma unroll 1
-      for (int c = share.channel; c < held; c += CHANNELS * share.channels) {
-        T value[CHANNELS][AT_ONCE];
+    for (int row = share.row; row < part.lines; row += AT_ONCE * share.rows) {
+      const T* from[AT_ONCE];
+      bool inside[AT_ONCE];
 #pragma unroll
-        for (int j = 0; j < CHANNELS; ++j) {
-          const int number = c + j * share.channels;
-          const T* const plane = from + channels.offset(number);
+      for (int u = 0; u < AT_ONCE; ++u) {
+        const int at = part.rows.source + (row + u * share.rows) * part.rows.delta;
+        const int h = shown<SHOWN>(mode, at, part.rows.sources);
+        inside[u] = w >= 0 && h >= 0 && !beside && row + u * share.rows < part.lines;
+        from[u] = SHOWN ? place + h * part.row_step : place + u * row_step;
+      }
+      if constexpr (LAST) {
+        const int channel = share.channel * VECTOR;
+        const Index offset = channel * channels.step;
+        Pack<T, VECTOR> pack[AT_ONCE];
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; ++u)
+          pack[u] = load_if(reinterpret_cast<const Pack<T, VECTOR>*>(from[u] + offset),
+                            inside[u] && channel < channels.count);
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; ++u)
+          if (row + u * share.rows < part.lines)
+            put_vector(pack[u], conjugate, cell + u * cell_step + channel);
+      } else {
+        const Index channel_step = share.channels * channels.step;
+        Acc* plane = cell + share.channel * to.plane;
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; ++u) from[u] += share.channel * channels.step;
+#pragma unroll 2
+        for (int c = share.channel; c < channels.count; c += share.channels) {
+          T value[AT_ONCE];
+#pragma unroll
+          for (int u = 0; u < AT_ONCE; ++u) {
+            value[u] = load_if(from[u], inside[u]);
+            from[u] += channel_step;
+          }
 #pragma unroll
           for (int u = 0; u < AT_ONCE; ++u)
-            value[j][u] = load_if(plane + offset[u], inside[u] && number < channels.count);
-        }
-#pragma unroll
-        for (int j = 0; j < CHANNELS; ++j) {
-          const int number = c + j * share.channels;
-#pragma unroll
-          for (int u = 0; u < AT_ONCE; ++u)
-            if (i + u * share.positions < end && number < held)
-              cell[u][number * to.plane] = conjugate_if(conjugate, widen(value[j][u]));
+            if (row + u * share.rows < part.lines) plane[u * cell_step] = conjugate_if(conjugate, widen(value[u]));
+          plane += share.channels * to.plane;
         }
       }
+      if (!SHOWN) place += AT_ONCE * row_step;
+      cell += AT_ONCE * cell_step;
     }
   }
 }
 
-// The same in vectors, if the array is `whole`. `divide` takes a number of a position apart.
-template <bool LAST, int THREADS, bool SHOWN, typename T, typename Divide>
-__device__ inline void bring(bool whole, const T* source, const Channels& channels, int held, int lanes,
-                             const Part& part, int width, Divide divide, Index mode, bool conjugate,
-                             const Shelf<Accumulator<T>, LAST>& to) {
-  const auto at = [&](int number) {
-    const int row = divide(number);
-    return Position(row, number - row * width);
-  };
-  if constexpr (LAST) {
-    if (whole) {
-      const Share share = vector_share<T, THREADS>();
-      bring<T, VECTOR_OF<T>, LAST, SHOWN>(source, channels, held, share, part, width, at(share.position), at(share.positions),
-                                   mode, conjugate, to);
-      return;
+// How a block brings cells: in vectors of channels if the array is `whole`, in lines of so many cells.
+template <typename T, int THREADS, bool LAST, bool SHOWN>
+struct Bring {
+  bool whole;
+  Share share;
+
+  __device__ Bring(bool whole, int lanes, int lines, int width)
+      : whole(whole), share(THREADS, whole ? 32 / VECTOR_OF<T> : lanes, lines, width) {}
+  __device__ void operator()(const T* source, bool beside, const Channels& channels, const Part& part, Index mode,
+                             bool conjugate, const Shelf<Accumulator<T>, LAST>& to) const {
+    if constexpr (LAST) {
+      if (whole) {
+        bring<T, VECTOR_OF<T>, LAST, SHOWN>(source, beside, channels, share, part, mode, conjugate, to);
+        return;
+      }
     }
+    bring<T, 1, LAST, SHOWN>(source, beside, channels, share, part, mode, conjugate, to);
   }
-  const Share share(THREADS, lanes, part.lines * width);
-  bring<T, 1, LAST, SHOWN>(source, channels, held, share, part, width, at(share.position), at(share.positions), mode, conjugate,
-                    to);
-}
+};
 
 // Read cells[FIRST], ... of a line that begins at a whole vector of VECTOR of them.
 template <bool LAST, int VECTOR, int FIRST = 0, int COUNT, typename Acc>
@@ -313,15 +305,14 @@ __device__ inline void add_taps(Acc (&sum)[ROWS][OUT], const Acc* cells, int pit
   for (int r = 0; r < R; ++r)
 #pragma unroll
     for (int s = 0; s < S; ++s) weight[r][s] = weights[(r * S + s) * TAP<LAST>];
-#pragma unroll
+#pragma unroll 32
   for (int i = 0; i < LINES; ++i) {
     Acc cell[WIDTH];
     read_line<LAST, vector_of<Acc>(OUT * STEP / SPREAD)>(cells + i * pitch, cell);
 #pragma unroll
-    for (int o = 0; o < ROWS; ++o)
-#pragma unroll
-      for (int r = 0; r < R; ++r)
-        if (o * STEP + r == i * SPREAD) {
+    for (int o = 0; o < ROWS; ++o) {
+      const int r = i * SPREAD - o * STEP;
+        if (r >= 0 && r < R) {
 #pragma unroll
           for (int s = 0; s < S; ++s)
 #pragma unroll
@@ -329,6 +320,7 @@ __device__ inline void add_taps(Acc (&sum)[ROWS][OUT], const Acc* cells, int pit
               if ((q * STEP + s) % SPREAD == 0)
                 sum[o][q] = multiply_add(cell[(q * STEP + s) / SPREAD], weight[r][s], sum[o][q]);
         }
+    }
   }
 }
 
@@ -509,8 +501,8 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
   constexpr bool ANY = R == 0;
   extern __shared__ __align__(16) unsigned char memory[];
   Acc* const shared = reinterpret_cast<Acc*>(memory);
-  const int held = int(p.channels), multiplier = int(p.filters), sources = backward ? multiplier : 1;
-  const int first = digit[2] * held, count = min(held, int(p.groups) * (backward ? 1 : multiplier) - first);
+  const ChannelTile channels(p, digit[2]);
+  const int held = int(p.channels), count = channels.count, sources = backward ? channels.multiplier : 1;
   const int height = int(p.digit[5].divisor) * ROWS, width = int(p.digit[4].divisor) * OUT;
   const Span rows = span_of(axis[1], p.axis[1].by_stride, digit[1], height, step_h, SPREAD);
   const Span columns = span_of(axis[2], p.axis[2].by_stride, digit[0], width, step_w, SPREAD);
@@ -527,20 +519,22 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
   const int wide = int(p.axis[0].by_stride.divisor);  // cells_of(width, step_w, taps_s)
   const auto cells = Shelf<Acc, LAST>::of(after, cells_of<SPREAD>(height, step_h, taps_r), wide);
   const Strip strip = strip_of<LAST>(p, held, 1);
-  const auto line_of = [&](int number) { return divide_small(number, p.axis[0].by_stride); };
-  const bool whole = LAST && multiplier == 1 && in_vectors<T>(a, p.a, p.groups);
-  const T* const filters = static_cast<const T*>(b) + p.b_start + Index(first) * sources * p.b[0] +
+  const Bring<T, THREADS, LAST, SHOWN> bring(LAST && sources == 1 && in_vectors<T>(a, p.a, p.groups), int(p.lanes),
+                                             cells_of<SPREAD>(lines, step_h, taps_r), wide);
+  const T* const source = static_cast<const T*>(a) + (backward ? channels.of_y() : channels.first) * p.a[1];
+  const T* const filters = static_cast<const T*>(b) + p.b_start + channels.of_y() * p.b[0] +
                            axis[1].tap_first * p.b[3] + axis[2].tap_first * p.b[4];
   const Index row_step = axis[1].out_step * p.out[3], column_step = axis[2].out_step * p.out[4];
   const int top = rows.result + strip.row * ROWS * rows.apart, left = columns.result + strip.column * OUT * columns.apart;
-  const Index place = p.out_start + (first + strip.channel) * p.out[1] + axis[0].cell(digit[3]) * p.out[2] +
+  const int result = backward ? channels.first + strip.channel : channels.of_y() + strip.channel * channels.multiplier;
+  const Index place = p.out_start + result * p.out[1] + axis[0].cell(digit[3]) * p.out[2] +
                       (axis[1].out_first + top * axis[1].out_step) * p.out[3] +
                       (axis[2].out_first + left * axis[2].out_step) * p.out[4];
   const bool plain = !LAST && columns.apart == 1 && axis[2].out_step == 1 && axis[2].out_first == 0;
   const bool in_fours = plain && OUT % 4 == 0 && rows_in_vectors<T>(out, p.out, axis[2].outputs, 4);
   const int slices = sources * axis[0].taps;
   const bool biased = bias && strip.channel < count;
-  const Acc more = biased ? widen(static_cast<const T*>(bias)[(first + strip.channel) * p.bias]) : Acc{};
+  const Acc more = biased ? widen(static_cast<const T*>(bias)[result * p.bias]) : Acc{};
   const bool rounded = p.activation == IDENTITY && !p.partial && !p.accumulate && p.conjugate != 2;
 
   for (bool again = false; n < end; ++n) {
@@ -558,7 +552,7 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
       if (!again || slices > 1 || (ANY && (taps_r < axis[1].taps || taps_s < axis[2].taps)))
         bring_taps<LAST, THREADS, R, S>(filters + j * p.b[0] + axis[0].filter_tap(t) * p.b[2] +
                                             axis[1].tap_step * r * p.b[3] + axis[2].tap_step * s * p.b[4],
-                                        sources * p.b[0], count, axis[1].tap_step * p.b[3], axis[2].tap_step * p.b[4],
+                                        channels.multiplier * p.b[0], count, axis[1].tap_step * p.b[3], axis[2].tap_step * p.b[4],
                                         here_r, here_s, p.conjugate, shared, tap_plane, tap_line);
       again = true;
       Part part{rows, columns, cells_of<SPREAD>(lines, step_h, here_r), cells_of<SPREAD>(places, step_w, here_s),
@@ -566,9 +560,8 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
       part.rows.source += r * rows.delta;
       part.columns.source += s * columns.delta;
       const int d = shown<SHOWN>(p.mode, axis[0].source(digit[3], t), axis[0].sources);
-      const Channels channels{first, d < 0 ? 0 : count, p.group, sources * p.a[1]};  // beside the source are zeros
-      bring<LAST, THREADS, SHOWN>(whole, static_cast<const T*>(a) + n * p.a[0] + j * p.a[1] + d * p.a[2], channels, held,
-                                  int(p.lanes), part, wide, line_of, p.mode, false, cells);
+      bring(source + n * p.a[0] + j * p.a[1] + d * p.a[2], d < 0, Channels{count, sources * p.a[1]}, part, p.mode, false,
+            cells);
       __syncthreads();  // all is there
       if (strip.exists) {
         const Acc* const corner =
@@ -600,7 +593,7 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
                         rows.left - strip.row * ROWS,
                         columns.left - strip.column * OUT};
     if (!rounded) {
-      finish_each<T, THREADS>(p, out, reinterpret_cast<const Acc(&)[ROWS * OUT]>(sum), bias, first + strip.channel, after,
+      finish_each<T, THREADS>(p, out, reinterpret_cast<const Acc(&)[ROWS * OUT]>(sum), bias, result, after,
                               [&](int i) {
                                 const int o = i / OUT, q = i % OUT;
                                 return target.has(o, q)
@@ -720,8 +713,8 @@ __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, 
                               ANY ? described_axis(p.axis[2], 1) : forward_axis(p.axis[2])};
   const int step_h = ANY ? int(p.axis[1].period) : STEP, step_w = ANY ? int(p.axis[2].period) : STEP;
   const Divisor &apart_h = p.axis[1].by_stride, &apart_w = p.axis[2].by_stride;
-  const int held = int(p.channels), multiplier = int(p.filters), filters = int(p.groups) * multiplier;
-  const int first = digit[2] * held, count = min(held, filters - first), t = digit[3];
+  const ChannelTile channels(p, digit[2]);
+  const int held = int(p.channels), count = channels.count, t = digit[3];
   const int along = int(p.digit[4].divisor), across = int(p.digit[5].divisor), strips = along * across;
   const int height = across * ROWS, width = along * OUT;
   const int groups = ANY ? THREADS / (strips * (LAST ? 32 : held)) : 1;
@@ -733,12 +726,12 @@ __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, 
   const int wide = int(p.axis[0].by_stride.divisor);  // cells_of(width, step_w, taps)
   const auto cells = Shelf<Acc, LAST>::of(after, cells_of(height, step_h, ANY ? grad_rows : R), wide);
   const Strip strip = strip_of<LAST>(p, held, groups);
-  const auto line_of = [&](int place) { return divide_small(place, p.axis[0].by_stride); };
-  const auto grad_line_of = [&](int place) {
-    return ANY ? place / grad_columns : divide_small(place / OUT, p.digit[4]);
-  };
-  const bool whole_x = LAST && multiplier == 1 && in_vectors<T>(a, p.a, filters);
-  const bool whole_dy = LAST && in_vectors<T>(b, p.b, filters);
+  const Bring<T, THREADS, LAST, SHOWN> bring_x(LAST && in_vectors<T>(a, p.a, p.groups), int(p.lanes),
+                                               cells_of(height, step_h, ANY ? grad_rows : R), wide);
+  const Bring<T, THREADS, LAST, false> bring_dy(
+      LAST && channels.multiplier == 1 && in_vectors<T>(b, p.b, p.groups), int(p.lanes), grad_rows, grad_columns);
+  const T* const x = static_cast<const T*>(a) + channels.first * p.a[1];
+  const T* const dy = static_cast<const T*>(b) + p.b_start + channels.of_y() * p.b[1];
 
   constexpr int SUMS_R = ANY ? ROWS : R, SUMS_S = ANY ? OUT : S;
   Acc sum[SUMS_R][SUMS_S];
@@ -778,13 +771,9 @@ __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, 
     }
     if (of_dy.lines <= 0 || of_dy.places <= 0 || of_x.rows.left <= 0 || of_x.columns.left <= 0) continue;
     const int d = shown<SHOWN>(p.mode, axis[0].source(z, t), axis[0].sources);
-    const Divisor once{1, 0, 0};
-    const Channels of_input{first, d < 0 ? 0 : count, p.group, p.a[1]}, of_output{first, count, once, p.b[1]};
-    const T* const dy = static_cast<const T*>(b) + p.b_start + n * p.b[0] + z * p.b[2];
-    bring<LAST, THREADS, false>(whole_dy, dy, of_output, held, int(p.lanes), of_dy, grad_columns, grad_line_of, ZEROS,
-                                false, grads);
-    bring<LAST, THREADS, SHOWN>(whole_x, static_cast<const T*>(a) + n * p.a[0] + d * p.a[2], of_input, held,
-                                int(p.lanes), of_x, wide, line_of, p.mode, p.conjugate, cells);
+    bring_dy(dy + n * p.b[0] + z * p.b[2], false, Channels{count, channels.multiplier * p.b[1]}, of_dy, ZEROS, false,
+             grads);
+    bring_x(x + n * p.a[0] + d * p.a[2], d < 0, Channels{count, p.a[1]}, of_x, p.mode, p.conjugate, cells);
     __syncthreads();  // all is there
     if (strip.exists) {
       const Acc* const corner = cells.at(strip.channel, strip.row * ROWS * step_h, strip.column * OUT * step_w);
@@ -804,11 +793,11 @@ __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, 
     __syncthreads();  // all have read it
   }
 
-  const Index copy = p.out_start + Index(number) * filters * axis[0].taps * (ANY ? axis[1].outputs : axis[1].taps) *
+  const Index copy = p.out_start + Index(number) * p.groups * channels.multiplier * axis[0].taps * (ANY ? axis[1].outputs : axis[1].taps) *
                                        (ANY ? axis[2].outputs : axis[2].taps);
   const auto put = [&](int channel, Index r, Index s, Acc total) {
     if (channel < count)
-      store<T>(p, out, copy + (first + channel) * p.out[0] + t * p.out[2] + r * p.out[3] + s * p.out[4], total);
+      store<T>(p, out, copy + (channels.of_y() + channel * channels.multiplier) * p.out[0] + t * p.out[2] + r * p.out[3] + s * p.out[4], total);
   };
   auto& sums = reinterpret_cast<Acc(&)[SUMS_R * SUMS_S]>(sum);
   if constexpr (ANY) {

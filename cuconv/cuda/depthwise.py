@@ -34,8 +34,8 @@ SHARED = 63 << 10
 LANES = 32
 """Channels that neighbouring threads have in channels-last arrays."""
 
-IMAGES, ENOUGH = 8, 1000
-"""A block does so many images at the most, as long as there are enough blocks."""
+WAVE, START = 264, 0.3
+"""Blocks that a large GPU does at once, and what one takes before its first tile, in tiles."""
 
 BLOCKS = 528
 """A weight gradient is cut into parts until there are so many blocks."""
@@ -84,8 +84,8 @@ class Tile:
 
 
 class View(NamedTuple):
-    """A request as a template sees it: the order of axes, the template, its shape, rows and columns, channels of the
-    result, whether threads lie along channels."""
+    """A request as a template sees it: the order of axes, the template, its shape, rows and columns, channels of x,
+    whether threads lie along channels."""
 
     order: tuple[int, int, int]
     template: str
@@ -105,7 +105,7 @@ def build(draft: Draft) -> list[Launch]:
     rows, columns = view.rows, view.columns
     height, width = tile.across * view.shape.rows, tile.along * view.shape.out
     tiles_w, tiles_h = columns.tiles(width), rows.tiles(height)
-    tiles_c = per(view.channels, tile.held)
+    tiles_c = per(problem.c, tile.held) * (1 if request.op == "dgrad" else problem.k // problem.c)
     shared: Fields = {"channels": tile.held, "lanes": lanes}
     if not reads_padding(request):  # no cell is outside, as where all is cropped, or outside are zeros
         shared["mode"] = 0
@@ -123,7 +123,7 @@ def build(draft: Draft) -> list[Launch]:
             **shared,
         )
         tiles = residues * cells * tiles_c * tiles_h * tiles_w
-        fields["chunk"] = chunk = max(1, min(problem.n, IMAGES, problem.n * tiles // ENOUGH))
+        fields["chunk"] = chunk = _images(problem.n, tiles)
         blocks = per(problem.n, chunk) * tiles
         return [draft.launch(kernel, blocks, fields, axes=view.order, shared_bytes=tile.shared_bytes)]
     taps, cells = problem.filter[first], problem.output[first]
@@ -143,6 +143,15 @@ def build(draft: Draft) -> list[Launch]:
     return split_sum(
         draft, kernel, blocks, fields, _cut(items, blocks), axes=view.order, shared_bytes=tile.shared_bytes
     )
+
+
+def _images(images: int, tiles: int) -> int:
+    """How many images a block does, so that the last wave of blocks on a large GPU is a full one."""
+
+    def taken(chunk: int) -> float:
+        return per(tiles * per(images, chunk), WAVE) * (chunk + START)
+
+    return min(range(1, max(images, 1) + 1), key=taken)
 
 
 def _cut(items: int, blocks: int) -> tuple[int, int]:
@@ -183,7 +192,7 @@ def estimate(request: Request, device: Device | None) -> float:
 _GATHERS = (
     Shape(8, 4, 3, 3),
     Shape(8, 4, 5, 5),
-    Shape(4, 4, 7, 7),
+    Shape(7, 4, 7, 7),
     Shape(4, 4, 3, 3, step=2),
     Shape(8, 4, 3, 3, spread=2),
 )
@@ -254,7 +263,7 @@ def _planned(
     order = _order(problem)
     lines = [_line(op, problem, axis) for axis in order[1:]]
     rows, columns = lines
-    channels = max(problem.c if op == "dgrad" else problem.k, 1)
+    channels = max(problem.c, 1)
     template = "conv_wgrad_depthwise" if op == "wgrad" else "conv_gather_depthwise"
     taps = tuple(problem.filter[axis] for axis in order[1:])
     stride, dilation = (

@@ -48,6 +48,9 @@ PRODUCTS = {
 }
 """The multiplications that a convolution consists of, by the dtype of its sums."""
 
+HINT = 0.05
+"""How much the count of a loop's line weighs beside those of its accesses."""
+
 Access = tuple[str, str, int]
 """global or shared; read, write or copy; bytes."""
 
@@ -171,23 +174,48 @@ class Code:
         return replace(self, loops=tuple(kept))
 
     def passes(self, accesses: Mapping[Access, float], lines: Mapping[tuple[str, int], float]) -> list[float]:
-        """How often a warp passes each loop, if it makes these accesses, and runs these lines so often."""
-        kinds = sorted({*accesses, *(kind for loop in self.loops for kind in loop.accesses)})
-        made = np.array([accesses.get(kind, 0.0) for kind in kinds])
+        """How often a warp passes each loop, if it makes these accesses, and runs these lines so often.
+
+        Accesses of 8 and of 16 bytes count as one kind: of a vector a compiler may read the half that is used.
+        """
+
+        def alike(counts: Mapping[Access, float]) -> Counter[Access]:
+            found: Counter[Access] = Counter()
+            for (space, kind, width), count in counts.items():
+                found[space, kind, min(width, 8)] += count  # type: ignore[assignment]
+            return found
+
+        asked = alike(accesses)
+        of_loops = [alike(loop.accesses) for loop in self.loops]
+        kinds = sorted({*asked, *(kind for loop in of_loops for kind in loop)})
+        made = np.array([asked[kind] for kind in kinds], float)
         weight = 1 / np.sqrt(np.maximum(made, 1))
-        once = np.array([self.loops[0].accesses[kind] for kind in kinds])
+        once = np.array([of_loops[0][kind] for kind in kinds])
         known = [i for i, loop in enumerate(self.loops) if i and loop.accesses]
         passes = [1.0] + [0.0] * (len(self.loops) - 1)
+        run = {i: self._as_often_as_its_line(i, lines) for i in range(1, len(self.loops))}
         if known:
-            matrix = np.array([[self.loops[i].accesses[kind] for i in known] for kind in kinds])
-            found, _ = nnls(matrix * weight[:, None], np.maximum(made - once, 0) * weight)
+            matrix = np.array([[of_loops[i][kind] for i in known] for kind in kinds])
+            # Where loops make the same accesses, their lines have to tell how often each is passed.
+            hints = np.array([HINT / np.sqrt(max(run[i], 1)) for i in known])
+            found, _ = nnls(
+                np.vstack([matrix * weight[:, None], np.diag(hints)]),
+                np.concatenate([np.maximum(made - once, 0) * weight, hints * [run[i] for i in known]]),
+            )
             for i, count in zip(known, found, strict=True):
                 passes[i] = float(count)
         for i, loop in enumerate(self.loops):
-            if i and i not in known:
-                copies = sum(other.line == loop.line for other in self.loops[1:])
-                passes[i] = lines.get(loop.line, 0.0) / copies
+            if i and not loop.accesses:
+                passes[i] = run[i]
         return passes
+
+    def _as_often_as_its_line(self, i: int, lines: Mapping[tuple[str, int], float]) -> float:
+        """By the line of a loop or, where that has been run nowhere, by those of its instructions."""
+        loop = self.loops[i]
+        if loop.line in lines:
+            return lines[loop.line] / sum(other.line == loop.line for other in self.loops[1:])
+        known = [lines[each.line] for each in loop.own if each.line in lines]
+        return sum(known) / len(known) if known else 0.0
 
 
 @functools.cache

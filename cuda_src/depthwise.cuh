@@ -461,24 +461,27 @@ struct Target {
   Index place, row_step, column_step;
   int top, left, bottom, right;
 
-  __device__ bool has(int row, int column) const {
-    return row >= top && row < bottom && column >= left && column < right;
-  }
+  __device__ bool has_row(int row) const { return row >= top && row < bottom; }
+  __device__ bool has_column(int column) const { return column >= left && column < right; }
 };
 
 // Round and store a strip, WIDE neighbours of a row at once.
 template <typename T, int WIDE, int ROWS, int OUT>
 __device__ inline void put_strip(void* out, const Target& target, const Accumulator<T> (&sum)[ROWS][OUT]) {
+  bool wanted[OUT];
+#pragma unroll
+  for (int q = 0; q < OUT; ++q) wanted[q] = target.has_column(q);
   T* row = static_cast<T*>(out) + target.place;
 #pragma unroll
   for (int o = 0; o < ROWS; ++o, row += target.row_step) {
+    if (!target.has_row(o)) continue;
     T* cell = row;
 #pragma unroll
     for (int q = 0; q < OUT; q += WIDE, cell += WIDE > 1 ? WIDE : target.column_step) {
       Pack<T, WIDE> pack;
 #pragma unroll
       for (int v = 0; v < WIDE; ++v) pack.value[v] = Narrow<T>::from(sum[o][q + v]);
-      if (target.has(o, q)) *reinterpret_cast<Pack<T, WIDE>*>(cell) = pack;
+      if (wanted[q]) *reinterpret_cast<Pack<T, WIDE>*>(cell) = pack;
     }
   }
 }
@@ -533,7 +536,7 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
   const bool plain = !LAST && columns.apart == 1 && axis[2].out_step == 1 && axis[2].out_first == 0;
   const bool in_fours = plain && OUT % 4 == 0 && rows_in_vectors<T>(out, p.out, axis[2].outputs, 4);
   const int slices = sources * axis[0].taps;
-  const bool biased = bias && strip.channel < count;
+  const bool biased = bias && !p.partial && strip.channel < count;
   const Acc more = biased ? widen(static_cast<const T*>(bias)[result * p.bias]) : Acc{};
   const bool rounded = p.activation == IDENTITY && !p.partial && !p.accumulate && p.conjugate != 2;
 
@@ -542,7 +545,7 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
 #pragma unroll
     for (int o = 0; o < ROWS; ++o)
 #pragma unroll
-      for (int q = 0; q < OUT; ++q) sum[o][q] = Acc{};
+      for (int q = 0; q < OUT; ++q) sum[o][q] = more;
     int r = 0, s = 0, j = 0, t = 0;
 #pragma unroll 1
     for (int slice = 0; slice < slices;) {
@@ -588,25 +591,19 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
     const Target target{place + n * p.out[0],
                         row_step * rows.apart,
                         column_step * columns.apart,
-                        top + axis[1].out_first < 0,
-                        left + axis[2].out_first < 0,
+                        SPREAD == 2 && top + axis[1].out_first < 0,
+                        SPREAD == 2 && left + axis[2].out_first < 0,
                         rows.left - strip.row * ROWS,
                         columns.left - strip.column * OUT};
     if (!rounded) {
-      finish_each<T, THREADS>(p, out, reinterpret_cast<const Acc(&)[ROWS * OUT]>(sum), bias, result, after,
+      finish_each<T, THREADS>(p, out, reinterpret_cast<const Acc(&)[ROWS * OUT]>(sum), nullptr, result, after,
                               [&](int i) {
                                 const int o = i / OUT, q = i % OUT;
-                                return target.has(o, q)
+                                return target.has_row(o) && target.has_column(q)
                                            ? target.place + o * target.row_step + q * target.column_step
                                            : NONE;
                               });
       continue;
-    }
-    if (biased) {
-#pragma unroll
-      for (int o = 0; o < ROWS; ++o)
-#pragma unroll
-        for (int q = 0; q < OUT; ++q) sum[o][q] = sum[o][q] + more;
     }
     if (in_fours)
       put_strip<T, LAST ? 1 : 4>(out, target, sum);

@@ -190,11 +190,11 @@ def estimate(request: Request, device: Device | None) -> float:
 # -- what is compiled ---------------------------------------------------------------------------------
 
 _GATHERS = (
-    Shape(8, 4, 3, 3),
-    Shape(8, 4, 5, 5),
+    Shape(7, 4, 3, 3),
+    Shape(7, 4, 5, 5),
     Shape(7, 4, 7, 7),
     Shape(4, 4, 3, 3, step=2),
-    Shape(8, 4, 3, 3, spread=2),
+    Shape(6, 4, 3, 3, spread=2),
 )
 """Unrolled filters of fprop and dgrad, for floats of up to 32 bits."""
 
@@ -408,6 +408,10 @@ def _fitted(view: View, op: str, dtype: str, along: int, across: int, held: int)
         warps = min(warps * groups, THREADS // 32)
     multiply = each_has * products / groups
     each = (brought + weights) / 32 * copies + warps * multiply * (1.1 if last or unrolled else 1.05)
+    # A sector of 32 bytes takes the L2 about as long as four instructions take a multiprocessor.
+    stored = DTYPES[dtype].itemsize
+    sectors = lines * held * cells * stored / 32 if last else held * lines * (cells * stored / 32 + 1)
+    each += 4 * sectors
     cost = blocks * (passes * (each + THREADS / 32 * 60) + THREADS / 32 * (150 + 5 * each_has))
     return Tile(along, across, held, cut_s, cut_r, per(size * item, 16) * 16, cells, cost)
 

@@ -129,9 +129,11 @@ def tile_of(request: Request, groups: int, cost: Bytes, bound: int) -> Tile:
         groups = -(-groups // 2)
     while channels > 1 and cost(groups, channels, images, cells) > bound:
         channels = -(-channels // 2)
-    return Tile(
-        groups, channels, images, cut.fitted(lambda cells: cost(groups, channels, images, cells), bound)
-    )
+    # What is held whole leaves memory for windows, whose time it is that very short ones would take.
+    held = cost(groups, channels, images, 0)
+    room = max(bound - held, bound // 2)
+    fitted = cut.fitted(lambda cells: cost(groups, channels, images, cells) - held, room)
+    return Tile(groups, channels, images, fitted)
 
 
 def scratch_of(request: Request, copies: int) -> Bytes:

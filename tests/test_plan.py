@@ -378,6 +378,9 @@ SCRATCH = [
     ("n4c4h40w40 k16r5s5 g2 p2 circular", "dgrad", "complex64", None, "mec"),
     ("n8c8h60w60 k32r5s5 sh3sw3 p1 circular", "dgrad", "complex64", None, "col2im"),
     ("n8c64h60w60 k8r3s3 p-20", "dgrad", "float16", None, "col2im"),
+    ("n1c1w300000 k1s101", "fprop", "float32", None, "fft"),
+    ("n1c2w60000 k2s65 p32 circular", "dgrad", "complex64", None, "fft"),
+    ("n1c1w300000 k1s101 sw2", "wgrad", "complex64", None, "fft"),
 ]
 
 

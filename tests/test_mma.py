@@ -362,7 +362,7 @@ def test_every_entry_is_picked_for_some_listed_problem():
             picked(Request(op, problem, dtype, layout, precision=precision))
             for problem, (dtype, precision), layout in itertools.product(problems, asked, LAYOUTS)
         }
-        expected = {entry.name for entry in TABLE[op]}
+        expected = {entry.name for entry in TABLE[op] if entry.exact}
         assert names == (expected if op != "wgrad" else expected - {"direct"}), op
 
 

@@ -8,7 +8,7 @@ from types import ModuleType
 from ..dtypes import DTYPES
 from ..problem import Request
 from ..table import Algorithm, Table
-from . import depthwise, direct, mma, simt, sums, transform
+from . import depthwise, direct, fft, mma, simt, sums, transform
 from .device import Device
 from .kernel import Kernel
 from .schedule import padding_kernels, padding_seconds, reduce_kernels, scheduled, widening_kernels
@@ -28,6 +28,7 @@ def _entry(name: str, family: ModuleType, *, recorded: bool) -> Algorithm:
 # The emulator, the compiler and the sanitizers prove an entry; benchmarks/results say which are recorded.
 _CONVOLUTIONS = (
     _entry("depthwise", depthwise, recorded=False),
+    fft.ENTRY,
     _entry("mma", mma, recorded=False),
     _entry("simt", simt, recorded=False),
     _entry("direct", direct, recorded=False),

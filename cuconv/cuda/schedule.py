@@ -17,7 +17,7 @@ from ..table import Schedule
 from .cost import Threads, seconds
 from .device import Device
 from .geometry import Fields, axes, digits, divisor, repeating_axes
-from .kernel import Kernel, Launch, Scratch
+from .kernel import VECTOR, Kernel, Launch, Scratch
 
 C_TYPES = {"float32": "float", "float64": "double"} | {
     name: name for name in DTYPES if name not in ("float32", "float64")
@@ -340,20 +340,31 @@ def split_sum(
     dtype, op = draft.request.dtype, draft.request.op
     shape = result_shape(draft.problem, op)
     summands = draft.room((splits, *shape), sum_dtype(op, dtype), channels_last)
-    extents = (shape[0], shape[1], shape[2:])
+    each = _summed_by_a_thread(shape, summands.dtype)
+    batch = shape[0] // each
     kernel_of_parts = _reduce_kernel(dtype, summands.dtype)
-    of_sum = draft.fields(splits=splits, lanes=32 if channels_last else 1)  # in the order of the parts
-    add = draft.per_element(kernel_of_parts, extents, of_sum, a=summands, b=None)
+    lanes = 32 if channels_last else 1  # in the order of the parts
+    of_sum = draft.fields(splits=splits, chunk=each, batch=batch, lanes=lanes)
+    add = draft.per_element(kernel_of_parts, (batch, shape[1], shape[2:]), of_sum, a=summands, b=None)
     return [draft.launch(kernel, splits * tiles, fields | {"partial": 1}, out=summands, **changes), add]
+
+
+def _summed_by_a_thread(shape: tuple[int, ...], dtype: str) -> int:
+    """How many elements: a vector of them, where there are enough to keep a GPU busy, or one."""
+    vector = VECTOR // DTYPES[dtype].itemsize
+    busy = math.prod(shape) >= BLOCKS * THREADS * vector
+    return vector if busy and shape[0] % vector == 0 else 1
 
 
 def reduce_seconds(request: Request, device: Device, splits: int) -> float:
     """The estimate of that last launch."""
     if splits == 1:
         return 0.0
-    items = math.prod(request.shape(OPERANDS[request.op][2]))
-    size = items * DTYPES[sum_dtype(request.op, request.dtype)].itemsize
-    threads = Threads(per(items, THREADS), THREADS, 16, instructions=200 + 5 * splits, waits=splits / 4)
+    shape, dtype = result_shape(zero_padded(request), request.op), sum_dtype(request.op, request.dtype)
+    size, each = math.prod(shape) * DTYPES[dtype].itemsize, _summed_by_a_thread(shape, dtype)
+    passes = per(splits, 16 if each == 1 else 8)
+    blocks = per(math.prod(shape), each * THREADS)
+    threads = Threads(blocks, THREADS, 9, instructions=250 + 64 * passes, waits=passes)
     return seconds(request, device, threads, splits * size)
 
 

@@ -15,7 +15,7 @@
 // axis.padding a, and axis.stride the period after which an axis repeats itself: H (circular), 2 (H - 1) and at
 // least 1 (reflect), or 2 H (symmetric) (cuda/geometry.py). dpadded has the accumulator's type.
 #pragma once
-#include "indexing.cuh"
+#include "elements.cuh"
 #include "numerics.cuh"
 
 // The order of PADDING_MODES in problem.py. One that a switch leaves out does not compile in the tests; zeros, and what
@@ -32,6 +32,7 @@ __device__ inline Index modulo_period(Index i, const Axis& a) {
 __device__ inline Index mirror_image(Index mode, Index i) { return mode == SYMMETRIC ? -1 - i : -i; }
 
 __device__ inline Index source(Index mode, Index i, const Axis& a) {
+  if (i >= 0 && i < a.input) return i;
   const Index rest = modulo_period(i, a);
   switch (PaddingMode(mode)) {
     case ZEROS: break;
@@ -76,18 +77,38 @@ __device__ inline Images images_of(Index mode, const Axis& a, Index h) {
   return {};
 }
 
-// Elements are copied whatever they mean; SIZE is theirs in bytes.
+// Elements are copied whatever they mean, as integers of their size.
 template <int SIZE>
-__device__ void conv_pad(const void* a, const void*, const void*, void* out, const Params& p) {
-  Index cell[5];
-  if (!own_element(p, cell)) return;
-  const Index to = offset_of(p.out_start, p.out, cell);
-  for (int i = 0; i < 3; ++i)
-    cell[2 + i] = source(p.mode, cell[2 + i] - p.axis[i].padding, p.axis[i]);
-  struct alignas(SIZE) Element {
-    unsigned char byte[SIZE];
+struct ElementOf {
+  struct alignas(16) Type {
+    unsigned word[4];
   };
-  static_cast<Element*>(out)[to] = static_cast<const Element*>(a)[offset_of(0, p.a, cell)];
+};
+template <>
+struct ElementOf<2> {
+  using Type = unsigned short;
+};
+template <>
+struct ElementOf<4> {
+  using Type = unsigned;
+};
+template <>
+struct ElementOf<8> {
+  using Type = unsigned long long;
+};
+
+template <int SIZE, int THREADS>
+__device__ void conv_pad(const void* a, const void*, const void*, void* out, const Params& p) {
+  using Element = typename ElementOf<SIZE>::Type;
+  const auto at = [&](Index number, int first, int end) {
+    Index place = 0;
+    for_digits(p, number, first, end, [&](int axis, Index digit) {
+      const Axis& spatial = p.axis[axis < 2 ? 0 : axis - 2];
+      place += (axis < 2 ? digit : source(p.mode, digit - spatial.padding, spatial)) * p.a[axis];
+    });
+    return place;
+  };
+  copy_elements<Element, Element, THREADS>(p, static_cast<const Element*>(a), out, at, [](Element e) { return e; });
 }
 
 template <typename T>

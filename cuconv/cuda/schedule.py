@@ -177,6 +177,17 @@ class Draft:
         fields = fields | {"items": items, "digit": digits(order)}
         return self.launch(kernel, per(items, kernel.threads), fields, **changes)
 
+    def by_tables(
+        self, kernel: Kernel, extents: tuple[int, int, tuple[int, ...]], fields: Fields, **changes: Any
+    ) -> Launch:
+        """A launch over such an array whose kernel makes tables of rows and columns: see elements.cuh."""
+        launch = self.per_element(kernel, extents, fields, **changes)
+        found = dict(launch.fields)
+        order = [extent for extent, *_ in found["digit"][:4]]
+        fast = next((i for i in range(1, 4) if math.prod(order[:i]) >= 32), 4)
+        found |= {"digit": digits((*order, math.prod(order[:fast]))), "chunk": fast}
+        return replace(launch, blocks=per(found["items"], 8 * kernel.threads), fields=tuple(found.items()))
+
 
 def per_element_kernel(file: str, template: str, dtype: str) -> Kernel:
     """An instance of a template with one thread per element."""
@@ -239,7 +250,7 @@ def _widened(draft: Draft) -> list[Launch]:
         kernel, extents = _widen_kernel(dtype, request.dtype), (shape[0], shape[1], shape[2:])
         narrow = getattr(draft, slot)
         wide = draft.room(shape, request.dtype, request.layout == "channels_last")
-        launches.append(draft.per_element(kernel, extents, draft.fields(), a=None, b=narrow, out=wide))
+        launches.append(draft.by_tables(kernel, extents, draft.fields(), a=None, b=narrow, out=wide))
         setattr(draft, slot, wide)
     return launches
 
@@ -250,7 +261,7 @@ def _padded(build: Callable[[Draft], list[Launch]], draft: Draft) -> list[Launch
     extents = (problem.n, problem.c, problem.padded)
     kernel = _pad_kernel(DTYPES[draft.request.dtype].itemsize)
     padded = draft.padded_room(draft.request.dtype)
-    pad = draft.per_element(kernel, extents, _repeating(draft), b=None, out=padded)
+    pad = draft.by_tables(kernel, extents, _repeating(draft), b=None, out=padded)
     draft.a, draft.problem = padded, _without_padding(problem)
     return [pad, *build(draft)]
 
@@ -287,7 +298,7 @@ _C_INTEGERS = {
 
 
 def _widen_kernel(dtype: str, wide: str) -> Kernel:
-    return Kernel("widening.cuh", "conv_widen", (_C_INTEGERS[dtype], C_TYPES[wide]), THREADS)
+    return Kernel("widening.cuh", "conv_widen", (_C_INTEGERS[dtype], C_TYPES[wide], THREADS), THREADS)
 
 
 def widening_kernels() -> Iterator[Kernel]:
@@ -297,7 +308,7 @@ def widening_kernels() -> Iterator[Kernel]:
 
 
 def _pad_kernel(itemsize: int) -> Kernel:
-    return Kernel("padding.cuh", "conv_pad", (itemsize,), THREADS)
+    return Kernel("padding.cuh", "conv_pad", (itemsize, THREADS), THREADS)
 
 
 def padding_kernels() -> Iterator[Kernel]:

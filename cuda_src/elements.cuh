@@ -4,7 +4,7 @@
 //
 // i is an element's number, whose digits are the indices of a canonical array. The first `chunk` of them make its column,
 // of at least 32 where there are so many, the others its row. What a digit adds to the place in `a` is any function of
-// it: a stride times the cell that a padding mode shows, say. A block owns 8 elements for each of its threads; it makes
+// it: a stride times the cell that a padding mode shows, say. A block owns so many elements for each of its threads; it makes
 // two tables in shared memory first, by divisions as many as it has rows and columns, and a thread writes 16 bytes at
 // once, whose elements it reads one by one: neighbours share the sectors, and all loads are under way together.
 //
@@ -16,84 +16,106 @@
 
 #include <ptx/base.cuh>
 
-// The rows and columns of a block's COUNT elements. Of rows that are longer than that there are two at the most, and
-// then columns count from the block's first element. Behind the last column the first ones follow once more, so that a
-// vector's columns have numbers side by side.
-template <int THREADS>
-struct Tables {
-  static constexpr int EACH = 8, COUNT = THREADS * EACH, ROWS = COUNT / 32 + 2;
+// How many elements a thread copies.
+constexpr int COPIED = 16;
 
-  Index rows[ROWS + 1];
-  Index places[(COUNT + EACH) * 9 / 8 + 1];
+// The rows and columns of a block's COUNT elements, and what they add to an element's place. Of rows that are longer than
+// that there are two at the most, and then columns count from the block's first element. Behind the last column the
+// first ones follow once more, so that a vector's columns have numbers side by side; and behind the last row one more.
+template <int THREADS, int EACH>
+struct Elements {
+  static constexpr int COUNT = THREADS * EACH, WRAP = 8, ROWS = COUNT / 32 + 3;
 
-  // Where a column is in its table: neighbouring threads, whose vectors are side by side, meet different banks.
-  __device__ static unsigned slot(unsigned column) { return column + (column >> 3); }
-};
+  struct Places {
+    Index rows[ROWS], columns[(COUNT + WRAP) * 9 / 8 + 1];
 
-// What `number` has of a block's elements, the first of which has the number `begin`.
-struct Grid {
-  Index row, column, columns;  // those of the first one, and of how many
+    // Neighbouring threads, whose vectors are side by side, meet different banks.
+    __device__ static unsigned slot(unsigned column) { return column + (column >> 3); }
+  };
+  // Elements side by side: the row and the column of the first, and how many are left in its row.
+  struct Stretch {
+    unsigned row, column;
+    int in_row;
+  };
+
+  Index begin, row, column, columns;  // the block's first element, and its row and column, of how many
+  ShortDivisor by_columns;
+  int items;  // of the block
   bool wide;
 
-  __device__ Grid(const Params& p, Index begin, int count) : columns(p.digit[4].divisor), wide(columns > count) {
+  __device__ explicit Elements(const Params& p)
+      : begin(Index(blockIdx.x) * COUNT),
+        columns(p.digit[4].divisor),
+        by_columns(shortened(p.digit[4])),
+        items(int(min_index(p.items - begin, COUNT))),
+        wide(columns > COUNT) {
     row = divide(begin, p.digit[4]);
     column = begin - row * columns;
+  }
+  // Call set(which, row or column, number, first, end) for each row and column: its number is what the digits first,
+  // ... and all that are slower make, and its place depends on those before `end`.
+  template <typename Set>
+  __device__ void each(const Params& p, const Set& set) const {
+    const int fast = int(p.chunk), high = wide ? 2 : int(divide(unsigned(column) + items - 1, by_columns)) + 2;
+    const int all = high + (wide ? items : int(columns) + WRAP);
+#pragma unroll 1
+    for (int i = threadIdx.x; i < all; i += THREADS) {
+      const bool is_row = i < high;
+      Index number = is_row ? row + i : wide ? column + (i - high) : i - high;
+      if (!is_row && number >= columns) number -= columns;
+      set(is_row, is_row ? i : int(Places::slot(i - high)), number, is_row ? fast : 0, is_row ? 5 : fast);
+    }
+  }
+  __device__ Stretch stretch(int first) const {
+    const unsigned number = wide ? 0 : unsigned(column) + first, whole = divide(number, by_columns);
+    const unsigned edge = unsigned(min_index(columns - column, COUNT));  // where the second of long rows begins
+    if (wide) {
+      const bool second = unsigned(first) >= edge;
+      return {second, unsigned(first), second ? COUNT : int(edge) - first};
+    }
+    const unsigned own = number - whole * by_columns.divisor;
+    return {whole, own, int(by_columns.divisor - own)};
   }
 };
 
 // at(number, first, end) is what the digits first, ... add to the place, if they, and all slower ones, make `number`.
 template <typename From, typename To, int THREADS, typename At, typename Convert>
 __device__ inline void copy_elements(const Params& p, const From* a, void* out, const At& at, const Convert& convert) {
-  using Tables = ::Tables<THREADS>;
-  constexpr int V = 16 / sizeof(To), COUNT = Tables::COUNT;
+  using Elements = ::Elements<THREADS, COPIED>;
+  using Places = typename Elements::Places;
+  constexpr int V = 16 / sizeof(To);
   struct alignas(16) Vector {
     To value[V];
   };
-  __shared__ Tables table[1];
-  Index(&rows)[Tables::ROWS + 1] = table[0].rows;
-  auto& places = table[0].places;
-  const int thread = threadIdx.x % THREADS, fast = int(p.chunk);
-  const Index begin = Index(blockIdx.x) * COUNT;
-  const int items = int(min_index(p.items - begin, COUNT));
-  const Grid grid(p, begin, COUNT);
-  const ShortDivisor columns = shortened(p.digit[4]);
-  const int high = grid.wide ? 2 : int(divide(unsigned(grid.column) + items - 1, columns)) + 1;
-  const int across = grid.wide ? items : int(grid.columns) + V;
-#pragma unroll 1
-  for (int i = thread; i < high + across; i += THREADS) {
-    const bool is_row = i < high;
-    Index number = is_row ? grid.row + i : grid.wide ? grid.column + (i - high) : i - high;
-    if (!is_row && number >= grid.columns) number -= grid.columns;
-    const Index place = at(number, is_row ? fast : 0, is_row ? 5 : fast);
-    if (is_row)
-      rows[i] = place;
-    else
-      places[Tables::slot(i - high)] = place;
-  }
+  __shared__ Places table[1];
+  Places& places = table[0];
+  const Elements elements(p);
+  elements.each(p, [&](bool is_row, int i, Index number, int first, int end) {
+    (is_row ? places.rows : places.columns)[i] = at(number, first, end);
+  });
   __syncthreads();  // the tables are there
-  const unsigned edge = unsigned(min_index(grid.columns - grid.column, COUNT));  // where the next of long rows begins
-#pragma unroll
-  for (int first = thread * V; first < COUNT; first += THREADS * V) {
-    const unsigned number = grid.wide ? 0 : unsigned(grid.column) + first, whole = divide(number, columns);
-    const unsigned row = grid.wide ? unsigned(first) >= edge : whole;
-    const unsigned column = grid.wide ? first : number - whole * columns.divisor;
-    const unsigned in_row = grid.wide ? (row ? COUNT : edge - first) : columns.divisor - column;  // so many elements
-    const int left = items - first;
-    const From* const source = a + (left > 0 ? rows[row] : 0);
-    const From* const next = a + (left > int(in_row) ? rows[row + 1] : 0);
+  To* const result = static_cast<To*>(out) + elements.begin;
+  const int thread = threadIdx.x % THREADS;
+  if (elements.items < Elements::COUNT) {  // the last block
+#pragma unroll 1
+    for (int i = thread; i < elements.items; i += THREADS) {
+      const auto own = elements.stretch(i);
+      result[i] = convert(a[places.rows[own.row] + places.columns[Places::slot(own.column)]]);
+    }
+    return;
+  }
+#pragma unroll 1
+  for (int first = thread * V; first < Elements::COUNT; first += THREADS * V) {
+    const auto own = elements.stretch(first);
+    const From* const source = a + places.rows[own.row];
+    const From* const next = a + places.rows[own.row + 1];
     From value[V];
 #pragma unroll
     for (int i = 0; i < V; ++i)
-      value[i] = load_if((i < int(in_row) ? source : next) + places[Tables::slot(column + i)], i < left);
+      value[i] = load_if((i < own.in_row ? source : next) + places.columns[Places::slot(own.column + i)], true);
     Vector vector;
 #pragma unroll
     for (int i = 0; i < V; ++i) vector.value[i] = convert(value[i]);
-    To* const result = static_cast<To*>(out) + begin + first;
-    if (left >= V)
-      *reinterpret_cast<Vector*>(result) = vector;
-    else
-#pragma unroll
-      for (int i = 0; i < V; ++i)
-        if (i < left) result[i] = vector.value[i];
+    *reinterpret_cast<Vector*>(result + first) = vector;
   }
 }

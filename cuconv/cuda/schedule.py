@@ -178,15 +178,23 @@ class Draft:
         return self.launch(kernel, per(items, kernel.threads), fields, **changes)
 
     def by_tables(
-        self, kernel: Kernel, extents: tuple[int, int, tuple[int, ...]], fields: Fields, **changes: Any
+        self,
+        kernel: Kernel,
+        each: int,
+        extents: tuple[int, int, tuple[int, ...]],
+        fields: Fields,
+        **changes: Any,
     ) -> Launch:
-        """A launch over such an array whose kernel makes tables of rows and columns: see elements.cuh."""
+        """A launch of a kernel with tables of such an array's rows and columns, `each` elements per thread.
+
+        See cuda_src/elements.cuh.
+        """
         launch = self.per_element(kernel, extents, fields, **changes)
         found = dict(launch.fields)
         order = [extent for extent, *_ in found["digit"][:4]]
         fast = next((i for i in range(1, 4) if math.prod(order[:i]) >= 32), 4)
         found |= {"digit": digits((*order, math.prod(order[:fast]))), "chunk": fast}
-        return replace(launch, blocks=per(found["items"], 8 * kernel.threads), fields=tuple(found.items()))
+        return replace(launch, blocks=per(found["items"], each * kernel.threads), fields=tuple(found.items()))
 
 
 def per_element_kernel(file: str, template: str, dtype: str) -> Kernel:
@@ -195,6 +203,10 @@ def per_element_kernel(file: str, template: str, dtype: str) -> Kernel:
 
 
 # -- narrower integers and padding modes, around the launches of any family --------------------------
+
+
+_COPIED, _FOLDED = 16, 8
+"""Elements of a thread that copies them, and of one that folds them."""
 
 
 def scheduled(build: Callable[[Draft], list[Launch]], request: Request, device: Device) -> Schedule:
@@ -250,7 +262,7 @@ def _widened(draft: Draft) -> list[Launch]:
         kernel, extents = _widen_kernel(dtype, request.dtype), (shape[0], shape[1], shape[2:])
         narrow = getattr(draft, slot)
         wide = draft.room(shape, request.dtype, request.layout == "channels_last")
-        launches.append(draft.by_tables(kernel, extents, draft.fields(), a=None, b=narrow, out=wide))
+        launches.append(draft.by_tables(kernel, _COPIED, extents, draft.fields(), a=None, b=narrow, out=wide))
         setattr(draft, slot, wide)
     return launches
 
@@ -261,7 +273,7 @@ def _padded(build: Callable[[Draft], list[Launch]], draft: Draft) -> list[Launch
     extents = (problem.n, problem.c, problem.padded)
     kernel = _pad_kernel(DTYPES[draft.request.dtype].itemsize)
     padded = draft.padded_room(draft.request.dtype)
-    pad = draft.by_tables(kernel, extents, _repeating(draft), b=None, out=padded)
+    pad = draft.by_tables(kernel, _COPIED, extents, _repeating(draft), b=None, out=padded)
     draft.a, draft.problem = padded, _without_padding(problem)
     return [pad, *build(draft)]
 
@@ -270,9 +282,9 @@ def _folded(build: Callable[[Draft], list[Launch]], draft: Draft) -> list[Launch
     """The gradient of the padded x is summed in the workspace, and folded back onto x last."""
     problem, out = draft.problem, draft.out
     extents = (problem.n, problem.c, problem.input)
-    kernel = per_element_kernel("padding.cuh", "conv_fold", draft.request.dtype)
+    kernel = _fold_kernel(draft.request.dtype)
     padded = draft.padded_room(DTYPES[draft.request.dtype].accumulator)
-    fold = draft.per_element(kernel, extents, _repeating(draft), a=padded, b=None, out=out)
+    fold = draft.by_tables(kernel, _FOLDED, extents, _repeating(draft), a=padded, b=None, out=out)
     draft.out, draft.partial, draft.problem = padded, True, _without_padding(problem)
     return [*build(draft), fold]
 
@@ -311,10 +323,14 @@ def _pad_kernel(itemsize: int) -> Kernel:
     return Kernel("padding.cuh", "conv_pad", (itemsize, THREADS), THREADS)
 
 
+def _fold_kernel(dtype: str) -> Kernel:
+    return Kernel("padding.cuh", "conv_fold", (C_TYPES[dtype], THREADS), THREADS)
+
+
 def padding_kernels() -> Iterator[Kernel]:
     """Every instance that a padding mode takes."""
     yield from map(_pad_kernel, sorted({dtype.itemsize for dtype in DTYPES.values()}))
-    yield from (per_element_kernel("padding.cuh", "conv_fold", dtype) for dtype in DTYPES)
+    yield from (_fold_kernel(dtype) for dtype in DTYPES)
 
 
 # -- sums in parts ------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ struct Elements {
   // ... and all that are slower make, and its place depends on those before `end`.
   template <typename Set>
   __device__ void each(const Params& p, const Set& set) const {
-    const int fast = int(p.chunk), high = wide ? 2 : int(divide(unsigned(column) + items - 1, by_columns)) + 2;
+    const int fast = int(p.chunk), high = wide ? 3 : int(divide(unsigned(column) + items - 1, by_columns)) + 2;
     const int all = high + (wide ? items : int(columns) + WRAP);
 #pragma unroll 1
     for (int i = threadIdx.x; i < all; i += THREADS) {

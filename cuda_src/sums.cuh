@@ -167,13 +167,13 @@ __device__ void conv_bgrad_sum(const void* a, const void*, const void*, void* ou
 #pragma unroll
   for (int j = 0; j < V; ++j) cell[j][thread] = sum[j];
   block_sum(cell, lanes, across ? V : 1);
-  if (thread >= lanes) return;
-#pragma unroll 1
-  for (int j = 0; j < count; ++j) {
-    const Sum total = cell[j][thread];
+  const int channels = int(min_index(filters - tile * p.lanes, p.lanes));
+  for (int i = thread; i < channels; i += THREADS) {
+    const Index channel = tile * p.lanes + i;
+    const Sum total = cell[i % V][i / V];
     if (p.partial)
-      static_cast<Sum*>(out)[part * filters + k + j] = total;
+      static_cast<Sum*>(out)[part * filters + channel] = total;
     else
-      store<T>(p, out, p.out_start + (k + j) * p.out[0], Convert<Accumulator<T>, Sum>::from(total));
+      store<T>(p, out, p.out_start + channel * p.out[0], Convert<Accumulator<T>, Sum>::from(total));
   }
 }

@@ -192,8 +192,9 @@ class Draft:
         launch = self.per_element(kernel, extents, fields, **changes)
         found = dict(launch.fields)
         order = [extent for extent, *_ in found["digit"][:4]]
-        fast = next((i for i in range(1, 4) if math.prod(order[:i]) >= 32), 4)
-        found |= {"digit": digits((*order, math.prod(order[:fast]))), "chunk": fast}
+        fast = next((i for i in range(1, 5) if math.prod(order[:i]) >= 32), 5)
+        columns = math.prod(order[:fast]) if fast < 5 else found["items"]
+        found |= {"digit": digits((*order, columns)), "chunk": fast}
         return replace(launch, blocks=per(found["items"], each * kernel.threads), fields=tuple(found.items()))
 
 

@@ -517,7 +517,7 @@ def test_a_channels_last_copy_of_odd_images(line, share):
 
 IMAGES = "n32c64h56w56 k64r3s3 p1"
 LESS = {
-    # Images that are not whole vectors are read element by element: instructions; and the latency of few blocks.
+    # Images that are not whole vectors are read by elements: instructions; and the latency of few blocks.
     ("bgrad", "n64c64h7w7 k2048r1s1", "float16", "channels_first"): 0.24,
     ("bgrad", "n64c64h7w7 k2048r1s1", "float32", "channels_first"): 0.5,
     ("bgrad", "n64c64h7w7 k2048r1s1", "float16", "channels_last"): 0.7,

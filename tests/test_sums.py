@@ -1,4 +1,4 @@
-"""The bias gradient and the second pass of split sums on memory of any layout, and padding copies in many blocks."""
+"""Bias gradients and second passes of split sums on memory of any layout; padding copies in many blocks."""
 
 import itertools
 from unittest import mock
@@ -89,7 +89,7 @@ def test_several_sums_by_a_thread(op, dtype):
                     check(case, algorithm, emulator.run, ops=(op,))
 
 
-# More than a block of padded elements, and of folded ones: short rows, long ones that blocks cut, few channels.
+# More than a block of padded elements, and of folded ones: short rows, rows that blocks cut, few channels.
 LARGE = (
     "n2c5h30w29 k1r3s3 p1",
     "n1c2h3w2900 k1r1s2 ph0pw2:3",

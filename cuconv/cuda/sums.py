@@ -13,7 +13,6 @@ from .geometry import digits
 from .kernel import VECTOR, Kernel, Launch
 from .schedule import C_TYPES, LIMIT, PART, Draft, parts, per, reduce_seconds, split_sum
 
-
 _THREADS = 256
 _ACROSS = 8
 """Neighbouring threads that have the channels of one cell, at the most: 128 bytes of them."""

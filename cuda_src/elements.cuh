@@ -10,7 +10,8 @@
 //
 // Preconditions (Draft.by_tables in cuda/schedule.py): `out` is dense, in the order of the numbers, and aligned to 16
 // bytes; digit[4] divides by the columns. Nothing is computed, and every element has one thread: all orders of threads
-// give the same. It exists since a copy is bound by memory only if an element takes less than about 20 instructions.
+// give the same. It exists since a copy of 16-bit elements is bound by memory only if one takes less than about 40
+// instructions of a thread.
 #pragma once
 #include "indexing.cuh"
 

@@ -10,10 +10,11 @@
 //
 //   dx[n, c, h] = sum over i with source(i) = h of  dpadded[n, c, i].
 //
-// In between every algorithm sees a problem without padding, and knows of zeros alone. A thread owns one
-// element of the result; sums run in one order. In both, axis.input is H, axis.output the padded extent,
-// axis.padding a, and axis.stride the period after which an axis repeats itself: H (circular), 2 (H - 1) and at
-// least 1 (reflect), or 2 H (symmetric) (cuda/geometry.py). dpadded has the accumulator's type.
+// In between every algorithm sees a problem without padding, and knows of zeros alone. A block owns elements of
+// the result side by side, and finds their places by tables of its rows and columns (elements.cuh); sums run in
+// one order. In both, axis.input is H, axis.output the padded extent, axis.padding a, and axis.stride the period
+// after which an axis repeats itself: H (circular), 2 (H - 1) and at least 1 (reflect), or 2 H (symmetric)
+// (cuda/geometry.py). dpadded has the accumulator's type, and no negative strides.
 #pragma once
 #include "elements.cuh"
 #include "numerics.cuh"
@@ -165,7 +166,7 @@ __device__ void conv_fold(const void* a, const void*, const void* bias, void* ou
   constexpr int EACH = 8, V = 16 / sizeof(Acc);
   using Elements = ::Elements<THREADS, EACH>;
   using Places = typename Elements::Places;
-  constexpr Index OTHERS = -(Index(1) << 61);  // in place of an image: it has none, or, in the first table, more
+  constexpr Index OTHERS = -(Index(1) << 61);  // no second image; or, as the first, none, or more than two
   __shared__ Places table[3];
   Places &from = table[0], &second = table[1], &to = table[2];
   const auto* const padded = static_cast<const Acc*>(a);

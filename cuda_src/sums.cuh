@@ -3,12 +3,13 @@
 //   conv_reduce     out[i] = sum over parts of  a[part, i]        (any op whose sums were split)
 //   conv_bgrad_sum  db[k] = sum over n, z, p, q of  dy[n, k, z, p, q]
 //
-// Neither uses atomics: a block's threads are summed by a tree, parts one after the other.
+// Neither uses atomics: a thread adds up what it reads in order, a block its threads by a tree, parts follow one another.
+// Both are bound by memory, if vectors are read and several of them are under way at once.
 #pragma once
 #include "indexing.cuh"
 #include "numerics.cuh"
 
-// What COUNT parts or vectors that are under way at once are added to.
+// Vectors of sums are added element by element.
 template <typename Sum, int V>
 __device__ inline Pack<Sum, V> operator+(Pack<Sum, V> a, const Pack<Sum, V>& b) {
 #pragma unroll
@@ -117,10 +118,10 @@ __device__ inline void sum_units(const T* dy, const Cells& cells, unsigned first
   }
 }
 
-// A block owns `lanes` channels, one or some vectors of 16 bytes, of one of `splits` runs of `chunk` cells, and a thread
-// every so manieth vector: of cells where a block has one channel, or else of channels. Vectors are read at once where
-// dy has them whole; elements of one channel, where its cells are equally far from one another, and all else, one by
-// one. digit[] has width, height, depth, all cells of an image, and the blocks of one part; the chunk is whole vectors
+// A block owns `lanes` channels, one or whole vectors of 16 bytes, of one of `splits` runs of `chunk` cells. Its threads
+// take turns at the vectors: of cells where it has one channel, otherwise of channels. A vector is one load where dy has
+// it whole and aligned; otherwise elements are read one by one, of one channel still without a division for each axis
+// where its cells are equally far from one another. digit[] has width, height, depth, all cells of an image, and the blocks of one part; the chunk is whole vectors
 // of cells. Sums are in double precision, integers apart, which costs little beside reading dy.
 template <typename T, int THREADS>
 __device__ void conv_bgrad_sum(const void* a, const void*, const void*, void* out, const Params& p) {

@@ -2,11 +2,12 @@
 //
 //   out[i] = convert(a[rows[i / columns] + places[i % columns]])
 //
-// i is an element's number, whose digits are the indices of a canonical array. The first `chunk` of them make its column,
-// of at least 32 where there are so many, the others its row. What a digit adds to the place in `a` is any function of
-// it: a stride times the cell that a padding mode shows, say. A block owns so many elements for each of its threads; it makes
-// two tables in shared memory first, by divisions as many as it has rows and columns, and a thread writes 16 bytes at
-// once, whose elements it reads one by one: neighbours share the sectors, and all loads are under way together.
+// i is an element's number, whose digits are the indices of a canonical array. The first `chunk` of them make its
+// column, of at least 32 where there are so many, the others its row. What a digit adds to the place in `a` is any
+// function of it: a stride times the cell that a padding mode shows, say. A block owns so many elements for each of its
+// threads; it makes two tables in shared memory first, by divisions as many as it has rows and columns, and a thread
+// writes 16 bytes at once, whose elements it reads one by one: neighbours share the sectors, and all loads are under
+// way together.
 //
 // Preconditions (Draft.by_tables in cuda/schedule.py): `out` is dense, in the order of the numbers, and aligned to 16
 // bytes; digit[4] divides by the columns. Nothing is computed, and every element has one thread: all orders of threads
@@ -20,9 +21,10 @@
 // How many elements a thread copies.
 constexpr int COPIED = 16;
 
-// The rows and columns of a block's COUNT elements, and what they add to an element's place. Of rows that are longer than
-// that there are two at the most, and then columns count from the block's first element. Behind the last column the
-// first ones follow once more, so that a vector's columns have numbers side by side; and behind the last row one more.
+// The rows and columns of a block's COUNT elements, and what they add to an element's place. Of rows that are longer
+// than that there are two at the most, and then columns count from the block's first element. Behind the last column
+// the first ones follow once more, so that a vector's columns have numbers side by side; and behind the last row one
+// more.
 template <int THREADS, int EACH>
 struct Elements {
   static constexpr int COUNT = THREADS * EACH, WRAP = 8, ROWS = COUNT / 32 + 3;

@@ -227,6 +227,7 @@ __device__ void conv_fold(const void* a, const void*, const void* bias, void* ou
     finish_pack<T>(p, out, 0, place, neighbours, sum, nullptr, 0, 0);
 #pragma unroll 1
     for (int i = 0; others >> i; ++i)
-      if (others >> i & 1 && first + i < elements.items) fold_images<T>(padded, bias, out, p, elements.begin + first + i);
+      if (others >> i & 1 && first + i < elements.items)
+        fold_images<T>(padded, bias, out, p, elements.begin + first + i);
   }
 }

@@ -3,8 +3,8 @@
 //   conv_reduce     out[i] = sum over parts of  a[part, i]        (any op whose sums were split)
 //   conv_bgrad_sum  db[k] = sum over n, z, p, q of  dy[n, k, z, p, q]
 //
-// Neither uses atomics: a thread adds up what it reads in order, a block its threads by a tree, parts follow one another.
-// Both are bound by memory, if vectors are read and several of them are under way at once.
+// Neither uses atomics: a thread adds up what it reads in order, a block its threads by a tree, parts follow one
+// another. Both are bound by memory, if vectors are read and several of them are under way at once.
 #pragma once
 #include "indexing.cuh"
 #include "numerics.cuh"
@@ -34,10 +34,10 @@ __device__ inline Unit sum_of_parts(const Params& p, const Unit* part, Index apa
   return sum;
 }
 
-// A thread owns `chunk` elements of the result, one or as many as have 16 bytes of sums: neighbours, where these are the
-// parts' too and nothing has to be known of them but their numbers, or else those of images or filters `batch` apart.
-// The result has any strides. a has all elements of a part, `chunk` times `items`, of type Sum, in the order in which
-// they are numbered here, and then those of the next part. What follows a sum, bias and activation, follows here.
+// A thread owns `chunk` elements of the result, one or as many as have 16 bytes of sums: neighbours, where these are
+// the parts' too and nothing has to be known of them but their numbers, or else those of images or filters `batch`
+// apart. The result has any strides. a has all elements of a part, `chunk` times `items`, of type Sum, in the order in
+// which they are numbered here, and then those of the next part. What follows a sum, bias and activation, follows here.
 template <typename T, typename Sum>
 __device__ void conv_reduce(const void* a, const void*, const void* bias, void* out, const Params& p) {
   constexpr int V = 16 / sizeof(Sum);
@@ -118,11 +118,12 @@ __device__ inline void sum_units(const T* dy, const Cells& cells, unsigned first
   }
 }
 
-// A block owns `lanes` channels, one or whole vectors of 16 bytes, of one of `splits` runs of `chunk` cells. Its threads
-// take turns at the vectors: of cells where it has one channel, otherwise of channels. A vector is one load where dy has
-// it whole and aligned; otherwise elements are read one by one, of one channel still without a division for each axis
-// where its cells are equally far from one another. digit[] has width, height, depth, all cells of an image, and the blocks of one part; the chunk is whole vectors
-// of cells. Sums are in double precision, integers apart, which costs little beside reading dy.
+// A block owns `lanes` channels, one or whole vectors of 16 bytes, of one of `splits` runs of `chunk` cells. Its
+// threads take turns at the vectors: of cells where it has one channel, otherwise of channels. A vector is one load
+// where dy has it whole and aligned; otherwise elements are read one by one, of one channel still without a division
+// for each axis where its cells are equally far from one another. digit[] has width, height, depth, all cells of an
+// image, and the blocks of one part; the chunk is whole vectors of cells. Sums are in double precision, integers apart,
+// which costs little beside reading dy.
 template <typename T, int THREADS>
 __device__ void conv_bgrad_sum(const void* a, const void*, const void*, void* out, const Params& p) {
   using Sum = Double<T>;

@@ -3,9 +3,9 @@
 //   out[i] = b[i]        (x or w, turned filters where they are to be turned)
 //
 // From is a type of C++, of the operand's size and sign; To, as all integers that are computed with, is unsigned and
-// holds every value of From modulo its range. A thread owns elements of out (elements.cuh); strides and start are those of `b`,
-// whose start can lie anywhere in turned filters. Why it exists: a kernel then has one type of elements, and the copy
-// of an image of bytes costs less than a quarter of what an image of 32 bits costs to be read.
+// holds every value of From modulo its range. A thread owns elements of out (elements.cuh); strides and start are those
+// of `b`, whose start can lie anywhere in turned filters. Why it exists: a kernel then has one type of elements, and
+// the copy of an image of bytes costs less than a quarter of what an image of 32 bits costs to be read.
 #pragma once
 #include "elements.cuh"
 #include "numerics.cuh"

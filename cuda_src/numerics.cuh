@@ -265,3 +265,13 @@ __device__ inline void finish_pack(const Params& p, void* out, Index start, cons
     if (place[i] != NONE) sums.value[i] = finished<T>(p, sums.value[i], bias, channel + i * apart);
   store_pack<T>(p, out, start, place, neighbours, sums);
 }
+
+// Put neighbouring sums in their places from `start` on, after the activation, at once if they are aligned.
+template <typename T, int COUNT>
+__device__ inline void store_neighbours(const Params& p, void* out, Index start,
+                                        Pack<Accumulator<T>, COUNT> sums) {
+  Index place[COUNT];
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) place[i] = i;
+  finish_pack<T>(p, out, start, place, true, sums, nullptr, 0, 0);
+}

@@ -401,7 +401,7 @@ def test_explain_prints_the_plan_and_the_candidates(capsys):
         "1 x (64 x 576 x 100,352)",
         "7,398,752,256 FLOP, at least 51,527,680 bytes",
         "depthwise: no, it needs groups == C, and groups is 1, C 64",
-        "launch       conv_pad_4, ",
+        "launch       conv_pad_4_128, ",
         "launch       conv_reduce_float_float, ",
     ):
         assert part in text

@@ -395,6 +395,13 @@ def test_division_by_multiplication():
             for n in (multiple * number - 1, multiple * number, multiple * number + number - 1):
                 if 0 <= n <= largest:
                     assert (n * multiplier >> 64) >> shift == n // number
+        short = (multiplier - 1 >> 32) + 1  # of 32 bits, for numbers below 2^31
+        largest = 2**31 - 1
+        for multiple in (0, 1, 2, 12345, largest // number - 1, largest // number) if number < 2**31 else ():
+            for n in (multiple * number - 1, multiple * number, multiple * number + number - 1):
+                if 0 <= n <= largest:
+                    assert short < 2**32
+                    assert (n * short >> 32) >> shift == n // number
     assert divisor(1)[0] == divisor(0)[0] == 1
 
 

@@ -198,7 +198,7 @@ def test_the_last_places_of_a_channels_last_copy(line, layout):
 
 
 def test_the_last_part_of_a_long_bias_gradient():
-    with mock.patch.object(schedule, "BLOCKS", 1 << 23):
+    with mock.patch.multiple(schedule, BLOCKS=1 << 23, PART=1):
         forget()
         plan = planned("bgrad", "n1048576c1w4096 k1s1", "auto")
     forget()

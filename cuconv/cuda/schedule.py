@@ -17,7 +17,7 @@ from ..table import Schedule
 from .cost import Threads, seconds
 from .device import Device
 from .geometry import Fields, axes, digits, divisor, repeating_axes
-from .kernel import Kernel, Launch, Scratch
+from .kernel import VECTOR, Kernel, Launch, Scratch
 
 C_TYPES = {"float32": "float", "float64": "double"} | {
     name: name for name in DTYPES if name not in ("float32", "float64")
@@ -180,6 +180,26 @@ class Draft:
         fields = fields | {"items": items, "digit": digits(order)}
         return self.launch(kernel, per(items, kernel.threads), fields, **changes)
 
+    def by_tables(
+        self,
+        kernel: Kernel,
+        each: int,
+        extents: tuple[int, int, tuple[int, ...]],
+        fields: Fields,
+        **changes: Any,
+    ) -> Launch:
+        """A launch of a kernel with tables of such an array's rows and columns, `each` elements per thread.
+
+        See cuda_src/elements.cuh.
+        """
+        launch = self.per_element(kernel, extents, fields, **changes)
+        found = dict(launch.fields)
+        order = [extent for extent, *_ in found["digit"][:4]]
+        fast = next((i for i in range(1, 5) if math.prod(order[:i]) >= 32), 5)
+        columns = math.prod(order[:fast]) if fast < 5 else found["items"]
+        found |= {"digit": digits((*order, columns)), "chunk": fast}
+        return replace(launch, blocks=per(found["items"], each * kernel.threads), fields=tuple(found.items()))
+
 
 def per_element_kernel(file: str, template: str, dtype: str) -> Kernel:
     """An instance of a template with one thread per element."""
@@ -194,6 +214,9 @@ Reads = Callable[[Request], bool]
 
 It may be true where `padding_is_near`: the family is given the problem with its padding, and `Params.mode`.
 """
+
+_COPIED, _FOLDED = 16, 8
+"""Elements of a thread that copies them, and of one that folds them."""
 
 
 def scheduled(
@@ -280,7 +303,7 @@ def _widened(draft: Draft) -> list[Launch]:
         kernel, extents = _widen_kernel(dtype, request.dtype), (shape[0], shape[1], shape[2:])
         narrow = getattr(draft, slot)
         wide = draft.room(shape, request.dtype, request.layout == "channels_last")
-        launches.append(draft.per_element(kernel, extents, draft.fields(), a=None, b=narrow, out=wide))
+        launches.append(draft.by_tables(kernel, _COPIED, extents, draft.fields(), a=None, b=narrow, out=wide))
         setattr(draft, slot, wide)
     return launches
 
@@ -291,7 +314,7 @@ def _padded(build: Callable[[Draft], list[Launch]], draft: Draft) -> list[Launch
     extents = (problem.n, problem.c, problem.padded)
     kernel = _pad_kernel(DTYPES[draft.request.dtype].itemsize)
     padded = draft.padded_room(draft.request.dtype)
-    pad = draft.per_element(kernel, extents, _repeating(draft), b=None, out=padded)
+    pad = draft.by_tables(kernel, _COPIED, extents, _repeating(draft), b=None, out=padded)
     draft.a, draft.problem = padded, _without_padding(problem)
     return [pad, *build(draft)]
 
@@ -300,9 +323,9 @@ def _folded(build: Callable[[Draft], list[Launch]], draft: Draft) -> list[Launch
     """The gradient of the padded x is summed in the workspace, and folded back onto x last."""
     problem, out = draft.problem, draft.out
     extents = (problem.n, problem.c, problem.input)
-    kernel = per_element_kernel("padding.cuh", "conv_fold", draft.request.dtype)
+    kernel = _fold_kernel(draft.request.dtype)
     padded = draft.padded_room(DTYPES[draft.request.dtype].accumulator)
-    fold = draft.per_element(kernel, extents, _repeating(draft), a=padded, b=None, out=out)
+    fold = draft.by_tables(kernel, _FOLDED, extents, _repeating(draft), a=padded, b=None, out=out)
     draft.out, draft.partial, draft.problem = padded, True, _without_padding(problem)
     return [*build(draft), fold]
 
@@ -328,7 +351,7 @@ _C_INTEGERS = {
 
 
 def _widen_kernel(dtype: str, wide: str) -> Kernel:
-    return Kernel("widening.cuh", "conv_widen", (_C_INTEGERS[dtype], C_TYPES[wide]), THREADS)
+    return Kernel("widening.cuh", "conv_widen", (_C_INTEGERS[dtype], C_TYPES[wide], THREADS), THREADS)
 
 
 def widening_kernels() -> Iterator[Kernel]:
@@ -338,13 +361,17 @@ def widening_kernels() -> Iterator[Kernel]:
 
 
 def _pad_kernel(itemsize: int) -> Kernel:
-    return Kernel("padding.cuh", "conv_pad", (itemsize,), THREADS)
+    return Kernel("padding.cuh", "conv_pad", (itemsize, THREADS), THREADS)
+
+
+def _fold_kernel(dtype: str) -> Kernel:
+    return Kernel("padding.cuh", "conv_fold", (C_TYPES[dtype], THREADS), THREADS)
 
 
 def padding_kernels() -> Iterator[Kernel]:
     """Every instance that a padding mode takes."""
     yield from map(_pad_kernel, sorted({dtype.itemsize for dtype in DTYPES.values()}))
-    yield from (per_element_kernel("padding.cuh", "conv_fold", dtype) for dtype in DTYPES)
+    yield from (_fold_kernel(dtype) for dtype in DTYPES)
 
 
 # -- sums in parts ------------------------------------------------------------------------------------
@@ -381,20 +408,31 @@ def split_sum(
     dtype, op = draft.request.dtype, draft.request.op
     shape = result_shape(draft.problem, op)
     summands = draft.room((splits, *shape), sum_dtype(op, dtype), channels_last)
-    extents = (shape[0], shape[1], shape[2:])
+    each = _summed_by_a_thread(shape, summands.dtype)
+    batch = shape[0] // each
     kernel_of_parts = _reduce_kernel(dtype, summands.dtype)
-    of_sum = draft.fields(splits=splits, lanes=32 if channels_last else 1)  # in the order of the parts
-    add = draft.per_element(kernel_of_parts, extents, of_sum, a=summands, b=None)
+    lanes = 32 if channels_last else 1  # in the order of the parts
+    of_sum = draft.fields(splits=splits, chunk=each, batch=batch, lanes=lanes)
+    add = draft.per_element(kernel_of_parts, (batch, shape[1], shape[2:]), of_sum, a=summands, b=None)
     return [draft.launch(kernel, splits * tiles, fields | {"partial": 1}, out=summands, **changes), add]
+
+
+def _summed_by_a_thread(shape: tuple[int, ...], dtype: str) -> int:
+    """How many elements: a vector of them, where there are enough to keep a GPU busy, or one."""
+    vector = VECTOR // DTYPES[dtype].itemsize
+    busy = math.prod(shape) >= BLOCKS * THREADS * vector
+    return vector if busy and shape[0] % vector == 0 else 1
 
 
 def reduce_seconds(request: Request, device: Device, splits: int) -> float:
     """The estimate of that last launch."""
     if splits == 1:
         return 0.0
-    items = math.prod(request.shape(OPERANDS[request.op][2]))
-    size = items * DTYPES[sum_dtype(request.op, request.dtype)].itemsize
-    threads = Threads(per(items, THREADS), THREADS, 16, instructions=200 + 5 * splits, waits=splits / 4)
+    shape, dtype = result_shape(zero_padded(request), request.op), sum_dtype(request.op, request.dtype)
+    size, each = math.prod(shape) * DTYPES[dtype].itemsize, _summed_by_a_thread(shape, dtype)
+    passes = per(splits, 16 if each == 1 else 8)
+    blocks = per(math.prod(shape), each * THREADS)
+    threads = Threads(blocks, THREADS, 9, instructions=250 + 64 * passes, waits=passes)
     return seconds(request, device, threads, splits * size)
 
 

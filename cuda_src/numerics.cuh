@@ -220,39 +220,33 @@ struct alignas(COUNT * sizeof(T)) Pack {
   T value[COUNT];
 };
 
-// Put neighbouring sums in their places, at once: `start` is aligned to as many elements.
-template <typename T, int COUNT>
-__device__ inline void store_neighbours(const Params& p, void* out, Index start, Pack<Accumulator<T>, COUNT> sums) {
-  if (p.partial) {
-    *reinterpret_cast<Pack<Accumulator<T>, COUNT>*>(static_cast<Accumulator<T>*>(out) + start) = sums;
-    return;
-  }
-  auto& cells = *reinterpret_cast<Pack<T, COUNT>*>(static_cast<T*>(out) + start);
-  Pack<T, COUNT> pack;
-  if (p.accumulate) pack = cells;
-#pragma unroll
-  for (int i = 0; i < COUNT; ++i) {
-    auto sum = conjugate_if(p.conjugate == 2, sums.value[i]);
-    if (p.accumulate) sum = sum + widen(pack.value[i]);
-    pack.value[i] = Narrow<T>::from(sum);
-  }
-  cells = pack;
-}
-
 // Put several sums in their places, start + place[i] where that is not NONE, at once if they are `neighbours` in memory
 // and aligned.
 template <typename T, int COUNT>
 __device__ inline void store_pack(const Params& p, void* out, Index start, const Index (&place)[COUNT], bool neighbours,
                                   Pack<Accumulator<T>, COUNT> sums) {
+  using Sums = Pack<Accumulator<T>, COUNT>;
   const Index first = neighbours ? start + place[0] : 0;
-  const size_t address = reinterpret_cast<size_t>(out) + first * (p.partial ? sizeof(Accumulator<T>) : sizeof(T));
-  if (neighbours && address % (p.partial ? sizeof(sums) : sizeof(Pack<T, COUNT>)) == 0) {
-    store_neighbours<T>(p, out, first, sums);
-    return;
-  }
+  auto* const partial = static_cast<Accumulator<T>*>(out) + first;
+  auto* const cell = static_cast<T*>(out) + first;
+  if (neighbours && p.partial && reinterpret_cast<size_t>(partial) % sizeof(Sums) == 0) {
+    *reinterpret_cast<Sums*>(partial) = sums;
+  } else if (neighbours && !p.partial && reinterpret_cast<size_t>(cell) % sizeof(Pack<T, COUNT>) == 0) {
+    auto& cells = *reinterpret_cast<Pack<T, COUNT>*>(cell);
+    Pack<T, COUNT> pack;
+    if (p.accumulate) pack = cells;
 #pragma unroll
-  for (int i = 0; i < COUNT; ++i)
-    if (place[i] != NONE) store<T>(p, out, start + place[i], sums.value[i]);
+    for (int i = 0; i < COUNT; ++i) {
+      auto sum = conjugate_if(p.conjugate == 2, sums.value[i]);
+      if (p.accumulate) sum = sum + widen(pack.value[i]);
+      pack.value[i] = Narrow<T>::from(sum);
+    }
+    cells = pack;
+  } else {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i)
+      if (place[i] != NONE) store<T>(p, out, start + place[i], sums.value[i]);
+  }
 }
 
 // The same after bias and activation; the sums differ by `apart` in their channels.

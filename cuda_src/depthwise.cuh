@@ -272,7 +272,7 @@ struct Bring {
 // Read cells[FIRST], ... of a line that begins at a whole vector of VECTOR of them.
 template <bool LAST, int VECTOR, int FIRST = 0, int COUNT, typename Acc>
 __device__ inline void read_line(const Acc* line, Acc (&cell)[COUNT]) {
-  constexpr int WIDE = LAST ? 1 : VECTOR;
+  constexpr int WIDE = LAST || COUNT < VECTOR ? 1 : VECTOR;
 #pragma unroll
   for (int i = FIRST; i < COUNT; i += WIDE) {
     const auto pack = *reinterpret_cast<const Pack<Acc, WIDE>*>(line + (i - FIRST) * (LAST ? 32 : 1));
@@ -329,6 +329,28 @@ struct Run {
   int begin, end;
 };
 
+// Add to the results of a strip's rows that are `active` what COUNT taps contribute to them, whose first one meets
+// cell[0]; taps of row o begin `line` elements before those of row o - 1.
+template <bool LAST, int TAP_STEP, int COUNT, int ROWS, int OUT, int CELLS, typename Acc>
+__device__ inline void add_some(Acc (&sum)[ROWS][OUT], const Acc (&cell)[CELLS], const Acc* weights, int line,
+                                const bool (&active)[ROWS]) {
+#pragma unroll
+  for (int o = 0; o < ROWS; ++o, weights -= line) {
+    if (!active[o]) continue;
+    Acc weight[COUNT];
+    if constexpr (LAST) {
+#pragma unroll
+      for (int u = 0; u < COUNT; ++u) weight[u] = weights[u * TAP_STEP];
+    } else {
+      read_line<false, 16 / int(sizeof(Acc))>(weights, weight);
+    }
+#pragma unroll
+    for (int u = 0; u < COUNT; ++u)
+#pragma unroll
+      for (int q = 0; q < OUT; ++q) sum[o][q] = multiply_add(cell[q + u], weight[u], sum[o][q]);
+  }
+}
+
 // The same for any number of taps, TAP_STEP apart in shared memory, and their lines `line`. Lines of cells are read
 // once, four taps at a time.
 template <bool LAST, int TAP_STEP, int ROWS, int OUT, typename Acc>
@@ -338,46 +360,34 @@ __device__ inline void add_runs(Acc (&sum)[ROWS][OUT], const Acc* cells, int pit
   if (columns.begin >= columns.end) return;
 #pragma unroll 1
   for (int i = rows.begin; i < rows.end + (ROWS - 1) * step_h; ++i) {
-    const Acc* const from = cells + i * pitch;
-    int s = columns.begin;
+    bool active[ROWS];
+#pragma unroll
+    for (int o = 0; o < ROWS; ++o) active[o] = i - o * step_h >= rows.begin && i - o * step_h < rows.end;
+    const Acc* from = cells + i * pitch + columns.begin * CELL;
+    const Acc* taps = weights + i * line + columns.begin * TAP_STEP;
     if (step_w == 1) {
-      Acc cell[OUT + TAPS];  // from s on
-      read_line<LAST, VECTOR>(from + s * CELL, cell);
-#pragma unroll 1
-      for (; s + TAPS <= columns.end; s += TAPS) {
-#pragma unroll
-        for (int o = 0; o < ROWS; ++o) {
-          const int r = i - o * step_h;
-          if (r < rows.begin || r >= rows.end) continue;
-          Acc weight[TAPS];
-          if constexpr (LAST) {
-#pragma unroll
-            for (int u = 0; u < TAPS; ++u) weight[u] = weights[r * line + (s + u) * TAP_STEP];
-          } else {
-            read_line<false, VECTOR>(weights + r * line + s, weight);
-          }
-#pragma unroll
-          for (int u = 0; u < TAPS; ++u)
-#pragma unroll
-            for (int q = 0; q < OUT; ++q) sum[o][q] = multiply_add(cell[q + u], weight[u], sum[o][q]);
-        }
+      Acc cell[OUT + TAPS];
+      read_line<LAST, VECTOR>(from, cell);
+      int left = columns.end - columns.begin;
+#pragma unroll 2
+      for (; left >= TAPS; left -= TAPS) {
+        add_some<LAST, TAP_STEP, TAPS>(sum, cell, taps, step_h * line, active);
+        taps += TAPS * TAP_STEP;
+        from += TAPS * CELL;
 #pragma unroll
         for (int q = 0; q < OUT; ++q) cell[q] = cell[q + TAPS];
-        read_line<LAST, VECTOR, OUT>(from + (s + TAPS + OUT) * CELL, cell);
+        read_line<LAST, VECTOR, OUT>(from + OUT * CELL, cell);
       }
-    }
+      if (left == 3) add_some<LAST, TAP_STEP, 3>(sum, cell, taps, step_h * line, active);
+      if (left == 2) add_some<LAST, TAP_STEP, 2>(sum, cell, taps, step_h * line, active);
+      if (left == 1) add_some<LAST, TAP_STEP, 1>(sum, cell, taps, step_h * line, active);
+    } else {
 #pragma unroll 1
-    for (; s < columns.end; ++s) {
-      Acc cell[OUT];
+      for (int s = columns.begin; s < columns.end; ++s, from += CELL, taps += TAP_STEP) {
+        Acc cell[OUT];
 #pragma unroll
-      for (int q = 0; q < OUT; ++q) cell[q] = from[(q * step_w + s) * CELL];
-#pragma unroll
-      for (int o = 0; o < ROWS; ++o) {
-        const int r = i - o * step_h;
-        if (r < rows.begin || r >= rows.end) continue;
-        const Acc weight = weights[r * line + s * TAP_STEP];
-#pragma unroll
-        for (int q = 0; q < OUT; ++q) sum[o][q] = multiply_add(cell[q], weight, sum[o][q]);
+        for (int q = 0; q < OUT; ++q) cell[q] = from[q * step_w * CELL];
+        add_some<LAST, TAP_STEP, 1>(sum, cell, taps, step_h * line, active);
       }
     }
   }
@@ -391,22 +401,22 @@ __device__ inline void add_pairs(Acc (&sum)[R][S], const Acc* cells, int pitch, 
   constexpr int CELL = LAST ? 32 : 1, LINES = (ROWS - 1) * STEP + R, WIDTH = (OUT - 1) * STEP + S;
   if (rows >= ROWS && columns >= OUT) {
     Acc grad[ROWS][OUT];
-#pragma unroll
-    for (int o = 0; o < ROWS; ++o) read_line<LAST, vector_of<Acc>(OUT)>(grads + o * grad_pitch, grad[o]);
-#pragma unroll
+#pragma unroll 32
     for (int i = 0; i < LINES; ++i) {
+      if (i % STEP == 0 && i / STEP < ROWS)
+        read_line<LAST, vector_of<Acc>(OUT)>(grads + i / STEP * grad_pitch, grad[i / STEP]);
       Acc cell[WIDTH];
       read_line<LAST, vector_of<Acc>(OUT * STEP)>(cells + i * pitch, cell);
 #pragma unroll
-      for (int o = 0; o < ROWS; ++o)
+      for (int o = 0; o < ROWS; ++o) {
+        const int r = i - o * STEP;
+        if (r >= 0 && r < R) {
 #pragma unroll
-        for (int r = 0; r < R; ++r)
-          if (o * STEP + r == i) {
+          for (int q = 0; q < OUT; ++q)
 #pragma unroll
-            for (int q = 0; q < OUT; ++q)
-#pragma unroll
-              for (int s = 0; s < S; ++s) sum[r][s] = multiply_add(grad[o][q], cell[q * STEP + s], sum[r][s]);
-          }
+            for (int s = 0; s < S; ++s) sum[r][s] = multiply_add(grad[o][q], cell[q * STEP + s], sum[r][s]);
+        }
+      }
     }
     return;
   }

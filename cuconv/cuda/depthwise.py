@@ -198,7 +198,7 @@ _GATHERS = (
 )
 """Unrolled filters of fprop and dgrad, for floats of up to 32 bits."""
 
-_WGRADS = (Shape(4, 4, 3, 3), Shape(4, 4, 5, 5), Shape(4, 4, 7, 7), Shape(4, 4, 3, 3, step=2))
+_WGRADS = (Shape(7, 4, 3, 3), Shape(7, 4, 5, 5), Shape(7, 4, 7, 7), Shape(7, 4, 3, 3, step=2))
 
 
 

@@ -192,7 +192,7 @@ template <typename T, int VECTOR, bool LAST, bool SHOWN>
 __device__ inline void bring(const T* source, bool beside, const Channels& channels, const Share& share,
                              const Part& part, Index mode, bool conjugate, const Shelf<Accumulator<T>, LAST>& to) {
   using Acc = Accumulator<T>;
-  constexpr int AT_ONCE = 4;
+  constexpr int AT_ONCE = LAST && (VECTOR == 1 || VECTOR == 8) ? 2 : 4;  // of 16 bits, and of one, registers are few
   const Index row_step = share.rows * part.rows.delta * part.row_step;
 #pragma unroll 1
   for (int column = share.column; column < part.places; column += share.columns) {

@@ -34,11 +34,11 @@ SHARED = 63 << 10
 LANES = 32
 """Channels that neighbouring threads have in channels-last arrays."""
 
-WAVE, START = 264, 0.3
-"""Blocks that a large GPU does at once, and what one takes before its first tile, in tiles."""
+WAVE = 264
+"""Blocks that a large GPU does at once."""
 
-BLOCKS = 528
-"""A weight gradient is cut into parts until there are so many blocks."""
+START, ADDED = 0.3, 0.7
+"""What a block takes before its first tile, or to add up what its threads have, in tiles."""
 
 reads_padding = padding_is_near
 
@@ -155,9 +155,14 @@ def _images(images: int, tiles: int) -> int:
 
 
 def _cut(items: int, blocks: int) -> tuple[int, int]:
-    """(parts, items of each) of a weight gradient."""
-    chunk = per(items, min(max(per(BLOCKS, max(blocks, 1)), 1), max(items, 1)))
-    return max(per(items, max(chunk, 1)), 1), max(chunk, 1)
+    """(parts, items of each) of a weight gradient, likewise; a part more costs as much as it takes to add it."""
+
+    def taken(parts: int) -> float:
+        return per(blocks * parts, WAVE) * (per(items, parts) + ADDED)
+
+    most = min(max(per(4 * WAVE, max(blocks, 1)), 1), max(items, 1))
+    chunk = max(per(items, min(range(1, most + 1), key=taken)), 1)
+    return max(per(items, chunk), 1), chunk
 
 
 def applies(request: Request, device: Device | None) -> str | None:

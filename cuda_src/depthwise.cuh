@@ -18,8 +18,9 @@
 //          and global memory is read in vectors of 16 bytes of channels where it allows
 //   else   neighbouring threads have neighbouring strips of a channel, cells of a line are neighbours
 //
-// With extents R x S as template arguments loops over taps are unrolled and a filter lies in registers. R = 0 is any
-// filter, in passes of as many taps as fit in shared memory. On an axis of stride s and dilation d, results d / g
+// With extents R x S as template arguments loops over taps are unrolled and a filter lies in registers; results are
+// rounded, after relu at the most. R = 0 is any filter, in passes of as many taps as fit in shared memory, and all else
+// that can be asked for. On an axis of stride s and dilation d, results d / g
 // apart, g = gcd(s, d), read every d-th cell, each of them STEP = s / g cells further than the one before: a tile has
 // such results only, so that in its own numbers no filter is dilated. dgrad is a gather with the filter reversed: of
 // stride 1; with SPREAD = 2, where taps meet every second result; or of one residue of the stride.
@@ -548,7 +549,7 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
   const int slices = sources * axis[0].taps;
   const bool biased = bias && !p.partial && strip.channel < count;
   const Acc more = biased ? widen(static_cast<const T*>(bias)[result * p.bias]) : Acc{};
-  const bool rounded = p.activation == IDENTITY && !p.partial && !p.accumulate && p.conjugate != 2;
+  const bool rounded = !ANY || (p.activation == IDENTITY && !p.partial && !p.accumulate && p.conjugate != 2);
 
   for (bool again = false; n < end; ++n) {
     Acc sum[ROWS][OUT];
@@ -605,15 +606,21 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
                         SPREAD == 2 && left + axis[2].out_first < 0,
                         rows.left - strip.row * ROWS,
                         columns.left - strip.column * OUT};
-    if (!rounded) {
-      finish_each<T, THREADS>(p, out, reinterpret_cast<const Acc(&)[ROWS * OUT]>(sum), nullptr, result, after,
-                              [&](int i) {
-                                const int o = i / OUT, q = i % OUT;
-                                return target.has_row(o) && target.has_column(q)
-                                           ? target.place + o * target.row_step + q * target.column_step
-                                           : NONE;
-                              });
-      continue;
+    if constexpr (ANY) {
+      if (!rounded) {
+        const auto place_of = [&](int i) {
+          const int o = i / OUT, q = i % OUT;
+          const bool there = target.has_row(o) && target.has_column(q);
+          return there ? target.place + o * target.row_step + q * target.column_step : NONE;
+        };
+        finish_each<T, THREADS>(p, out, reinterpret_cast<const Acc(&)[ROWS * OUT]>(sum), nullptr, result, after, place_of);
+        continue;
+      }
+    } else if (p.activation == RELU) {
+#pragma unroll
+      for (int o = 0; o < ROWS; ++o)
+#pragma unroll
+        for (int q = 0; q < OUT; ++q) sum[o][q] = sum[o][q] < 0 ? 0 : sum[o][q];
     }
     if (in_fours)
       put_strip<T, LAST ? 1 : 4>(out, target, sum);

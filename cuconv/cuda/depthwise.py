@@ -71,7 +71,9 @@ class Line:
 
 @dataclass(frozen=True)
 class Tile:
-    """What a block does: strips along columns and rows, channels, and into how many passes taps are cut."""
+    """What a block does: strips along columns and rows, channels, and into how many passes taps are cut; what it
+    needs; a pass's instructions and multiplications of all warps; and all blocks' cost, to compare tiles by.
+    """
 
     along: int
     across: int
@@ -80,6 +82,8 @@ class Tile:
     cut_r: int
     shared_bytes: int
     width: int
+    instructions: float
+    products: float
     cost: float
 
 
@@ -183,13 +187,41 @@ def estimate(request: Request, device: Device | None) -> float:
     assert device is not None
     problem = seen_by(reads_padding, request)
     view, tile = _plan(request, problem)
-    height, width = tile.across * view.shape.rows, tile.along * view.shape.out
-    blocks = view.rows.tiles(height) * view.columns.tiles(width) * per(view.channels, tile.held)
+    first, height, width = view.order[0], tile.across * view.shape.rows, tile.along * view.shape.out
+    tiles = view.rows.tiles(height) * view.columns.tiles(width) * per(view.channels, tile.held)
+    passes = tile.cut_s * tile.cut_r
+    if request.op == "wgrad":
+        cells, taps = problem.output[first], problem.filter[first]
+        inside = tiles if view.shape.taps_r else passes
+        blocks = max(taps * per(view.channels, tile.held) if view.shape.taps_r else taps * tiles, 1)
+        if view.shape.taps_r:
+            inside //= per(view.channels, tile.held)
+        parts, chunk = _cut(problem.n * cells * inside, blocks)
+        blocks, after = blocks * parts, 1000 + 30 * max(view.shape.taps_r * view.shape.taps_s, 16)
+        added = reduce_seconds(request, device, parts)
+    else:
+        residues = problem.stride[first] if view.template == "conv_residues_depthwise" else 1
+        cells = _channels_cells(request, problem, first) * math.prod(problem.stride) // residues
+        tiles *= (
+            cells if view.template == "conv_residues_depthwise" else _channels_cells(request, problem, first)
+        )
+        chunk = _images(problem.n, tiles)
+        blocks, after, added = per(problem.n, chunk) * tiles, 500, 0.0
+        chunk *= (
+            passes * problem.filter[first] * (problem.k // max(problem.c, 1) if request.op == "dgrad" else 1)
+        )
     threads = Threads(
-        blocks, THREADS, 2, instructions=32 * tile.cost / THREADS / max(blocks, 1), waits=4
-    )
-    del real_products, reduce_seconds
-    return seconds(request, device, threads, request.bytes)
+        blocks, THREADS, 2,
+        instructions=after + chunk * 32 * tile.instructions / THREADS,
+        products=real_products(request) * chunk * 32 * tile.products / THREADS,
+        waits=3 * chunk,
+    )  # fmt: skip
+    return seconds(request, device, threads, request.bytes) + added
+
+
+def _channels_cells(request: Request, problem: ConvProblem, axis: int) -> int:
+    """The result's cells on an axis."""
+    return problem.output[axis] if request.op == "fprop" else problem.input[axis]
 
 
 # -- what is compiled ---------------------------------------------------------------------------------
@@ -204,7 +236,6 @@ _GATHERS = (
 """Unrolled filters of fprop and dgrad, for floats of up to 32 bits."""
 
 _WGRADS = (Shape(7, 4, 3, 3), Shape(7, 4, 5, 5), Shape(7, 4, 7, 7), Shape(7, 4, 3, 3, step=2))
-
 
 
 def _any(dtype: str) -> tuple[Shape, Shape]:
@@ -241,7 +272,8 @@ def _kernel(template: str, dtype: str, last: bool, shown: bool, shape: Shape) ->
     count = {"conv_gather_depthwise": 6, "conv_wgrad_depthwise": 5, "conv_residues_depthwise": 2}[template]
     flags = (int(last), int(shown)) if count > 2 else (int(last),)
     arguments = (C_TYPES[dtype], THREADS, *flags, *shape[:count])
-    return Kernel("depthwise.cuh", template, arguments, THREADS, residents=2)
+    many_registers = template == "conv_residues_depthwise" or dtype == "complex128"
+    return Kernel("depthwise.cuh", template, arguments, THREADS, residents=1 if many_registers else 2)
 
 
 # -- how a problem is cut into tiles ------------------------------------------------------------------
@@ -258,12 +290,17 @@ def _order(problem: ConvProblem) -> tuple[int, int, int]:
 
 def _plan(request: Request, problem: ConvProblem) -> tuple[View, Tile]:
     channels_last = request.layout == "channels_last"
-    return _planned(request.op, request.dtype, channels_last, reads_padding(request), problem)
+    # What is unrolled rounds sums or what relu makes of them, nothing else, and shows no cell but itself.
+    folded = request.op == "dgrad" and request.problem.padding_mode != "zeros"
+    plain = request.op == "wgrad" or not (
+        request.activation not in (None, "relu") or request.accumulate or request.conjugate_sum or folded
+    )
+    return _planned(request.op, request.dtype, channels_last, plain and not reads_padding(request), problem)
 
 
 @functools.lru_cache(4096)
 def _planned(
-    op: str, dtype: str, channels_last: bool, shown: bool, problem: ConvProblem
+    op: str, dtype: str, channels_last: bool, plain: bool, problem: ConvProblem
 ) -> tuple[View, Tile]:
     order = _order(problem)
     lines = [_line(op, problem, axis) for axis in order[1:]]
@@ -275,7 +312,7 @@ def _planned(
         tuple(extents[axis] for axis in order) for extents in (problem.stride, problem.dilation)
     )
     shape = None
-    for candidate in () if shown else _unrolled(dtype, op):
+    for candidate in _unrolled(dtype, op) if plain else ():
         if (candidate.taps_r, candidate.taps_s) != taps:
             continue
         if op == "dgrad":
@@ -331,7 +368,9 @@ def _axes(request: Request, problem: ConvProblem, view: View, tile: Tile) -> tup
     divisors = (tile.width, view.rows.apart, view.columns.apart)
     described = view.template == "conv_gather_depthwise" or not view.shape.taps_r
     described = described and view.template != "conv_residues_depthwise"
-    for axis, standard, line, number in zip(view.order, axes(problem, view.order), lines, divisors, strict=True):
+    for axis, standard, line, number in zip(
+        view.order, axes(problem, view.order), lines, divisors, strict=True
+    ):
         members = tuple(standard)[:8]
         if described and (line or request.op == "dgrad"):
             x, r, y = problem.input[axis], problem.filter[axis], problem.output[axis]
@@ -389,7 +428,9 @@ def _fitted(view: View, op: str, dtype: str, along: int, across: int, held: int)
                 weights = part_r * part_s * (LANES + 1)
             else:
                 weights = held * (part_r * part_s | 1 if unrolled else part_r * per(part_s, 4) * 4)
-            size = per(weights, 4) * 4 + max(brought + 8 * (LANES if last else 1), THREADS * shape.rows * shape.out)
+            size = per(weights, 4) * 4 + max(
+                brought + 8 * (LANES if last else 1), THREADS * shape.rows * shape.out
+            )
         else:
             grads = _shelf(last, held, height, width) if unrolled else _shelf(last, held, part_r, part_s)
             size = max(grads + brought + 8 * (LANES if last else 1), (8 if item > 8 else 16) * THREADS)
@@ -411,14 +452,27 @@ def _fitted(view: View, op: str, dtype: str, along: int, across: int, held: int)
     if wgrad and not unrolled:
         groups = max(THREADS // (along * across * (LANES if last else held)), 1)
         warps = min(warps * groups, THREADS // 32)
-    multiply = each_has * products / groups
+    complex_products = 4 if DTYPES[dtype].kind == "c" else 1
+    multiply = complex_products * each_has * products / groups
     each = (brought + weights) / 32 * copies + warps * multiply * (1.1 if last or unrolled else 1.05)
     # A sector of 32 bytes takes the L2 about as long as four instructions take a multiprocessor.
     stored = DTYPES[dtype].itemsize
     sectors = lines * held * cells * stored / 32 if last else held * lines * (cells * stored / 32 + 1)
+    instructions = each + THREADS / 32 * 60 + warps * (0 if wgrad else 6 * each_has)
     each += 4 * sectors
     cost = blocks * (passes * (each + THREADS / 32 * 60) + THREADS / 32 * (150 + 5 * each_has))
-    return Tile(along, across, held, cut_s, cut_r, per(size * item, 16) * 16, cells, cost)
+    return Tile(
+        along,
+        across,
+        held,
+        cut_s,
+        cut_r,
+        per(size * item, 16) * 16,
+        cells,
+        instructions,
+        warps * each_has * products / groups,
+        cost,
+    )
 
 
 def _shelf(last: bool, held: int, lines: int, width: int) -> int:

@@ -244,7 +244,7 @@ def _product(request: Request) -> Product:
 
 def _kernel(op: str, product: Product, tile: Tile) -> Kernel:
     arguments = (product.name, *astuple(tile)[:6], str(tile.planar).lower())
-    return Kernel("mma.cuh", f"conv_{op}_mma", arguments, tile.threads, tile.residents, tile.newest)
+    return Kernel("mma.cuh", f"conv_{op}_mma", arguments, tile.threads, tile.residents, newest=tile.newest)
 
 
 def _shared_bytes(op: str, tile: Tile, item: int) -> int:

@@ -394,45 +394,33 @@ __device__ inline void add_runs(Acc (&sum)[ROWS][OUT], const Acc* cells, int pit
   }
 }
 
-// Add up for each of R x S taps what a strip's gradients contribute. Those that do not exist must not meet a cell, which
-// may be infinite: strips with such ones take the slower way.
+// Add up for each of R x S taps what a strip's gradients contribute, of its first `rows` and `columns`: those that do
+// not exist must not meet a cell, which may be infinite.
 template <bool LAST, int R, int S, int STEP, int ROWS, int OUT, typename Acc>
 __device__ inline void add_pairs(Acc (&sum)[R][S], const Acc* cells, int pitch, const Acc* grads, int grad_pitch,
                                  int rows, int columns) {
-  constexpr int CELL = LAST ? 32 : 1, LINES = (ROWS - 1) * STEP + R, WIDTH = (OUT - 1) * STEP + S;
-  if (rows >= ROWS && columns >= OUT) {
-    Acc grad[ROWS][OUT];
+  constexpr int LINES = (ROWS - 1) * STEP + R, WIDTH = (OUT - 1) * STEP + S;
+  bool there[OUT];
+#pragma unroll
+  for (int q = 0; q < OUT; ++q) there[q] = q < columns;
+  Acc grad[ROWS][OUT];
 #pragma unroll 32
-    for (int i = 0; i < LINES; ++i) {
-      if (i % STEP == 0 && i / STEP < ROWS)
-        read_line<LAST, vector_of<Acc>(OUT)>(grads + i / STEP * grad_pitch, grad[i / STEP]);
-      Acc cell[WIDTH];
-      read_line<LAST, vector_of<Acc>(OUT * STEP)>(cells + i * pitch, cell);
+  for (int i = 0; i < LINES; ++i) {
+    if (i % STEP == 0 && i / STEP < ROWS)
+      read_line<LAST, vector_of<Acc>(OUT)>(grads + i / STEP * grad_pitch, grad[i / STEP]);
+    Acc cell[WIDTH];
+    read_line<LAST, vector_of<Acc>(OUT * STEP)>(cells + i * pitch, cell);
 #pragma unroll
-      for (int o = 0; o < ROWS; ++o) {
-        const int r = i - o * STEP;
-        if (r >= 0 && r < R) {
+    for (int o = 0; o < ROWS; ++o) {
+      const int r = i - o * STEP;
+      if (r < 0 || r >= R || o >= rows) continue;
 #pragma unroll
-          for (int q = 0; q < OUT; ++q)
+      for (int q = 0; q < OUT; ++q)
 #pragma unroll
-            for (int s = 0; s < S; ++s) sum[r][s] = multiply_add(grad[o][q], cell[q * STEP + s], sum[r][s]);
-        }
-      }
+        for (int s = 0; s < S; ++s)
+          if (there[q]) sum[r][s] = multiply_add(grad[o][q], cell[q * STEP + s], sum[r][s]);
     }
-    return;
   }
-  rows = min(rows, ROWS);
-  columns = min(columns, OUT);
-#pragma unroll 1
-  for (int o = 0; o < rows; ++o)
-#pragma unroll 1
-    for (int q = 0; q < columns; ++q) {
-      const Acc grad = grads[o * grad_pitch + q * CELL], *const corner = cells + o * STEP * pitch + q * STEP * CELL;
-#pragma unroll
-      for (int r = 0; r < R; ++r)
-#pragma unroll
-        for (int s = 0; s < S; ++s) sum[r][s] = multiply_add(grad, corner[r * pitch + s * CELL], sum[r][s]);
-    }
 }
 
 // Where a thread is in its block's tile: strips along columns, rows and channels; `group` is what is left of their

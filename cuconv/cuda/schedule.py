@@ -36,6 +36,9 @@ PART = 512
 LIMIT = 2**30
 """What kernels that count in 32 bits keep below."""
 
+SHOWN_TAPS, SHOWN_CHANNELS = 16, 16
+"""The most taps of a table of cells that padding shows, and the least channels that are worth one."""
+
 OPERANDS: dict[str, tuple[str, str | None, str]] = {
     "fprop": ("x", "w", "y"),
     "dgrad": ("dy", "w", "dx"),
@@ -245,6 +248,21 @@ def padding_is_near(request: Request) -> bool:
         and _pads(request)
         and all(max(pair) + least <= h for pair, h in zip(problem.padding, problem.input, strict=True))
     )
+
+
+def padding_is_cheap(request: Request) -> bool:
+    """Whether a table of the cells that padding shows takes less than a padded copy of x: see gather.cuh.
+
+    It has all taps of a tile's pixels, and all channels have the same one.
+    """
+    problem = request.problem
+    small = math.prod(problem.filter) <= SHOWN_TAPS and problem.c // problem.groups >= SHOWN_CHANNELS
+    return small and padding_is_near(request)
+
+
+def table_bytes(problem: ConvProblem, pixels: int, channels: int = 1, columns: int = LIMIT) -> int:
+    """The size of that table, where a tile has so many pixels and columns, `channels` of these for a tap."""
+    return 8 * pixels * min(math.prod(problem.filter), per(columns - 1, channels) + 1)
 
 
 def padding_seconds(request: Request, device: Device, reads: Reads | None) -> float:

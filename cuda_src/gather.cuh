@@ -151,7 +151,9 @@ struct PlainRow {
   bool there;
 };
 
-// Cells of x, or of dy in dgrad, where pixels and taps meet. Vectors have their channels side by side.
+// Cells of x, or of dy in dgrad, where pixels and taps meet. Vectors have their channels side by side. Here cells that
+// padding shows, by a table: a pixel's site has its place in a line (w), a tap's its line (w) and the address of its
+// channel in the first cell.
 template <typename T, int VECTOR, bool PLANAR, int SLOTS>
 struct Source {
   static constexpr Index BYTES = sizeof(T);
@@ -163,7 +165,7 @@ struct Source {
   Tap first;  // in the first line
   int lines;
 
-  // Takes a slot of the table. One that does not exist is a pixel of the first image.
+  // Fills a slot of the table. A pixel that does not exist is taken for one of the first image.
   __device__ Site pixel(const Counter& at, int slot) const {
     const Index image = at.left > 0 ? at.digit[3] * stride[0] : 0;
     Tap tap = first;
@@ -181,7 +183,6 @@ struct Source {
     }
     return {0, 0, slot * int(sizeof(Index)), 0};
   }
-  // The line of a tap, and the address of its channel in the first cell.
   __device__ Site tap(const Tap& at) const {
     const int line = min(number(at) - number(first), lines - 1);
     return {0, 0, line * SLOTS * int(sizeof(Index)), start() + BYTES * (VECTOR > 1 ? at.c : at.c * stride[1])};
@@ -206,6 +207,7 @@ struct Source {
   __device__ int number(const Tap& tap) const { return (tap.t * axis[1].taps + tap.r) * axis[2].taps + tap.s; }
 };
 
+// Where cells of the padding are zeros.
 template <typename T, int VECTOR, bool PLANAR>
 struct Source<T, VECTOR, PLANAR, 0> {
   static constexpr Index BYTES = sizeof(T);

@@ -6,7 +6,7 @@
 // or columns, whichever is contiguous in global memory; a line's chunks of 16 bytes are swizzled, or lines padded, so
 // that neither the copies nor the loads of fragments meet in one bank. What columns, and rows of cells, contribute to
 // places lies in tables in shared memory, which all threads fill together every few slices: sums leave few registers
-// for anything else.
+// for anything else. If SHOWN there is one more, of what padding shows.
 //
 // A Product is a type of elements and the instruction that multiplies them; another one is another struct.
 // Tensor cores truncate sums in single precision. So each slice is summed from zero and then added to the sum by an

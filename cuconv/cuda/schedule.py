@@ -1,7 +1,8 @@
 """What all families of CUDA algorithms share: a request on its way to launches.
 
-Padding modes other than zeros, and sums in parts, are launches around those of a family. The schedule of an
-algorithm depends on the request alone, not on the GPU, so that it sums in the same order everywhere.
+Padding modes other than zeros, where a family does not read by them itself, and sums in parts, are launches
+around those of a family. The schedule of an algorithm depends on the request alone, not on the GPU, so that
+it sums in the same order everywhere.
 """
 
 from __future__ import annotations
@@ -239,7 +240,7 @@ def seen_by(reads: Reads, request: Request) -> ConvProblem:
 def padding_is_near(request: Request) -> bool:
     """Whether x is read by its padding mode, no padded cell being more than one period from the input.
 
-    Such cells are found without a division: `padded_source` in padding.cuh.
+    Such cells are found without a division: `near_source` in padding.cuh.
     """
     problem = request.problem
     least = {"reflect": 1, "replicate": -LIMIT}.get(problem.padding_mode, 0)

@@ -158,7 +158,7 @@ __device__ inline bool in_vectors(const void* data, const Index (&stride)[5], In
 // The cell that a coordinate shows, or -1.
 template <bool SHOWN>
 __device__ inline int shown(Index mode, int at, int sources) {
-  const int cell = SHOWN ? padded_source(mode, at, sources) : at;
+  const int cell = SHOWN ? near_source(mode, at, sources) : at;
   return unsigned(cell) < unsigned(sources) ? cell : -1;
 }
 
@@ -539,6 +539,7 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
   const Acc more = biased ? widen(static_cast<const T*>(bias)[result * p.bias]) : Acc{};
   const bool rounded = !ANY || (p.activation == IDENTITY && !p.partial && !p.accumulate && p.conjugate != 2);
 
+  if (SHOWN) end_unless_shown(p.mode);
   for (bool again = false; n < end; ++n) {
     Acc sum[ROWS][OUT];
 #pragma unroll
@@ -735,6 +736,7 @@ __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, 
   const T* const x = static_cast<const T*>(a) + channels.first * p.a[1];
   const T* const dy = static_cast<const T*>(b) + p.b_start + channels.of_y() * p.b[1];
 
+  if (SHOWN) end_unless_shown(p.mode);
   constexpr int SUMS_R = ANY ? ROWS : R, SUMS_S = ANY ? OUT : S;
   Acc sum[SUMS_R][SUMS_S];
 #pragma unroll

@@ -1,5 +1,5 @@
 // Padding modes other than zeros: the padded copy of x before an algorithm, the fold of its gradient after; and
-// `padded_source`, by which kernels read padded cells of x without a copy.
+// `near_source`, by which kernels read what padding shows without a copy.
 //
 // Padded coordinate i on an axis, from -a on, shows the input cell source(i): i mod H (circular), the mirror
 // image about the outermost cells (reflect) or about the edges beyond them (symmetric), or the outermost cell
@@ -65,20 +65,39 @@ __device__ inline Index source(Index mode, Index i, const Axis& a) {
   return i;
 }
 
-// The same for coordinates at most one period away from the input (`padding_is_near` in cuda/schedule.py): nothing is
-// divided. Of an axis of so many cells, with 32 bits or 64.
+// The same for coordinates at most one period away from the input (`padding_is_near` in cuda/schedule.py), of an axis
+// of so many cells, with 32 bits or 64: nothing is divided. Who calls it calls `end_unless_shown` as well.
 template <typename Int>
-__device__ inline Int padded_source(Index mode, Int i, Int extent) {
+__device__ inline Int near_source(Index mode, Int i, Int extent) {
   const Int last = extent - 1;
   switch (PaddingMode(mode)) {
-    case ZEROS: break;
     case CIRCULAR: return i < 0 ? i + extent : i > last ? i - extent : i;
     case REFLECT: return i < 0 ? -i : i > last ? 2 * last - i : i;
-    case REPLICATE: return i < 0 ? 0 : i > last ? last : i;
     case SYMMETRIC: return i < 0 ? -1 - i : i > last ? last + extent - i : i;
+    case ZEROS:
+    case REPLICATE: break;
+  }
+  return i < 0 ? 0 : i > last ? last : i;
+}
+
+// Ends the launch where there is no such mode, or that of zeros. Best after the main loop: where a launch may have ended
+// before, the compiler does not keep descriptors of memory in uniform registers, and the loop has more instructions.
+__device__ inline void end_unless_shown(Index mode) {
+  switch (PaddingMode(mode)) {
+    case ZEROS: break;
+    case CIRCULAR:
+    case REFLECT:
+    case REPLICATE:
+    case SYMMETRIC: return;
   }
   __trap();
-  return 0;
+}
+
+// Both at once.
+template <typename Int>
+__device__ inline Int padded_source(Index mode, Int i, Int extent) {
+  end_unless_shown(mode);
+  return near_source(mode, i, extent);
 }
 
 // The padded coordinates that show one cell of an axis: those in one or two residue classes of the period or, where

@@ -243,7 +243,8 @@ def judge(got, expected, magnitude, terms, dtype, exact, context, extra=0.0):
 def workspace(size):
     """Plan small problems as if they were large: in so many bytes, and on a GPU with sums in parts.
 
-    The smallest size also has a GPU's largest tiles, the others for tensor cores the smallest but one.
+    The smallest size also has a GPU's largest tiles, the others the smallest, of tensor cores the one before.
+    In all of these x is not padded in the workspace where there are kernels that read what padding shows.
     """
     if size == blocking.WORKSPACE:
         yield
@@ -253,7 +254,9 @@ def workspace(size):
         mock.patch.object(blocking, "LIMIT", 3 * size),
         mock.patch.object(fft, "WORKSPACE", size),
         mock.patch.object(schedule, "PART", 1 if size == 1 else 8),
-        mock.patch.object(simt, "_first", (lambda choices, cost: choices[0]) if size == 1 else simt._first),
+        mock.patch.object(schedule, "SHOWN_CHANNELS", 1),
+        mock.patch.object(simt, "SHOWN_FILTERS", 0),
+        mock.patch.object(simt, "_first", lambda choices, cost: choices[0 if size == 1 else -1]),
         mock.patch.object(mma, "choice", lambda *asked: in_parts(*asked, 0 if size == 1 else -2)),
     ):
         forget()
@@ -263,11 +266,7 @@ def workspace(size):
 
 def in_parts(problem, request, number, parts=3):
     """A tile for tensor cores, counted from the largest, and gemm_k in parts if it has so many slices."""
-    tiles = [
-        tile
-        for tile in mma.PRODUCTS[request.dtype, request.precision].tiles[request.op]
-        if schedule.planar(problem) or not tile.planar
-    ]
+    tiles = [tile for tile in mma.tiles_of(request) if schedule.planar(problem) or not tile.planar]
     tile = tiles[max(number, -len(tiles))]
     slices = schedule.per(
         schedule.gemm_k(problem, request.op, VECTOR // DTYPES[request.dtype].itemsize), tile.bk

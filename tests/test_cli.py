@@ -401,11 +401,14 @@ def test_explain_prints_the_plan_and_the_candidates(capsys):
         "1 x (64 x 576 x 100,352)",
         "7,398,752,256 FLOP, at least 51,527,680 bytes",
         "depthwise: no, it needs groups == C, and groups is 1, C 64",
-        "launch       conv_pad_4_128, ",
+        "launch       conv_wgrad_simt_float_64_64_8_8_8_PIXEL_LANES_1_false_true, ",
         "launch       conv_reduce_float_float, ",
     ):
         assert part in text
     assert "fprop" not in text
+    assert "conv_pad" not in text
+    larger = explained(capsys, "n32c64h56w56 k64r5s5 p2 reflect", "--device", "sm_80", "--op", "wgrad")
+    assert "launch       conv_pad_4, " in larger
 
 
 def test_explain_says_what_stands_behind_a_candidate(capsys):

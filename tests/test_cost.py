@@ -489,7 +489,7 @@ def test_a_channels_last_copy_goes_by_vectors(line, dtype):
     for space, size in (("b", work.operands["b"]), ("out", work.written)):
         requests, _, _, from_l2 = work.memory[space]
         assert 512 * requests == 32 * from_l2 == size
-    estimate = transform.channels_last_seconds(request, device("sm_90"), "a")
+    estimate = transform.channels_last_seconds(request, schedule.zero_padded(request), device("sm_90"), "a")
     seconds = max(model.units(work, H200).values()) + H200.launch
     assert 1 / 1.5 < seconds / estimate < 1.5
 

@@ -52,6 +52,7 @@ TENSOR = (
     "n1c8h9w8 k16r3s3 sh2sw1 dh1dw2 p1",
     "n2c48h5w7 k32r2s3 g2 p1 circular",
     "n1c24d3h4w5 k17t2r3s2 sd1sh2sw1 p1",
+    "n1c16h5w4 k20r3s2 ph0:2pw3:1 symmetric",
 )
 FAMILIES = {"direct": direct, "simt": simt, "depthwise": depthwise, "mma": mma}
 OF_DTYPES = [
@@ -202,28 +203,34 @@ def test_every_choice_is_known_by_the_same_name_everywhere():
         ("ACTIVATIONS", "relu", len(ACTIVATIONS), "float32", ("fprop",)),
         ("ACTIVATIONS", "relu", len(ACTIVATIONS), "int32", ("fprop",)),
         ("ACTIVATIONS", None, 1, "complex64", ("fprop",)),
-        ("PADDING_MODES", "circular", len(PADDING_MODES), "float32", ("fprop", "dgrad")),
-        ("PADDING_MODES", "circular", 0, "float32", ("fprop", "dgrad")),
+        ("PADDING_MODES", "circular", len(PADDING_MODES), "float32", ("fprop", "dgrad", "wgrad")),
+        ("PADDING_MODES", "circular", 0, "float32", ("fprop", "dgrad", "wgrad")),
     ],
 )
 def test_what_a_kernel_does_not_know_ends_the_launch(choices, choice, number, dtype, ops):
     """It is not taken for another: the number beyond the last, and what a kernel has no case for."""
     options = {"activation": choice} if choices == "ACTIVATIONS" else {"padding": 1, "padding_mode": choice}
     x, w = np.ones((1, 1, 5), dtype), np.ones((1, 1, 3), dtype)
-    calls = {"fprop": (x, w), "dgrad": (cuconv.conv(x, w, **options), w, x.shape)}
-    for op in ops:
+    y = cuconv.conv(x, w, **options)
+    calls = {"fprop": (x, w), "dgrad": (y, w, x.shape), "wgrad": (x, y, w.shape)}
+    entries = (
+        KERNELS if choices == "PADDING_MODES" else ("auto",)
+    )  # of which some read by it, and others do not
+    for op, algorithm in itertools.product(ops, entries):
+        permitted = dict(algorithm=algorithm, precision=PRECISION.get((dtype, algorithm)))
         with (
             workspace(2),  # which leaves no plan behind
             mock.patch.object(schedule, choices, ("",) * number + (choice,)),
             pytest.raises(emulator.EmulatorError, match="__trap: called"),
         ):
-            emulator.run(op, *calls[op], **options)
+            emulator.run(op, *calls[op], **options, **permitted)
 
 
 def check_in_all_ways(problem, dtype, algorithm):
     precision = PRECISION.get((dtype, algorithm))
+    more = algorithm == "mma" or (algorithm, dtype) == ("simt", "float32")  # tiles than two
     for layout in ("channels_first", "channels_last"):
-        for size in (1, 2000, blocking.WORKSPACE) if algorithm == "mma" else (1, blocking.WORKSPACE):
+        for size in (1, 2000, blocking.WORKSPACE) if more else (1, blocking.WORKSPACE):
             case = Case(problem, dtype, layout, bias=True, workspace=size, precision=precision)
             check(case, algorithm, emulator.run)
 

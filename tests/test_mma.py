@@ -81,7 +81,7 @@ def test_every_tile_in_one_part_and_in_several(dtype, number):
     for parts, line in (*SEVERAL.items(), (1, CROPPED), (2, VOLUME)):
         problem = cuconv.ConvProblem.parse(line)
         for op in OPS:
-            tiles = mma.PRODUCTS[dtype, PRECISION.get(dtype)].tiles[op]
+            tiles = mma.tiles_of(request_of(op, line, dtype))
             if number >= len(tiles) or (tiles[number].planar and line in (CROPPED, VOLUME)):
                 continue
             at, made = number - len(tiles), []  # from the end, since those of plane problems may be missing

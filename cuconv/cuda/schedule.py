@@ -1,7 +1,8 @@
 """What all families of CUDA algorithms share: a request on its way to launches.
 
-Padding modes other than zeros, and sums in parts, are launches around those of a family. The schedule of an
-algorithm depends on the request alone, not on the GPU, so that it sums in the same order everywhere.
+Padding modes other than zeros, where a family does not read by them itself, and sums in parts, are launches
+around those of a family. The schedule of an algorithm depends on the request alone, not on the GPU, so that
+it sums in the same order everywhere.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ PART = 512
 
 LIMIT = 2**30
 """What kernels that count in 32 bits keep below."""
+
+SHOWN_TAPS, SHOWN_CHANNELS = 16, 16
+"""The most taps of a table of cells that padding shows, and the least channels that are worth one."""
 
 OPERANDS: dict[str, tuple[str, str | None, str]] = {
     "fprop": ("x", "w", "y"),
@@ -259,7 +263,7 @@ def seen_by(reads: Reads, request: Request) -> ConvProblem:
 def padding_is_near(request: Request) -> bool:
     """Whether x is read by its padding mode, no padded cell being more than one period from the input.
 
-    Such cells are found without a division: `padded_source` in padding.cuh.
+    Such cells are found without a division: `near_source` in padding.cuh.
     """
     problem = request.problem
     least = {"reflect": 1, "replicate": -LIMIT}.get(problem.padding_mode, 0)
@@ -268,6 +272,21 @@ def padding_is_near(request: Request) -> bool:
         and _pads(request)
         and all(max(pair) + least <= h for pair, h in zip(problem.padding, problem.input, strict=True))
     )
+
+
+def padding_is_cheap(request: Request) -> bool:
+    """Whether a table of the cells that padding shows takes less than a padded copy of x: see gather.cuh.
+
+    It has all taps of a tile's pixels, and all channels have the same one.
+    """
+    problem = request.problem
+    small = math.prod(problem.filter) <= SHOWN_TAPS and problem.c // problem.groups >= SHOWN_CHANNELS
+    return small and padding_is_near(request)
+
+
+def table_bytes(problem: ConvProblem, pixels: int, channels: int = 1, columns: int = LIMIT) -> int:
+    """The size of that table, where a tile has so many pixels and columns, `channels` of these for a tap."""
+    return 8 * pixels * min(math.prod(problem.filter), per(columns - 1, channels) + 1)
 
 
 def padding_seconds(request: Request, device: Device, reads: Reads | None) -> float:

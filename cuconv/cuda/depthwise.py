@@ -97,13 +97,19 @@ def estimate(request: Request, device: Device | None) -> float:
         once, added = 500, 1
         passes *= math.prod(grid.passes) * problem.filter[view.order[0]]
         passes *= problem.k // max(problem.c, 1) if request.op == "dgrad" else 1
+    size = float(request.bytes)
+    if view.shape.spread == 2 and not view.last:  # rows begin a cell before the array's, and have no vectors
+        size += 1.3 * math.prod(request.shape("dx")) * DTYPES[request.dtype].itemsize
+    # Vectors of cells that a strip's threads read; neighbouring ones of short lines meet in banks.
+    vectors = (view.shape.rows + view.shape.taps_r) * per(view.shape.out + view.shape.taps_s, 4)
     threads = Threads(
         grid.blocks, THREADS, 2,
         instructions=once + passes * tile.instructions,
         products=real_products(request) * passes * tile.products,
-        waits=3 * passes,
+        waits=passes * ((10 if request.op == "wgrad" else 7) if view.last else 3),
+        lines=0 if view.last else passes * vectors * (8 if view.width <= 16 else 4),
     )  # fmt: skip
-    return seconds(request, device, threads, request.bytes) + reduce_seconds(request, device, added)
+    return seconds(request, device, threads, size) + reduce_seconds(request, device, added)
 
 
 # -- what is compiled ---------------------------------------------------------------------------------
@@ -450,9 +456,10 @@ def _fitted(
     warps = min(per(strips * groups, 32), THREADS // 32)
     products = shape.rows * shape.out * taps_r * taps_s / groups
     real = 4 if DTYPES[dtype].kind == "c" else 1
-    instructions = (brought + others) / 32 * (3 if last else 5 + 14 / held)
-    instructions += warps * (real * products * 1.1 + (0 if op == "wgrad" else 6 * shape.rows * shape.out))
-    instructions += THREADS / 32 * 60
+    instructions = (brought + others) / 32 * (5 if last else 5 + 14 / held)
+    instructions += warps * real * products * (1.15 if unrolled else 1.6)
+    instructions += warps * (0 if op == "wgrad" else 9 * shape.rows * shape.out)
+    instructions += THREADS / 32 * 120
     # A sector takes the L2 about as long as four instructions take a multiprocessor.
     stored = DTYPES[dtype].itemsize
     sectors = lines * held * (cells * stored / 32 + (0 if last else 1))

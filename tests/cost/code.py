@@ -63,8 +63,8 @@ class Instruction:
     name: str
     target: int | None
     line: tuple[str, int]
-    block: int  # of instructions that are run one after the other
     idle: bool  # part of an activation or of adding to what is there, which no request that is measured does
+    block: int = 0  # of instructions that are run one after the other
 
     def starts(self, pattern: str) -> bool:
         return re.match(rf"(?:{pattern})(?![A-Z])", self.name) is not None
@@ -176,7 +176,7 @@ class Code:
     def passes(self, accesses: Mapping[Access, float], lines: Mapping[tuple[str, int], float]) -> list[float]:
         """How often a warp passes each loop, if it makes these accesses, and runs these lines so often.
 
-        Accesses of 8 and of 16 bytes count as one kind: of a vector a compiler may read the half that is used.
+        Accesses of 8 and of 16 bytes count as one kind: of a vector a compiler may read but a half.
         """
 
         def alike(counts: Mapping[Access, float]) -> Counter[Access]:
@@ -302,7 +302,7 @@ def instructions(text: str) -> list[Instruction]:
         idle = any(file == "numerics.cuh" and line in _idle() for file, line in places)
         block += at in labels.values() or (bool(made) and made[-1].name.startswith("BRA"))
         made.append(
-            Instruction(at, name, labels[goal[1]] if goal else None, (*places, ("", 0))[0], block, idle)
+            Instruction(at, name, labels[goal[1]] if goal else None, (*places, ("", 0))[0], idle, block)
         )
     return made
 

@@ -60,6 +60,7 @@ SUITES: dict[str, tuple[Kind, ...]] = {
     "convnext": _BOTH,
     "large_kernel": _BOTH,
     "conv1d": (Kind("float32", FIRST),),
+    "images": (Kind("float32", FIRST), Kind("complex64", FIRST)),
     "grouped": _BOTH,
     "first": _BOTH,
     "unet3d": (Kind("float32", FIRST), Kind("float16", LAST)),

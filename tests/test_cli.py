@@ -408,7 +408,7 @@ def test_explain_prints_the_plan_and_the_candidates(capsys):
     assert "fprop" not in text
     assert "conv_pad" not in text
     larger = explained(capsys, "n32c64h56w56 k64r5s5 p2 reflect", "--device", "sm_80", "--op", "wgrad")
-    assert "launch       conv_pad_4, " in larger
+    assert "launch       conv_pad_4_128, " in larger
 
 
 def test_explain_says_what_stands_behind_a_candidate(capsys):

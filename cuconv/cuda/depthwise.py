@@ -36,8 +36,8 @@ LANES = 32
 WAVE = 264
 """Blocks that a large GPU does at once."""
 
-START, ADDED = 0.3, 0.7
-"""What a block takes before its first tile, or to add up what its threads have, in tiles."""
+START, ADDED, PARTS = 0.3, 0.7, 1.5
+"""What a block takes before its first tile, or to add up what its threads have, and a second launch, in tiles."""
 
 reads_padding = padding_is_near
 
@@ -45,6 +45,7 @@ reads_padding = padding_is_near
 def build(draft: Draft) -> list[Launch]:
     request, problem = draft.request, draft.problem
     view = _view(request, problem)
+    assert view is not None
     tile, grid = view.tile, _grid(request, problem, view)
     fields: Fields = {
         "axis": _axes(request, problem, view),
@@ -77,6 +78,8 @@ def applies(request: Request, device: Device | None) -> str | None:
     if reason := beyond_32_bits(request):
         return reason
     view = _view(request, problem)
+    if view is None:
+        return f"the cells of a few results do not fit in {SHARED} bytes of shared memory"
     for line, length in ((view.rows, view.height), (view.columns, view.width)):
         if (length * line.step + line.taps) * line.delta >= LIMIT:
             return "its tiles would reach over 2^30 cells or more"
@@ -89,6 +92,7 @@ def estimate(request: Request, device: Device | None) -> float:
     assert device is not None
     problem = seen_by(reads_padding, request)
     view = _view(request, problem)
+    assert view is not None
     grid, tile = _grid(request, problem, view), view.tile
     passes = grid.chunk  # of one block
     if request.op == "wgrad":
@@ -255,7 +259,8 @@ class Grid(NamedTuple):
         return math.prod(self.digits) * self.residues * self.runs
 
 
-def _view(request: Request, problem: ConvProblem) -> View:
+def _view(request: Request, problem: ConvProblem) -> View | None:
+    """None where cells that one strip meets are too far apart for shared memory."""
     # What is unrolled rounds sums or what relu makes of them, nothing else, and shows no cell but itself.
     folded = request.op == "dgrad" and request.problem.padding_mode != "zeros"
     fused = request.activation not in (None, "relu") or request.accumulate or request.conjugate_sum
@@ -265,7 +270,9 @@ def _view(request: Request, problem: ConvProblem) -> View:
 
 
 @functools.lru_cache(4096)
-def _seen(op: str, dtype: str, channels_last: bool, plain: bool, shown: bool, problem: ConvProblem) -> View:
+def _seen(
+    op: str, dtype: str, channels_last: bool, plain: bool, shown: bool, problem: ConvProblem
+) -> View | None:
     order = _order(problem)
     template = "conv_wgrad_depthwise" if op == "wgrad" else "conv_gather_depthwise"
     shape = next((each for each in _unrolled(dtype, op) if plain and _fits(each, op, problem, order)), None)
@@ -284,7 +291,7 @@ def _seen(op: str, dtype: str, channels_last: bool, plain: bool, shown: bool, pr
         tiles = _tiles(op, dtype, problem.c, shape, rows, columns, lanes)
         if tile := min(tiles, key=lambda tile: tile.cost, default=None):
             return View(template, shape, order, rows, columns, lanes, shown, tile)
-    raise AssertionError("some tile fits, whatever the problem")
+    return None
 
 
 def _order(problem: ConvProblem) -> tuple[int, int, int]:
@@ -383,7 +390,7 @@ def _cut(items: int, blocks: int) -> tuple[int, int]:
     """(parts, items of each) of a weight gradient, likewise."""
 
     def taken(parts: int) -> float:
-        return per(blocks * parts, WAVE) * (per(items, parts) + ADDED)
+        return per(blocks * parts, WAVE) * (per(items, parts) + ADDED) + PARTS * (parts > 1)
 
     most = min(max(per(4 * WAVE, max(blocks, 1)), 1), max(items, 1))
     chunk = max(per(items, min(range(1, most + 1), key=taken)), 1)

@@ -128,12 +128,12 @@ struct Share {
   int channel, row, column;
   int channels, rows, columns;
 
-  // Of `threads`, `lanes` neighbours, a power of two, copy one position; so many as there are columns a line; and what
-  // is left copies other channels. A few threads may be left over: theirs is no column.
-  __device__ Share(int threads, int lanes, int some, int width) {
+  // Of `threads`, `lanes` neighbours, a power of two, copy one position; so many as there are columns a line; and if
+  // lanes are not `all` channels, what is left copies others. A few threads may be left over: theirs is no column.
+  __device__ Share(int threads, int lanes, bool all, int some, int width) {
     const int lines = max(some, 1);  // a residue without taps meets none
     const int lane_bits = __popc(lanes - 1), places = threads >> lane_bits, place = int(threadIdx.x) >> lane_bits;
-    const int all_rows = max(places / width, 1), slot = place / width, groups = max(all_rows / lines, 1);
+    const int all_rows = max(places / width, 1), slot = place / width, groups = all ? 1 : max(all_rows / lines, 1);
     rows = min(all_rows, lines);
     row = slot % rows;
     column = slot / rows < groups ? place - slot * width : width;
@@ -257,7 +257,7 @@ struct Bring {
   Share share;
 
   __device__ Bring(bool whole, int lanes, int lines, int width)
-      : whole(whole), share(THREADS, whole ? 32 / VECTOR_OF<T> : lanes, lines, width) {}
+      : whole(whole), share(THREADS, whole ? 32 / VECTOR_OF<T> : lanes, LAST, lines, width) {}
   __device__ void operator()(const T* source, bool beside, const Channels& channels, const Part& part, Index mode,
                              bool conjugate, const Shelf<Accumulator<T>, LAST>& to) const {
     if constexpr (LAST) {

@@ -16,7 +16,7 @@ import numpy as np
 import cuconv
 from cuconv import dtypes, processor
 from cuconv.cpu import blocking, blockwise, col2im
-from cuconv.cuda import fft, mma, schedule, simt
+from cuconv.cuda import depthwise, fft, mma, schedule, simt
 from cuconv.cuda.kernel import VECTOR
 from cuconv.plan import TABLES, device_of, forget
 from cuconv.problem import ACTIVATIONS, PADDING_MODES
@@ -243,7 +243,8 @@ def judge(got, expected, magnitude, terms, dtype, exact, context, extra=0.0):
 def workspace(size):
     """Plan small problems as if they were large: in so many bytes, and on a GPU with sums in parts.
 
-    The smallest size also has a GPU's largest tiles, the others the smallest, of tensor cores the one before.
+    The smallest size also has a GPU's largest tiles, the others the smallest, of tensor cores the one before;
+    for `depthwise` passes of few taps and blocks of several images, the others weight gradients in parts.
     In all of these x is not padded in the workspace where there are kernels that read what padding shows.
     """
     if size == blocking.WORKSPACE:
@@ -258,6 +259,7 @@ def workspace(size):
         mock.patch.object(simt, "SHOWN_FILTERS", 0),
         mock.patch.object(simt, "_first", lambda choices, cost: choices[0 if size == 1 else -1]),
         mock.patch.object(mma, "choice", lambda *asked: in_parts(*asked, 0 if size == 1 else -2)),
+        mock.patch.multiple(depthwise, **(dict(MOST=3, WAVE=1) if size == 1 else dict(ADDED=0, PARTS=0))),
     ):
         forget()
         yield

@@ -1,6 +1,7 @@
 """The cost model: what it counts, of kernels that are known; what it makes of that; and what is kept."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -142,6 +143,41 @@ def test_loops_in_loops():
     passes = made.passes({("global", "read", 4): 210, ("global", "write", 4): 1}, lines)
     outer = next(i for i, loop in enumerate(made.loops) if i and not loop.accesses)
     assert passes[outer] == pytest.approx(7, abs=1)
+
+
+def made_of(*loops):
+    """Code of loops, each given as names of instructions, the number of their block and a line."""
+    found = [
+        tuple(code.Instruction(i, name, None, ("k.cuh", line), False, block) for i, name in enumerate(names))
+        for names, block, line in loops
+    ]
+    return code.Code(32, 0, 1, tuple(code.Loop(each, each) for each in ((), *found)))
+
+
+def test_loops_with_the_same_accesses_are_told_apart_by_their_lines():
+    made = made_of((["LDG.E"], 1, 1), (["LDG.E"], 2, 2))
+    found = made.passes({("global", "read", 4): 30}, {("k.cuh", 1): 10, ("k.cuh", 2): 20})
+    assert found == pytest.approx([1, 10, 20], rel=0.02)
+
+
+def test_a_loop_without_accesses_or_a_line_is_passed_as_often_as_what_is_in_it():
+    made = made_of((["FFMA", "FFMA", "BRA"], 1, 1))
+    inner = made.loops[1].own
+    loop = code.Loop(inner, (*inner[:2], replace(inner[2], line=("k.cuh", 9))))
+    passes = replace(made, loops=(made.loops[0], loop)).passes({}, {("k.cuh", 1): 7})
+    assert passes == [1, 7]
+
+
+def test_half_of_a_vector_counts_as_one():
+    made = made_of((["LDS.128", "LDS.64"], 1, 1))
+    assert made.passes({("shared", "read", 16): 20}, {})[1] == pytest.approx(10, rel=0.02)
+
+
+def test_blocks_that_store_more_narrowly_than_anyone_did_have_not_run():
+    made = made_of((["FADD", "STG.E.128"], 1, 1), (["FMUL", "STG.E"], 2, 2))
+    wide, narrow = (made.without({("global", "write", width): 3}).loops for width in (16, 4))
+    assert [len(loop.own) for loop in wide] == [0, 2, 0]
+    assert [len(loop.own) for loop in narrow] == [0, 2, 2]  # a vector may have been taken apart
 
 
 def test_the_main_loop_is_the_innermost_of_those_that_multiply():

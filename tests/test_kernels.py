@@ -44,6 +44,17 @@ DEPTHWISE = (
     "n2c8w37 k8s4 g8 pw3:0",
     "n1c4h11w9 k4r3s3 g4 sh2sw2 dh2dw2 p2",
 )
+# Channels for a warp, but not whole ones: unrolled filters, strided ones, lines; and what padding shows.
+LANES = (
+    "n3c18h9w6 k18r3s3 g18 p1",
+    "n2c18h9w5 k18r5s5 g18 p2",
+    "n1c24h8w9 k24r7s7 g24 p3",
+    "n2c18h9w8 k18r3s3 g18 sh2sw2 p1",
+    "n1c18h6w7 k18r2s4 g18 sh2sw3 p1",
+    "n2c18h6w7 k18r4s3 g18 p1 reflect",
+    "n1c18w21 k18s5 g18 sw2 p1",
+    "n1c18w21 k18s4 g18 pw2:1 circular",
+)
 # Whole vectors of channels, of every dtype, where channels are last.
 VECTORS = ("n2c8h5w6 k16r3s2 sh2sw1 p1", "n1c16w9 k16s3 g2 sw2 p1", "n1c8d3h4w3 k8t2r2s2 p1")
 # Tensor cores: groups that fill a tile or none, channels that are whole vectors or not, residues of a stride.
@@ -72,7 +83,7 @@ def test_every_entry_of_the_table(dtype, algorithm):
     with mock.patch.object(emulator.ops, "run_plan", recorded):
         for rank, lines in PROBLEMS.items():
             checked = 0
-            for line in (*lines, *DEPTHWISE, *VECTORS, *TENSOR):
+            for line in (*lines, *DEPTHWISE, *VECTORS, *(LANES if algorithm == "depthwise" else TENSOR)):
                 case = Case(
                     cuconv.ConvProblem.parse(line), dtype, precision=PRECISION.get((dtype, algorithm))
                 )
@@ -230,7 +241,8 @@ def check_in_all_ways(problem, dtype, algorithm):
     precision = PRECISION.get((dtype, algorithm))
     more = algorithm == "mma" or (algorithm, dtype) == ("simt", "float32")  # tiles than two
     for layout in ("channels_first", "channels_last"):
-        for size in (1, 2000, blocking.WORKSPACE) if more else (1, blocking.WORKSPACE):
+        sizes = (1, 2000) if algorithm == "depthwise" else (1, blocking.WORKSPACE)
+        for size in (1, 2000, blocking.WORKSPACE) if more else sizes:
             case = Case(problem, dtype, layout, bias=True, workspace=size, precision=precision)
             check(case, algorithm, emulator.run)
 

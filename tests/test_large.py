@@ -336,7 +336,9 @@ def test_a_plan_takes_milliseconds_whatever_the_numbers(op, line):
             assert time.thread_time() - start < 0.05
             assert all(0 < launch.blocks < 2**31 for launch in launches if isinstance(launch, Launch))
             assert bool(launches) != bool(refusal)
-            assert refusal is None or re.search(r"2\^\d\d|shared memory|needs groups == C|groups have fewer", refusal)
+            assert refusal is None or re.search(
+                r"2\^\d\d|shared memory|needs groups == C|groups have fewer", refusal
+            )
 
 
 def test_what_64_bits_do_not_hold_is_refused():

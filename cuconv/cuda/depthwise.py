@@ -30,6 +30,9 @@ THREADS = 256
 SHARED = 63 << 10
 """Bytes of shared memory that a block may have: every architecture has them, most for several blocks."""
 
+MOST = 4096
+"""Taps of a line, or lines of them, in a pass."""
+
 LANES = 32
 """Channels that neighbouring threads have in channels-last arrays."""
 
@@ -37,7 +40,7 @@ WAVE = 264
 """Blocks that a large GPU does at once."""
 
 START, ADDED, PARTS = 0.3, 0.7, 1.5
-"""What a block takes before its first tile, or to add up what its threads have, and a second launch, in tiles."""
+"""In tiles, what a block takes before its first one, or to add up its threads' sums; and a second launch."""
 
 reads_padding = padding_is_near
 
@@ -165,10 +168,10 @@ def kernels(dtype: str) -> Iterator[Kernel]:
             yield _kernel("conv_gather_depthwise", dtype, last, False, shape)
         for shape in (*_unrolled(dtype, "wgrad"), *_any(dtype)):
             yield _kernel("conv_wgrad_depthwise", dtype, last, False, shape)
-        for shape in _any(dtype):
-            yield _kernel("conv_residues_depthwise", dtype, last, False, shape)
-            yield _kernel("conv_gather_depthwise", dtype, last, True, shape)
-            yield _kernel("conv_wgrad_depthwise", dtype, last, True, shape)
+    for shape in _any(dtype):
+        yield _kernel("conv_residues_depthwise", dtype, False, False, shape)
+        yield _kernel("conv_gather_depthwise", dtype, False, True, shape)
+        yield _kernel("conv_wgrad_depthwise", dtype, False, True, shape)
 
 
 def _kernel(template: str, dtype: str, last: bool, shown: bool, shape: Shape) -> Kernel:
@@ -286,7 +289,8 @@ def _seen(
     rows, columns = (_line(kind, problem, axis) for axis in order[1:])
     shape = shape or _any(dtype)[rows.results == 1]
     few_taps = problem.filter[order[1]] * problem.filter[order[2]] <= 64
-    last = channels_last and problem.c >= LANES // 2 and few_taps and _has_lanes(dtype)
+    usual = not shown and template != "conv_residues_depthwise"
+    last = channels_last and problem.c >= LANES // 2 and few_taps and usual and _has_lanes(dtype)
     for lanes in (True, False) if last else (False,):
         tiles = _tiles(op, dtype, problem.c, shape, rows, columns, lanes)
         if tile := min(tiles, key=lambda tile: tile.cost, default=None):
@@ -434,7 +438,7 @@ def _fitted(
     """A tile with as few passes as fit, if one does."""
     unrolled, item = shape.taps_r > 0, DTYPES[DTYPES[dtype].accumulator].itemsize
     height, width = across * shape.rows, along * shape.out
-    cut_r, cut_s = 1, per(columns.taps, 4096) if op == "wgrad" and not unrolled else 1
+    cut_r, cut_s = (1, 1) if unrolled else (max(per(line.taps, MOST), 1) for line in (rows, columns))
     while True:
         taps_r, taps_s = per(max(rows.taps, 1), cut_r), per(max(columns.taps, 1), cut_s)
         lines = ((height - 1) * rows.step + taps_r - 1) // shape.spread + 1
@@ -446,7 +450,7 @@ def _fitted(
         else:
             line = per(taps_s, 4) * 4 if not unrolled else taps_s
             others = taps_r * taps_s * (LANES + 1) if last else held * (taps_r * line | unrolled)
-            least = others + THREADS * shape.rows * shape.out  # to finish one by one
+            least = others + (0 if unrolled else THREADS * shape.rows * shape.out)  # to finish one by one
         # Lines are read in vectors, which may go a little past the last one.
         size = max(per(others, 4) * 4 + brought + 8 * (LANES if last else 1), least) * item
         if size <= SHARED:

@@ -20,16 +20,19 @@
 //
 // With extents R x S as template arguments loops over taps are unrolled and a filter lies in registers; results are
 // rounded, after relu at the most. R = 0 is any filter, in passes of as many taps as fit in shared memory, and all else
-// that can be asked for. On an axis of stride s and dilation d, results d / g
-// apart, g = gcd(s, d), read every d-th cell, each of them STEP = s / g cells further than the one before: a tile has
-// such results only, so that in its own numbers no filter is dilated. dgrad is a gather with the filter reversed: of
-// stride 1; with SPREAD = 2, where taps meet every second result; or of one residue of the stride.
+// that can be asked for; SHOWN, where padding shows cells.
+//
+// On an axis of stride s and dilation d, results d / g apart, g = gcd(s, d), read every d-th cell, each of them STEP =
+// s / g cells further than the one before: a tile has such results only, so that in its own numbers no filter is
+// dilated. dgrad is a gather with the filter reversed: of stride 1; with SPREAD = 2, where taps meet every second
+// result; or of one residue of the stride.
 //
 // What launches say (cuda/depthwise.py): `channels` are those of a block; digit[] counts tiles of columns, of rows, of
-// channels and the multiplier, and the first axis's cells; digit[4] and digit[5] are a tile's strips along columns and rows; pixel[] how
-// many passes a filter's columns and rows take (in wgrad tiles or passes of dy, and its first axis); `group` is the
-// multiplier; by_stride is of columns and rows how many results interleave, of the first axis how many cells a line of
-// a tile has; `lanes`, a power of two, is how many neighbouring threads copy channels of one position.
+// channels and the multiplier, and the first axis's cells; digit[4] and digit[5] are a tile's strips along columns and
+// rows; pixel[] how many passes a filter's columns and rows take (in wgrad tiles or passes of dy, and its first axis);
+// `group` is the multiplier; by_stride is of columns and rows how many results interleave, of the first axis how many
+// cells a line of a tile has; `chunk` is how many images, or in wgrad tiles, a block does; `lanes`, a power of two, is
+// how many neighbouring threads copy channels of one position.
 //
 // Preconditions (cuda/depthwise.py): groups == C; coordinates fit 31 bits; what a block needs fits shared memory. It
 // exists since these are bound by memory: as a product they are one row thin.
@@ -42,7 +45,6 @@
 struct Span {
   int source, delta, sources;
   int result, apart, results;
-  int step;  // cells from one result to the next
   int left;  // results from here on
 
   __device__ Index result_at(int i) const { return result + i * apart; }
@@ -59,11 +61,10 @@ __device__ inline Span span_of(const GatherAxis& axis, const Divisor& interleave
           result,
           apart,
           axis.outputs,
-          step,
           divide_small(max(axis.outputs - result + apart - 1, 0), interleaved)};
 }
 
-// A gather that the launch has described: see gather_axes in cuda/depthwise.py. With SPREAD = 2 results begin at the
+// A gather that the launch has described: see _axes in cuda/depthwise.py. With SPREAD = 2 results begin at the
 // first one that meets the filter's first tap, which may be one before the array's.
 __device__ inline GatherAxis described_axis(const Axis& a, int spread) {
   const int taps = int(a.filter), begin = -int(a.padding), odd = spread == 2 ? begin & 1 : 0;
@@ -109,8 +110,8 @@ struct Channels {
   Index step;
 };
 
-// A block's channels of x, from the first on; each has `multiplier` channels of y, of which it does number j, or in dgrad
-// all.
+// A block's channels of x, from the first on; each has `multiplier` channels of y, of which it does number j, or in
+// dgrad all.
 struct ChannelTile {
   int first, count, multiplier, j;
 
@@ -223,8 +224,7 @@ __device__ inline void bring(const T* source, bool beside, const Channels& chann
                             inside[u] && channel < channels.count);
 #pragma unroll
         for (int u = 0; u < AT_ONCE; ++u)
-          if (row + u * share.rows < part.lines)
-            put_vector(pack[u], conjugate, cell + u * cell_step + channel);
+          if (row + u * share.rows < part.lines) put_vector(pack[u], conjugate, cell + u * cell_step + channel);
       } else {
         const Index channel_step = share.channels * channels.step;
         Acc* plane = cell + share.channel * to.plane;
@@ -313,14 +313,14 @@ __device__ inline void add_taps(Acc (&sum)[ROWS][OUT], const Acc* cells, int pit
 #pragma unroll
     for (int o = 0; o < ROWS; ++o) {
       const int r = i * SPREAD - o * STEP;
-        if (r >= 0 && r < R) {
+      if (r >= 0 && r < R) {
 #pragma unroll
-          for (int s = 0; s < S; ++s)
+        for (int s = 0; s < S; ++s)
 #pragma unroll
-            for (int q = 0; q < OUT; ++q)
-              if ((q * STEP + s) % SPREAD == 0)
-                sum[o][q] = multiply_add(cell[(q * STEP + s) / SPREAD], weight[r][s], sum[o][q]);
-        }
+          for (int q = 0; q < OUT; ++q)
+            if ((q * STEP + s) % SPREAD == 0)
+              sum[o][q] = multiply_add(cell[(q * STEP + s) / SPREAD], weight[r][s], sum[o][q]);
+      }
     }
   }
 }
@@ -527,7 +527,8 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
   const T* const filters = static_cast<const T*>(b) + p.b_start + channels.of_y() * p.b[0] +
                            axis[1].tap_first * p.b[3] + axis[2].tap_first * p.b[4];
   const Index row_step = axis[1].out_step * p.out[3], column_step = axis[2].out_step * p.out[4];
-  const int top = rows.result + strip.row * ROWS * rows.apart, left = columns.result + strip.column * OUT * columns.apart;
+  const int top = rows.result + strip.row * ROWS * rows.apart,
+            left = columns.result + strip.column * OUT * columns.apart;
   const int result = backward ? channels.first + strip.channel : channels.of_y() + strip.channel * channels.multiplier;
   const Index place = p.out_start + result * p.out[1] + axis[0].cell(digit[3]) * p.out[2] +
                       (axis[1].out_first + top * axis[1].out_step) * p.out[3] +
@@ -555,23 +556,25 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
       if (!again || slices > 1 || (ANY && (taps_r < axis[1].taps || taps_s < axis[2].taps)))
         bring_taps<LAST, THREADS, R, S>(filters + j * p.b[0] + axis[0].filter_tap(t) * p.b[2] +
                                             axis[1].tap_step * r * p.b[3] + axis[2].tap_step * s * p.b[4],
-                                        channels.multiplier * p.b[0], count, axis[1].tap_step * p.b[3], axis[2].tap_step * p.b[4],
-                                        here_r, here_s, p.conjugate, shared, tap_plane, tap_line);
+                                        channels.multiplier * p.b[0], count, axis[1].tap_step * p.b[3],
+                                        axis[2].tap_step * p.b[4], here_r, here_s, p.conjugate, shared, tap_plane,
+                                        tap_line);
       again = true;
       Part part{rows, columns, cells_of<SPREAD>(lines, step_h, here_r), cells_of<SPREAD>(places, step_w, here_s),
                 p.a[3], p.a[4]};
       part.rows.source += r * rows.delta;
       part.columns.source += s * columns.delta;
       const int d = shown<SHOWN>(p.mode, axis[0].source(digit[3], t), axis[0].sources);
-      bring(source + n * p.a[0] + j * p.a[1] + d * p.a[2], d < 0, Channels{count, sources * p.a[1]}, part, p.mode, false,
-            cells);
+      bring(source + n * p.a[0] + j * p.a[1] + d * p.a[2], d < 0, Channels{count, sources * p.a[1]}, part, p.mode,
+            false, cells);
       __syncthreads();  // all is there
       if (strip.exists) {
         const Acc* const corner =
             cells.at(strip.channel, strip.row * ROWS * step_h / SPREAD, strip.column * OUT * step_w / SPREAD);
         const Acc* const weight = shared + strip.channel * tap_plane;
         if constexpr (ANY)
-          add_runs<LAST, TAP<LAST>>(sum, corner, cells.line, step_h, step_w, weight, tap_line, {0, here_r}, {0, here_s});
+          add_runs<LAST, TAP<LAST>>(sum, corner, cells.line, step_h, step_w, weight, tap_line, {0, here_r},
+                                    {0, here_s});
         else
           add_taps<LAST, R, S, STEP, SPREAD>(sum, corner, cells.line, weight);
       }
@@ -602,7 +605,8 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
           const bool there = target.has_row(o) && target.has_column(q);
           return there ? target.place + o * target.row_step + q * target.column_step : NONE;
         };
-        finish_each<T, THREADS>(p, out, reinterpret_cast<const Acc(&)[ROWS * OUT]>(sum), nullptr, result, after, place_of);
+        finish_each<T, THREADS>(p, out, reinterpret_cast<const Acc(&)[ROWS * OUT]>(sum), nullptr, result, after,
+                                place_of);
         continue;
       }
     } else if (p.activation == RELU) {
@@ -641,8 +645,8 @@ __device__ void conv_gather_depthwise(const void* a, const void* b, const void* 
   const bool backward = p.axis[2].period < 0;
   const int step_h = R ? STEP : backward ? 1 : int(p.axis[1].period);
   const int step_w = R ? STEP : backward ? 1 : int(p.axis[2].period);
-  gather_tile<T, THREADS, LAST, SHOWN, ROWS, OUT, R, S, STEP, SPREAD>(a, b, bias, out, p, axis, backward, step_h, step_w,
-                                                                     n, min(n + chunk, int(p.batch)), digit);
+  gather_tile<T, THREADS, LAST, SHOWN, ROWS, OUT, R, S, STEP, SPREAD>(a, b, bias, out, p, axis, backward, step_h,
+                                                                      step_w, n, min(n + chunk, int(p.batch)), digit);
 }
 
 // dgrad of any stride: a gather for each of its residues, which blocks run over after the first axis.
@@ -731,8 +735,8 @@ __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, 
   const Strip strip = strip_of<LAST>(p, held, groups);
   const Bring<T, THREADS, LAST, SHOWN> bring_x(LAST && in_vectors<T>(a, p.a, p.groups), int(p.lanes),
                                                cells_of(height, step_h, ANY ? grad_rows : R), wide);
-  const Bring<T, THREADS, LAST, false> bring_dy(
-      LAST && channels.multiplier == 1 && in_vectors<T>(b, p.b, p.groups), int(p.lanes), grad_rows, grad_columns);
+  const Bring<T, THREADS, LAST, false> bring_dy(LAST && channels.multiplier == 1 && in_vectors<T>(b, p.b, p.groups),
+                                                int(p.lanes), grad_rows, grad_columns);
   const T* const x = static_cast<const T*>(a) + channels.first * p.a[1];
   const T* const dy = static_cast<const T*>(b) + p.b_start + channels.of_y() * p.b[1];
 
@@ -784,24 +788,29 @@ __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, 
       if constexpr (ANY) {
         // Threads of a group share lines of dy, or whole vectors of a single line.
         const bool by_line = grad_rows > 1;
-        const int all = by_line ? of_dy.lines : of_dy.places, most = (all + groups - 1) / groups, each = by_line ? most : (most + 3) / 4 * 4;
+        const int all = by_line ? of_dy.lines : of_dy.places, most = (all + groups - 1) / groups,
+                  each = by_line ? most : (most + 3) / 4 * 4;
         const Run run{min(strip.group * each, all), min((strip.group + 1) * each, all)};
         add_runs<LAST, grads.CELL>(sum, corner, cells.line, step_h, step_w, grads.data + strip.channel * grads.plane,
-                                   grads.line, by_line ? run : Run{0, of_dy.lines}, by_line ? Run{0, of_dy.places} : run);
+                                   grads.line, by_line ? run : Run{0, of_dy.lines},
+                                   by_line ? Run{0, of_dy.places} : run);
       } else {
         const int row = strip.row * ROWS, column = strip.column * OUT;
-        add_pairs<LAST, R, S, STEP, ROWS, OUT>(sum, corner, cells.line, grads.at(strip.channel, row, column), grads.line,
-                                               of_dy.lines - row, of_dy.places - column);
+        add_pairs<LAST, R, S, STEP, ROWS, OUT>(sum, corner, cells.line, grads.at(strip.channel, row, column),
+                                               grads.line, of_dy.lines - row, of_dy.places - column);
       }
     }
     __syncthreads();  // all have read it
   }
 
-  const Index copy = p.out_start + Index(number) * p.groups * channels.multiplier * axis[0].taps * (ANY ? axis[1].outputs : axis[1].taps) *
-                                       (ANY ? axis[2].outputs : axis[2].taps);
+  const Index copy = p.out_start + Index(number) * p.groups * channels.multiplier * axis[0].taps *
+                                       (ANY ? axis[1].outputs : axis[1].taps) * (ANY ? axis[2].outputs : axis[2].taps);
   const auto put = [&](int channel, Index r, Index s, Acc total) {
     if (channel < count)
-      store<T>(p, out, copy + (channels.of_y() + channel * channels.multiplier) * p.out[0] + t * p.out[2] + r * p.out[3] + s * p.out[4], total);
+      store<T>(p, out,
+               copy + (channels.of_y() + channel * channels.multiplier) * p.out[0] + t * p.out[2] + r * p.out[3] +
+                   s * p.out[4],
+               total);
   };
   auto& sums = reinterpret_cast<Acc(&)[SUMS_R * SUMS_S]>(sum);
   if constexpr (ANY) {

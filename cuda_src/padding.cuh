@@ -80,8 +80,9 @@ __device__ inline Int near_source(Index mode, Int i, Int extent) {
   return i < 0 ? 0 : i > last ? last : i;
 }
 
-// Ends the launch where there is no such mode, or that of zeros. Best after the main loop: where a launch may have ended
-// before, the compiler does not keep descriptors of memory in uniform registers, and the loop has more instructions.
+// Ends the launch where there is no such mode, or that of zeros. Best after the main loop: where a launch may have
+// ended before, the compiler does not keep descriptors of memory in uniform registers, and the loop has more
+// instructions.
 __device__ inline void end_unless_shown(Index mode) {
   switch (PaddingMode(mode)) {
     case ZEROS: break;

@@ -295,7 +295,7 @@ def padding_seconds(request: Request, device: Device, reads: Reads | None) -> fl
         return 0.0
     problem = request.problem
     x, padded = (problem.n * problem.c * math.prod(extents) for extents in (problem.input, problem.padded))
-    threads = Threads(per(padded, THREADS), THREADS, 16, instructions=400, waits=2)
+    threads = Threads(per(padded, THREADS * _COPIED), THREADS, 8, instructions=250, waits=2)
     return seconds(request, device, threads, (x + padded) * DTYPES[request.dtype].itemsize)
 
 

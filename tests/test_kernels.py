@@ -54,6 +54,7 @@ LANES = (
     "n2c18h6w7 k18r4s3 g18 p1 reflect",
     "n1c18w21 k18s5 g18 sw2 p1",
     "n1c18w21 k18s4 g18 pw2:1 circular",
+    "n2c18w21 k18s4 g18 pw3:0",
 )
 # Whole vectors of channels, of every dtype, where channels are last.
 VECTORS = ("n2c8h5w6 k16r3s2 sh2sw1 p1", "n1c16w9 k16s3 g2 sw2 p1", "n1c8d3h4w3 k8t2r2s2 p1")

@@ -36,8 +36,8 @@ MOST = 4096
 LANES = 32
 """Channels that neighbouring threads have in channels-last arrays."""
 
-WAVE = 264
-"""Blocks that a large GPU does at once."""
+WAVE = 132
+"""Multiprocessors of a large GPU, of which each does two blocks at once."""
 
 START, ADDED, PARTS = 0.3, 0.7, 1.5
 """In tiles, what a block takes before its first one, or to add up its threads' sums; and a second launch."""
@@ -139,8 +139,15 @@ _GATHERS = (
     Shape(7, 4, 7, 7),
     Shape(4, 4, 3, 3, step=2),
     Shape(6, 4, 3, 3, spread=2),
+    Shape(1, 8, 1, 4),
 )
-_WGRADS = (Shape(7, 4, 3, 3), Shape(7, 4, 5, 5), Shape(7, 4, 7, 7), Shape(7, 4, 3, 3, step=2))
+_WGRADS = (
+    Shape(7, 4, 3, 3),
+    Shape(7, 4, 5, 5),
+    Shape(7, 4, 7, 7),
+    Shape(7, 4, 3, 3, step=2),
+    Shape(1, 8, 1, 4),
+)
 
 
 def _unrolled(dtype: str, op: str) -> tuple[Shape, ...]:
@@ -381,11 +388,16 @@ def _grid(request: Request, problem: ConvProblem, view: View) -> Grid:
     return Grid((*tiles, channels, cells), residues, runs, chunk, 0, (tile.cut_s, tile.cut_r, 1))
 
 
+def _rounds(blocks: int) -> float:
+    """How many blocks a multiprocessor has, in turns: each is done after the other, or two wait at once."""
+    return (per(blocks, WAVE) + 2 * per(blocks, 2 * WAVE)) / 2
+
+
 def _images(images: int, tiles: int) -> int:
-    """How many images a block does, so that the last wave of blocks is a full one."""
+    """How many images a block does, so that all multiprocessors are done at about the same time."""
 
     def taken(chunk: int) -> float:
-        return per(tiles * per(images, chunk), WAVE) * (chunk + START)
+        return _rounds(tiles * per(images, chunk)) * (chunk + START)
 
     return min(range(1, min(max(images, 1), 64) + 1), key=taken)
 
@@ -394,9 +406,9 @@ def _cut(items: int, blocks: int) -> tuple[int, int]:
     """(parts, items of each) of a weight gradient, likewise."""
 
     def taken(parts: int) -> float:
-        return per(blocks * parts, WAVE) * (per(items, parts) + ADDED) + PARTS * (parts > 1)
+        return _rounds(blocks * parts) * (per(items, parts) + ADDED) + PARTS * (parts > 1)
 
-    most = min(max(per(4 * WAVE, max(blocks, 1)), 1), max(items, 1))
+    most = min(max(per(8 * WAVE, max(blocks, 1)), 1), max(items, 1))
     chunk = max(per(items, min(range(1, most + 1), key=taken)), 1)
     return max(per(items, chunk), 1), chunk
 

@@ -176,13 +176,14 @@ class Code:
     def passes(self, accesses: Mapping[Access, float], lines: Mapping[tuple[str, int], float]) -> list[float]:
         """How often a warp passes each loop, if it makes these accesses, and runs these lines so often.
 
-        Accesses of 8 and of 16 bytes count as one kind: of a vector a compiler may read but a half.
+        Where none of 8 bytes were made, such in the code are of 16: compilers may read but half of a vector.
         """
 
         def alike(counts: Mapping[Access, float]) -> Counter[Access]:
             found: Counter[Access] = Counter()
             for (space, kind, width), count in counts.items():
-                found[space, kind, min(width, 8)] += count  # type: ignore[assignment]
+                whole = width == 8 and not accesses.get((space, kind, 8))
+                found[space, kind, 16 if whole else width] += count  # type: ignore[assignment]
             return found
 
         asked = alike(accesses)

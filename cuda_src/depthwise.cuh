@@ -25,7 +25,7 @@
 // On an axis of stride s and dilation d, results d / g apart, g = gcd(s, d), read every d-th cell, each of them STEP =
 // s / g cells further than the one before: a tile has such results only, so that in its own numbers no filter is
 // dilated. dgrad is a gather with the filter reversed: of stride 1; with SPREAD = 2, where taps meet every second
-// result; or of one residue of the stride.
+// result, the first one or, ODD, the next; or of one residue of the stride.
 //
 // What launches say (cuda/depthwise.py): `channels` are those of a block; digit[] counts tiles of columns, of rows, of
 // channels and the multiplier, and the first axis's cells; digit[4] and digit[5] are a tile's strips along columns and
@@ -64,27 +64,19 @@ __device__ inline Span span_of(const GatherAxis& axis, const Divisor& interleave
           divide_small(max(axis.outputs - result + apart - 1, 0), interleaved)};
 }
 
-// A gather that the launch has described: see _axes in cuda/depthwise.py. With SPREAD = 2 results begin at the
-// first one that meets the filter's first tap, which may be one before the array's.
-__device__ inline GatherAxis described_axis(const Axis& a, int spread) {
-  const int taps = int(a.filter), begin = -int(a.padding), odd = spread == 2 ? begin & 1 : 0;
+// A gather that the launch has described: see _axes in cuda/depthwise.py. With SPREAD = 2 result o and tap r meet where
+// `begin` + o + r is even, in the cell that is half of it.
+__device__ inline GatherAxis described_axis(const Axis& a, int spread, int odd) {
+  const int taps = int(a.filter), begin = -int(a.padding);
   const bool reversed = a.period < 0;
-  return {int(a.output) + odd,
-          int(a.input),
-          taps,
-          int(a.stride),
-          int(a.dilation),
-          spread == 2 ? (begin - odd) / 2 : begin,
-          -odd,
-          1,
-          reversed ? taps - 1 : 0,
-          reversed ? -1 : 1};
+  return {int(a.output),           int(a.input),     taps, int(a.stride), int(a.dilation), (begin - odd) / spread, 0, 1,
+          reversed ? taps - 1 : 0, reversed ? -1 : 1};
 }
 
 // How many cells `count` results and `taps` taps meet.
-template <int SPREAD = 1>
+template <int SPREAD = 1, int ODD = 0>
 __device__ inline int cells_of(int count, int step, int taps) {
-  return ((count - 1) * step + taps - 1) / SPREAD + 1;
+  return ((count - 1) * step + taps - 1 + ODD) / SPREAD + 1;
 }
 
 // Where cells, or results, of a block lie in shared memory.
@@ -296,11 +288,12 @@ __device__ constexpr int vector_of(int apart) {
 template <bool LAST>
 constexpr int TAP = LAST ? 33 : 1;
 
-// Add what unrolled taps contribute to a strip: result (o, q) and tap (r, s) meet in cell ((o STEP + r) / SPREAD,
-// (q STEP + s) / SPREAD), where that is one.
-template <bool LAST, int R, int S, int STEP, int SPREAD, int ROWS, int OUT, typename Acc>
+// Add what unrolled taps contribute to a strip: result (o, q) and tap (r, s) meet in cell ((o STEP + r + ODD) / SPREAD,
+// (q STEP + s + ODD) / SPREAD), where that is one.
+template <bool LAST, int R, int S, int STEP, int SPREAD, int ODD, int ROWS, int OUT, typename Acc>
 __device__ inline void add_taps(Acc (&sum)[ROWS][OUT], const Acc* cells, int pitch, const Acc* weights) {
-  constexpr int LINES = ((ROWS - 1) * STEP + R - 1) / SPREAD + 1, WIDTH = ((OUT - 1) * STEP + S - 1) / SPREAD + 1;
+  constexpr int LINES = ((ROWS - 1) * STEP + R - 1 + ODD) / SPREAD + 1;
+  constexpr int WIDTH = ((OUT - 1) * STEP + S - 1 + ODD) / SPREAD + 1;
   Acc weight[R][S];
 #pragma unroll
   for (int r = 0; r < R; ++r)
@@ -312,14 +305,14 @@ __device__ inline void add_taps(Acc (&sum)[ROWS][OUT], const Acc* cells, int pit
     read_line<LAST, vector_of<Acc>(OUT * STEP / SPREAD)>(cells + i * pitch, cell);
 #pragma unroll
     for (int o = 0; o < ROWS; ++o) {
-      const int r = i * SPREAD - o * STEP;
+      const int r = i * SPREAD - ODD - o * STEP;
       if (r >= 0 && r < R) {
 #pragma unroll
         for (int s = 0; s < S; ++s)
 #pragma unroll
           for (int q = 0; q < OUT; ++q)
-            if ((q * STEP + s) % SPREAD == 0)
-              sum[o][q] = multiply_add(cell[(q * STEP + s) / SPREAD], weight[r][s], sum[o][q]);
+            if ((q * STEP + s + ODD) % SPREAD == 0)
+              sum[o][q] = multiply_add(cell[(q * STEP + s + ODD) / SPREAD], weight[r][s], sum[o][q]);
       }
     }
   }
@@ -458,10 +451,7 @@ __device__ inline void bring_taps(const T* filters, Index filter_step, int chann
 // Where a strip's results belong in the result, and which of them do.
 struct Target {
   Index place, row_step, column_step;
-  int top, left, bottom, right;
-
-  __device__ bool has_row(int row) const { return row >= top && row < bottom; }
-  __device__ bool has_column(int column) const { return column >= left && column < right; }
+  int bottom, right;
 };
 
 // Round and store a strip, WIDE neighbours of a row at once.
@@ -469,11 +459,11 @@ template <typename T, int WIDE, int ROWS, int OUT>
 __device__ inline void put_strip(void* out, const Target& target, const Accumulator<T> (&sum)[ROWS][OUT]) {
   bool wanted[OUT];
 #pragma unroll
-  for (int q = 0; q < OUT; ++q) wanted[q] = target.has_column(q);
+  for (int q = 0; q < OUT; ++q) wanted[q] = q < target.right;
   T* row = static_cast<T*>(out) + target.place;
 #pragma unroll
   for (int o = 0; o < ROWS; ++o, row += target.row_step) {
-    if (!target.has_row(o)) continue;
+    if (o >= target.bottom) continue;
     T* cell = row;
 #pragma unroll
     for (int q = 0; q < OUT; q += WIDE, cell += WIDE > 1 ? WIDE : target.column_step) {
@@ -495,7 +485,8 @@ __device__ inline bool rows_in_vectors(const void* data, const Index (&stride)[5
 // -- fprop and dgrad --------------------------------------------------------------------------------
 
 // A block's tile of results, at the digits (columns, rows, channels, first axis) of its number, of images n to end.
-template <typename T, int THREADS, bool LAST, bool SHOWN, int ROWS, int OUT, int R, int S, int STEP, int SPREAD>
+template <typename T, int THREADS, bool LAST, bool SHOWN, int ROWS, int OUT, int R, int S, int STEP, int SPREAD,
+          int ODD>
 __device__ inline void gather_tile(const void* a, const void* b, const void* bias, void* out, const Params& p,
                                    const GatherAxis (&axis)[3], bool backward, int step_h, int step_w, int n, int end,
                                    const int (&digit)[4]) {
@@ -519,10 +510,10 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
   const int weights = LAST ? taps_r * tap_line : held * tap_plane;
   Acc* const after = shared + (weights + 3) / 4 * 4;
   const int wide = int(p.axis[0].by_stride.divisor);  // cells_of(width, step_w, taps_s)
-  const auto cells = Shelf<Acc, LAST>::of(after, cells_of<SPREAD>(height, step_h, taps_r), wide);
+  const auto cells = Shelf<Acc, LAST>::of(after, cells_of<SPREAD, ODD>(height, step_h, taps_r), wide);
   const Strip strip = strip_of<LAST>(p, held, 1);
   const Bring<T, THREADS, LAST, SHOWN> bring(LAST && sources == 1 && in_vectors<T>(a, p.a, p.groups), int(p.lanes),
-                                             cells_of<SPREAD>(lines, step_h, taps_r), wide);
+                                             cells_of<SPREAD, ODD>(lines, step_h, taps_r), wide);
   const T* const source = static_cast<const T*>(a) + (backward ? channels.of_y() : channels.first) * p.a[1];
   const T* const filters = static_cast<const T*>(b) + p.b_start + channels.of_y() * p.b[0] +
                            axis[1].tap_first * p.b[3] + axis[2].tap_first * p.b[4];
@@ -560,8 +551,9 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
                                         axis[2].tap_step * p.b[4], here_r, here_s, p.conjugate, shared, tap_plane,
                                         tap_line);
       again = true;
-      Part part{rows, columns, cells_of<SPREAD>(lines, step_h, here_r), cells_of<SPREAD>(places, step_w, here_s),
-                p.a[3], p.a[4]};
+      Part part{
+          rows,   columns, cells_of<SPREAD, ODD>(lines, step_h, here_r), cells_of<SPREAD, ODD>(places, step_w, here_s),
+          p.a[3], p.a[4]};
       part.rows.source += r * rows.delta;
       part.columns.source += s * columns.delta;
       const int d = shown<SHOWN>(p.mode, axis[0].source(digit[3], t), axis[0].sources);
@@ -576,7 +568,7 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
           add_runs<LAST, TAP<LAST>>(sum, corner, cells.line, step_h, step_w, weight, tap_line, {0, here_r},
                                     {0, here_s});
         else
-          add_taps<LAST, R, S, STEP, SPREAD>(sum, corner, cells.line, weight);
+          add_taps<LAST, R, S, STEP, SPREAD, ODD>(sum, corner, cells.line, weight);
       }
       if (ANY && (s += taps_s) < axis[2].taps) continue;
       s = 0;
@@ -590,19 +582,13 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
 
     if (!rounded) __syncthreads();  // all have read what was there
     if (!strip.exists || strip.channel >= count) continue;
-    // The first result may be one before the array's first.
-    const Target target{place + n * p.out[0],
-                        row_step * rows.apart,
-                        column_step * columns.apart,
-                        SPREAD == 2 && top + axis[1].out_first < 0,
-                        SPREAD == 2 && left + axis[2].out_first < 0,
-                        rows.left - strip.row * ROWS,
-                        columns.left - strip.column * OUT};
+    const Target target{place + n * p.out[0], row_step * rows.apart, column_step * columns.apart,
+                        rows.left - strip.row * ROWS, columns.left - strip.column * OUT};
     if constexpr (ANY) {
       if (!rounded) {
         const auto place_of = [&](int i) {
           const int o = i / OUT, q = i % OUT;
-          const bool there = target.has_row(o) && target.has_column(q);
+          const bool there = o < target.bottom && q < target.right;
           return there ? target.place + o * target.row_step + q * target.column_step : NONE;
         };
         finish_each<T, THREADS>(p, out, reinterpret_cast<const Acc(&)[ROWS * OUT]>(sum), nullptr, result, after,
@@ -636,17 +622,18 @@ __device__ inline int take_small_digits(const Params& p, int index, int (&digits
 
 // fprop, and dgrad where the launch has described it as a gather. Blocks run over tiles of columns, of rows, of
 // channels, over the first axis, then over runs of `chunk` images, which share the filters.
-template <typename T, int THREADS, bool LAST, bool SHOWN, int ROWS, int OUT, int R, int S, int STEP, int SPREAD>
+template <typename T, int THREADS, bool LAST, bool SHOWN, int ROWS, int OUT, int R, int S, int STEP, int SPREAD,
+          int ODD>
 __device__ void conv_gather_depthwise(const void* a, const void* b, const void* bias, void* out, const Params& p) {
   int digit[4];
   const int chunk = int(p.chunk), n = take_small_digits(p, int(blockIdx.x), digit) * chunk;
-  const GatherAxis axis[3] = {described_axis(p.axis[0], 1), described_axis(p.axis[1], SPREAD),
-                              described_axis(p.axis[2], SPREAD)};
+  const GatherAxis axis[3] = {described_axis(p.axis[0], 1, 0), described_axis(p.axis[1], SPREAD, ODD),
+                              described_axis(p.axis[2], SPREAD, ODD)};
   const bool backward = p.axis[2].period < 0;
   const int step_h = R ? STEP : backward ? 1 : int(p.axis[1].period);
   const int step_w = R ? STEP : backward ? 1 : int(p.axis[2].period);
-  gather_tile<T, THREADS, LAST, SHOWN, ROWS, OUT, R, S, STEP, SPREAD>(a, b, bias, out, p, axis, backward, step_h,
-                                                                      step_w, n, min(n + chunk, int(p.batch)), digit);
+  gather_tile<T, THREADS, LAST, SHOWN, ROWS, OUT, R, S, STEP, SPREAD, ODD>(
+      a, b, bias, out, p, axis, backward, step_h, step_w, n, min(n + chunk, int(p.batch)), digit);
 }
 
 // dgrad of any stride: a gather for each of its residues, which blocks run over after the first axis.
@@ -663,8 +650,8 @@ __device__ void conv_residues_depthwise(const void* a, const void* b, const void
   __syncthreads();
   if (digit[3] >= axis[0].outputs) return;
   const int chunk = int(p.chunk), n = run * chunk;
-  gather_tile<T, THREADS, LAST, false, ROWS, OUT, 0, 0, 1, 1>(a, b, bias, out, p, axis, true, 1, 1, n,
-                                                              min(n + chunk, int(p.batch)), digit);
+  gather_tile<T, THREADS, LAST, false, ROWS, OUT, 0, 0, 1, 1, 0>(a, b, bias, out, p, axis, true, 1, 1, n,
+                                                                 min(n + chunk, int(p.batch)), digit);
 }
 
 // -- wgrad ------------------------------------------------------------------------------------------
@@ -716,8 +703,8 @@ __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, 
   Acc* const shared = reinterpret_cast<Acc*>(memory);
   int digit[4];
   const int number = take_small_digits(p, int(blockIdx.x), digit);
-  const GatherAxis axis[3] = {forward_axis(p.axis[0]), ANY ? described_axis(p.axis[1], 1) : forward_axis(p.axis[1]),
-                              ANY ? described_axis(p.axis[2], 1) : forward_axis(p.axis[2])};
+  const GatherAxis axis[3] = {forward_axis(p.axis[0]), ANY ? described_axis(p.axis[1], 1, 0) : forward_axis(p.axis[1]),
+                              ANY ? described_axis(p.axis[2], 1, 0) : forward_axis(p.axis[2])};
   const int step_h = ANY ? int(p.axis[1].period) : STEP, step_w = ANY ? int(p.axis[2].period) : STEP;
   const Divisor &apart_h = p.axis[1].by_stride, &apart_w = p.axis[2].by_stride;
   const ChannelTile channels(p, digit[2]);

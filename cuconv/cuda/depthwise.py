@@ -104,9 +104,6 @@ def estimate(request: Request, device: Device | None) -> float:
         once, added = 500, 1
         passes *= math.prod(grid.passes) * problem.filter[view.order[0]]
         passes *= problem.k // max(problem.c, 1) if request.op == "dgrad" else 1
-    size = float(request.bytes)
-    if view.shape.spread == 2 and not view.last:  # rows begin a cell before the array's, and have no vectors
-        size += 1.3 * math.prod(request.shape("dx")) * DTYPES[request.dtype].itemsize
     # Vectors of cells that a strip's threads read; neighbouring ones of short lines meet in banks.
     vectors = (view.shape.rows + view.shape.taps_r) * per(view.shape.out + view.shape.taps_s, 4)
     threads = Threads(
@@ -116,14 +113,14 @@ def estimate(request: Request, device: Device | None) -> float:
         waits=passes * ((10 if request.op == "wgrad" else 7) if view.last else 3),
         lines=0 if view.last else passes * vectors * (8 if view.width <= 16 else 4),
     )  # fmt: skip
-    return seconds(request, device, threads, size) + reduce_seconds(request, device, added)
+    return seconds(request, device, threads, request.bytes) + reduce_seconds(request, device, added)
 
 
 # -- what is compiled ---------------------------------------------------------------------------------
 
 
 class Shape(NamedTuple):
-    """Template arguments: a thread's strip; taps that are unrolled, or 0; STEP and SPREAD."""
+    """Template arguments: a thread's strip; taps that are unrolled, or 0; STEP, SPREAD and ODD."""
 
     rows: int
     out: int
@@ -131,6 +128,7 @@ class Shape(NamedTuple):
     taps_s: int = 0
     step: int = 1
     spread: int = 1
+    odd: int = 0
 
 
 _GATHERS = (
@@ -139,6 +137,7 @@ _GATHERS = (
     Shape(7, 4, 7, 7),
     Shape(4, 4, 3, 3, step=2),
     Shape(6, 4, 3, 3, spread=2),
+    Shape(6, 4, 3, 3, spread=2, odd=1),
     Shape(1, 8, 1, 4),
 )
 _WGRADS = (
@@ -326,7 +325,8 @@ def _fits(shape: Shape, op: str, problem: ConvProblem, order: tuple[int, int, in
         steps = {s // math.gcd(s, d) for s, d in zip(strides[1:], dilations[1:], strict=True)}
         return shape.spread == 1 and steps == {shape.step}
     if shape.spread == 2:
-        return strides == (1, 2, 2) and dilations[1:] == (1, 1)
+        begins = {(problem.padding[axis][0] - (problem.filter[axis] - 1)) % 2 for axis in order[1:]}
+        return strides == (1, 2, 2) and dilations[1:] == (1, 1) and begins == {shape.odd}
     return strides == (1, 1, 1) and shape.step == 1
 
 
@@ -340,8 +340,8 @@ def _line(kind: str, problem: ConvProblem, axis: int) -> Line:
         return Line(per(x, stride), per(r, step), 1, apart, apart)
     if kind == "taps":
         return Line(r, y, apart, min(step, max(r, 1)), stride)
-    if kind == "spread":  # see described_axis in depthwise.cuh
-        return Line(x + (problem.padding[axis][0] - (r - 1)) % 2, r, 1, 1, 1)
+    if kind == "spread":
+        return Line(x, r, 1, 1, 1)
     return Line(y, r, step, min(apart, max(y, 1)), dilation)
 
 
@@ -453,8 +453,8 @@ def _fitted(
     cut_r, cut_s = (1, 1) if unrolled else (max(per(line.taps, MOST), 1) for line in (rows, columns))
     while True:
         taps_r, taps_s = per(max(rows.taps, 1), cut_r), per(max(columns.taps, 1), cut_s)
-        lines = ((height - 1) * rows.step + taps_r - 1) // shape.spread + 1
-        cells = ((width - 1) * columns.step + taps_s - 1) // shape.spread + 1
+        lines = ((height - 1) * rows.step + taps_r - 1 + shape.odd) // shape.spread + 1
+        cells = ((width - 1) * columns.step + taps_s - 1 + shape.odd) // shape.spread + 1
         brought = _shelf(last, held, lines, cells)
         if op == "wgrad":
             others = _shelf(last, held, *((height, width) if unrolled else (taps_r, taps_s)))

@@ -1,7 +1,6 @@
 """The cost model: what it counts, of kernels that are known; what it makes of that; and what is kept."""
 
 import json
-from dataclasses import replace
 
 import pytest
 
@@ -158,14 +157,6 @@ def test_loops_with_the_same_accesses_are_told_apart_by_their_lines():
     made = made_of((["LDG.E"], 1, 1), (["LDG.E"], 2, 2))
     found = made.passes({("global", "read", 4): 30}, {("k.cuh", 1): 10, ("k.cuh", 2): 20})
     assert found == pytest.approx([1, 10, 20], rel=0.02)
-
-
-def test_a_loop_without_accesses_or_a_line_is_passed_as_often_as_what_is_in_it():
-    made = made_of((["FFMA", "FFMA", "BRA"], 1, 1))
-    inner = made.loops[1].own
-    loop = code.Loop(inner, (*inner[:2], replace(inner[2], line=("k.cuh", 9))))
-    passes = replace(made, loops=(made.loops[0], loop)).passes({}, {("k.cuh", 1): 7})
-    assert passes == [1, 7]
 
 
 def test_half_of_a_vector_counts_as_one():
@@ -444,12 +435,12 @@ def test_every_suite_is_predicted():
 
 BUDGETS = {
     # Sectors and wavefronts over the least; the share of multiplications; loads that are jumped over.
-    ("depthwise", "dgrad", "channels_first"): (1.49, 1.0, 0.12, 4),
-    ("depthwise", "dgrad", "channels_last"): (6.26, 1.0, 0.13, 55),
-    ("depthwise", "fprop", "channels_first"): (1.92, 1.0, 0.08, 4),
-    ("depthwise", "fprop", "channels_last"): (6.26, 1.0, 0.07, 55),
-    ("depthwise", "wgrad", "channels_first"): (2.43, 1.03, 0.07, 40),
-    ("depthwise", "wgrad", "channels_last"): (1.03, 1.0, 0.06, 40),
+    ("depthwise", "dgrad", "channels_first"): (1.11, 1.7, 0.11, 11),
+    ("depthwise", "dgrad", "channels_last"): (1.02, 1.2, 0.1, 7),
+    ("depthwise", "fprop", "channels_first"): (1.2, 2.07, 0.25, 11),
+    ("depthwise", "fprop", "channels_last"): (1.0, 1.22, 0.21, 7),
+    ("depthwise", "wgrad", "channels_first"): (1.18, 2.02, 0.24, 16),
+    ("depthwise", "wgrad", "channels_last"): (1.17, 1.29, 0.19, 8),
     ("direct", "dgrad", "channels_first"): (1.53, 1.0, 0.05, 0),
     ("direct", "dgrad", "channels_last"): (8.96, 1.0, 0.05, 0),
     ("direct", "fprop", "channels_first"): (1.98, 1.0, 0.05, 0),
@@ -466,7 +457,7 @@ BUDGETS = {
     ("simt", "wgrad", "channels_first"): (1.43, 1.14, 0.72, 0),
     ("simt", "wgrad", "channels_last"): (9.57, 1.1, 0.68, 0),
     ("sum", "bgrad", "channels_first"): (1.06, 1.0, 0.0, 0),
-    ("sum", "bgrad", "channels_last"): (1.01, 1.05, 0.0, 0),
+    ("sum", "bgrad", "channels_last"): (1.0, 1.06, 0.0, 0),
 }
 
 

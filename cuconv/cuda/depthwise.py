@@ -104,6 +104,9 @@ def estimate(request: Request, device: Device | None) -> float:
         once, added = 500, 1
         passes *= math.prod(grid.passes) * problem.filter[view.order[0]]
         passes *= problem.k // max(problem.c, 1) if request.op == "dgrad" else 1
+    size, multiplier = float(request.bytes), problem.k // max(problem.c, 1)
+    if multiplier > 1 and request.layout == "channels_last":  # a block has one of so many neighbours in y
+        size += 0.6 * min(multiplier, 16) * math.prod(problem.y_shape()) * DTYPES[request.dtype].itemsize
     # Vectors of cells that a strip's threads read; neighbouring ones of short lines meet in banks.
     vectors = (view.shape.rows + view.shape.taps_r) * per(view.shape.out + view.shape.taps_s, 4)
     threads = Threads(
@@ -113,7 +116,7 @@ def estimate(request: Request, device: Device | None) -> float:
         waits=passes * ((10 if request.op == "wgrad" else 7) if view.last else 3),
         lines=0 if view.last else passes * vectors * (8 if view.width <= 16 else 4),
     )  # fmt: skip
-    return seconds(request, device, threads, request.bytes) + reduce_seconds(request, device, added)
+    return seconds(request, device, threads, size) + reduce_seconds(request, device, added)
 
 
 # -- what is compiled ---------------------------------------------------------------------------------

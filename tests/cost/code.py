@@ -48,7 +48,7 @@ PRODUCTS = {
 }
 """The multiplications that a convolution consists of, by the dtype of its sums."""
 
-HINT = 0.05
+HINT = 0.01
 """How much the count of a loop's line weighs beside those of its accesses."""
 
 Access = tuple[str, str, int]
@@ -211,12 +211,8 @@ class Code:
         return passes
 
     def _as_often_as_its_line(self, i: int, lines: Mapping[tuple[str, int], float]) -> float:
-        """By the line of a loop or, where that has been run nowhere, by those of its instructions."""
-        loop = self.loops[i]
-        if loop.line in lines:
-            return lines[loop.line] / sum(other.line == loop.line for other in self.loops[1:])
-        known = [lines[each.line] for each in loop.own if each.line in lines]
-        return sum(known) / len(known) if known else 0.0
+        copies = sum(other.line == self.loops[i].line for other in self.loops[1:])
+        return lines.get(self.loops[i].line, 0.0) / copies
 
 
 @functools.cache

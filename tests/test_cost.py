@@ -566,7 +566,7 @@ PASSES = [
     ),
     ("pad", "fprop", f"{IMAGES} circular", "float16", "channels_first"),
     ("pad", "fprop", f"{IMAGES} reflect", "float16", "channels_last"),
-    ("pad", "fprop", f"{IMAGES} replicate", "float32", "channels_first"),
+    ("pad", "fprop", f"{IMAGES} replicate", "float64", "channels_first"),
     ("pad", "fprop", f"{IMAGES} circular", "complex64", "channels_last"),
     ("fold", "dgrad", f"{IMAGES} reflect", "float16", "channels_last"),
     ("fold", "dgrad", f"{IMAGES} circular", "float32", "channels_first"),

@@ -48,7 +48,7 @@ PRODUCTS = {
 }
 """The multiplications that a convolution consists of, by the dtype of its sums."""
 
-HINT = 0.01
+HINT = 1e-5
 """How much the count of a loop's line weighs beside those of its accesses."""
 
 Access = tuple[str, str, int]

@@ -109,12 +109,25 @@ def estimate(request: Request, device: Device | None) -> float:
         size += 0.6 * min(multiplier, 16) * math.prod(problem.y_shape()) * DTYPES[request.dtype].itemsize
     # Vectors of cells that a strip's threads read; neighbouring ones of short lines meet in banks.
     vectors = (view.shape.rows + view.shape.taps_r) * per(view.shape.out + view.shape.taps_s, 4)
+    short, shape = view.width <= 8, view.shape
+    if view.last:
+        waits, lines = (10 if request.op == "wgrad" else 7) + (shape.step == 2) - 3 * short, 0.0
+    else:
+        planes = short and request.op != "wgrad" and shape[2:6] == (3, 3, 1, 1)
+        conflicts = 48 if planes else 16 if short and shape.taps_r == 3 else 8 if view.width <= 16 else 4
+        waits, lines = 3, passes * vectors * conflicts
+    instructions = passes * tile.instructions
+    if (
+        request.op == "wgrad"
+    ):  # for few strips threads share out lines, of which there are not as many for each
+        few = not shape.taps_r and tile.along * tile.across * tile.held <= LANES
+        instructions *= 1.9 if few else 1 if view.last else 1.15
     threads = Threads(
         grid.blocks, THREADS, 2,
-        instructions=once + passes * tile.instructions,
+        instructions=once + instructions,
         products=real_products(request) * passes * tile.products,
-        waits=passes * ((10 if request.op == "wgrad" else 7) if view.last else 3),
-        lines=0 if view.last else passes * vectors * (8 if view.width <= 16 else 4),
+        waits=passes * waits,
+        lines=lines,
     )  # fmt: skip
     return seconds(request, device, threads, size) + reduce_seconds(request, device, added)
 
@@ -454,6 +467,8 @@ def _fitted(
     unrolled, item = shape.taps_r > 0, DTYPES[DTYPES[dtype].accumulator].itemsize
     height, width = across * shape.rows, along * shape.out
     cut_r, cut_s = (1, 1) if unrolled else (max(per(line.taps, MOST), 1) for line in (rows, columns))
+    if op == "wgrad" and not unrolled and rows.taps > 1:  # groups of threads share lines
+        cut_s = max(per(columns.taps, 256), cut_s)
     while True:
         taps_r, taps_s = per(max(rows.taps, 1), cut_r), per(max(columns.taps, 1), cut_s)
         lines = ((height - 1) * rows.step + taps_r - 1 + shape.odd) // shape.spread + 1

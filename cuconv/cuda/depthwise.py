@@ -101,7 +101,7 @@ def estimate(request: Request, device: Device | None) -> float:
     if request.op == "wgrad":
         once, added = 1000 + 30 * max(view.shape.taps_r * view.shape.taps_s, 16), grid.runs
     else:
-        once, added = 500, 1
+        once, added = 300, 1
         passes *= math.prod(grid.passes) * problem.filter[view.order[0]]
         passes *= problem.k // max(problem.c, 1) if request.op == "dgrad" else 1
     size, multiplier = float(request.bytes), problem.k // max(problem.c, 1)

@@ -13,7 +13,7 @@ import numpy as np
 
 from cuconv.arrays import Array
 from cuconv.cli.timed_calls import operands
-from cuconv.cuda import jit
+from cuconv.cuda import jit, launch
 from cuconv.plan import INPUTS, TABLES, Plan, current_arch, device_of, make_plan
 from cuconv.problem import LAYOUTS, OPS, ConvProblem, Request
 
@@ -50,6 +50,8 @@ def plans(problem: ConvProblem, dtype: str, layout: str) -> Iterator[tuple[Plan,
     for op in OPS:
         request = Request(op, problem, dtype, layout)
         for entry in TABLES["cuda"][op]:
+            if entry.name == "fft" and not launch.has_transforms():
+                continue
             if entry.applies(request, device_of("cuda", arch)) is None:
                 yield make_plan(request, entry.name, "cuda", arch), [arrays[role] for role in INPUTS[op]]
 

@@ -19,6 +19,9 @@ import numpy as np
 import cuconv.cpu
 
 FOLDER, TRANSFORMS = Path(cuconv.cpu.__file__).parent, Path(np.fft.__file__).parent
+SHARED = FOLDER.parent / "fourier.py"
+"""What the CPU and GPUs share."""
+
 STEPS = {
     "products": {
         "products.py": ("long_product", "matmul"),
@@ -30,21 +33,25 @@ STEPS = {
         "col2im.py": ("block",),
         "toeplitz.py": ("_multiply", "_dots", "_products", "gradient", "sum_up"),
         "depthwise.py": ("make", "_dot", "sum_up"),
-        "fft.py": ("dgrad", "fprop", "mirrored", "spectrum", "wgrad"),
+        "fourier.py": ("forward", "inverse", "mirrored", "summed", "wgrad", "zeros"),
     },
     "lowering": {
         "lowering.py": ("__init__", "by_channel", "lower", "lower_columns"),
         "padding.py": ("_looked_up", "fill", "gather", "take"),
         "products.py": ("for_blas",),
         "flat.py": ("__init__", "_cells_of"),
+        "fourier.py": ("_gradient", "spread", "window"),
     },
     "filters": {
         "blockwise.py": ("correlate", "side_by_side"),
         "lowering.py": ("arranged", "filter_matrices", "part"),
         "toeplitz.py": ("arrange",),
+        "fourier.py": ("filters",),
     },
     "storing": {
         "blockwise.py": ("add_up", "store_by_place"),
+        "fft.py": ("store",),
+        "fourier.py": ("_fold",),
         "padding.py": ("fold",),
         "result.py": ("_finished", "finish", "store", "store_zero"),
     },
@@ -80,7 +87,7 @@ def _step(function: tuple[str, int, str]) -> str:
     path, _, name = function
     if Path(path).parent == TRANSFORMS:
         return "products"
-    if Path(path).parent == FOLDER:
+    if Path(path).parent == FOLDER or Path(path) == SHARED:
         for step, files in STEPS.items():
             if name in files.get(Path(path).name, ()):
                 return step

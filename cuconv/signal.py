@@ -26,7 +26,6 @@ from .plain import (
     turned,
     two_needs,
 )
-from .plan import TABLES
 
 __all__ = [
     "convolve",
@@ -56,8 +55,8 @@ def convolve(in1: Any, in2: Any, mode: str = "full", method: str = "auto") -> Ar
 
     mode     "full": all p where the two overlap, n1 + n2 - 1 of them on each axis; "same": the n1 in their
              middle, the shape of in1; "valid": those where the smaller lies inside the larger
-    method   "auto" and "direct": plain sums; "fft": by Fourier transforms, where the backend has them, which
-             round, and mix all cells of an array
+    method   "auto" and "direct": plain sums; "fft": by Fourier transforms, which round, and mix all
+             cells of an array; CuPy arrays are summed where there is no cuFFT
     returns  y, of NumPy's common dtype of in1 and in2. Integers are exact modulo its range; with "fft" they
              are rounded from float64
 
@@ -173,14 +172,15 @@ def correlate2d_grad(
 
 
 def fftconvolve(in1: Any, in2: Any, mode: str = "full", axes: int | Sequence[int] | None = None) -> Array:
-    """Convolve two n-D arrays along some axes, by Fourier transforms where the backend has them.
+    """Convolve two n-D arrays along some axes, by Fourier transforms.
 
     axes     which to convolve, all by default; on the others in1 and in2 are broadcast, as NumPy does
     returns  y of floats: integers and truth values are taken for float64, float16 for float32. Where in1 or
              in2 is empty, an empty array of one axis, as in SciPy
 
-    NumPy arrays are transformed (`algorithm="fft"`), in double precision; CuPy arrays are summed as in
-    `convolve`. Formula, mode and errors are those of `convolve`. Source: `scipy.signal.fftconvolve`.
+    Arrays are transformed (`algorithm="fft"`) in double precision; CuPy arrays are summed, as in `convolve`,
+    where there is no cuFFT. Formula, mode and errors are those of `convolve`. Source:
+    `scipy.signal.fftconvolve`.
     """
     return _Convolution(in1, in2, mode, "fft", axes=axes, floating=True).result()
 
@@ -199,7 +199,7 @@ def fftconvolve_grad(
 
 
 def oaconvolve(in1: Any, in2: Any, mode: str = "full", axes: int | Sequence[int] | None = None) -> Array:
-    """The same as `fftconvolve`: arrays are transformed whole, not in parts that overlap."""
+    """The same as `fftconvolve`, which transforms long arrays in parts that overlap."""
     return fftconvolve(in1, in2, mode, axes)
 
 
@@ -287,8 +287,12 @@ class _Convolution:
         return result, np.dtype(np.int32 if result.itemsize <= 4 else np.int64)
 
     def _transforms(self) -> bool:
-        """Whether the backend has Fourier transforms."""
-        return any(entry.name == "fft" for entry in TABLES[self.owner.backend]["fprop"])
+        """Whether there are Fourier transforms for these arrays: on a GPU where cuFFT is installed."""
+        if self.owner.backend == "cpu":
+            return True
+        from .cuda import launch
+
+        return launch.has_transforms()
 
     def _correlation(self, mode: str, padding_mode: str, algorithm: str, later: bool) -> Correlation:
         shape1, shape2 = self.given["in1"].shape, self.given["in2"].shape

@@ -1,4 +1,4 @@
-// Depthwise convolution and its gradients (groups == C) without a matrix product, by windows that slide in registers.
+// Depthwise convolution and its gradients (groups == C) without a matrix product, by tiles in shared memory.
 //
 // Channel k = c m + j of y belongs to channel c of x, m = K / C being the multiplier:
 //
@@ -6,232 +6,811 @@
 //   dgrad  dx[n, c, h] = sum over j, r with p s - a + r d = h of  dy[n, c m + j, p] conj(w[c m + j, r])
 //   wgrad  dw[k, r] = sum over n, p of  dy[n, k, p] conj(x[n, c, p s - a + r d])
 //
-// For every dtype, rank and layout, padded with zeros. One of the spatial axes, the second as the launch orders them,
-// is the sliding one. On it a thread owns OUT results, a strip, so far apart that they read one column of cells: with
-// stride s, dilation d and g = gcd(s, d), results d / g apart read every d-th cell, each of them s / g cells further
-// than the one before, so that tap i of result o meets cell o * STEP + i, STEP = s / g. The column is read once into
-// registers and used up to TAPS times over. More taps on that axis are done TAPS at a time; on the other axes taps are
-// looped over.
+// For every dtype, rank, layout and padding mode. The launch orders the spatial axes: a block has a tile of rows and
+// columns, the last two, of several channels, and goes over the first.
 //
-// `lanes` neighbouring threads differ in their channels: 1, so that they differ in the last spatial axis, or 32 for
-// channels-last arrays. In fprop and dgrad every element of the result has one thread; for channels-last arrays a
-// thread also owns WIDE neighbouring channels, read as one vector. In wgrad a block sums over one part of dy for a
-// patch of TAPS x ACROSS taps, by a tree in shared memory; parts are added by `conv_reduce`. All orders are fixed.
+// A block brings the source cells that its tile meets to shared memory, each one once, widened to the accumulator's
+// type, with zeros or what the padding mode says beside the source. A thread owns a strip of ROWS x OUT results of one
+// channel: it reads each line of cells once and adds what they contribute to all results of the strip, in registers.
+// All orders are fixed.
 //
-// Preconditions (cuda/depthwise.py): groups == C; coordinates, and the number of work items
-// per image (in wgrad, of all images), fit 31 bits; OUT > 1 only for the STEP that the problem has; WIDE > 1 only for
-// m == 1 and C a multiple of it. It exists since these are bound by memory: as a product they are one row thin.
+//   LAST   32 neighbouring threads have 32 channels, cells of neighbouring channels are neighbours in shared memory,
+//          and global memory is read in vectors of 16 bytes of channels where it allows
+//   else   neighbouring threads have neighbouring strips of a channel, cells of a line are neighbours
+//
+// With extents R x S as template arguments loops over taps are unrolled and a filter lies in registers; results are
+// rounded, after relu at the most. R = 0 is any filter, in passes of as many taps as fit in shared memory, and all else
+// that can be asked for; SHOWN, where padding shows cells.
+//
+// On an axis of stride s and dilation d, results d / g apart, g = gcd(s, d), read every d-th cell, each of them STEP =
+// s / g cells further than the one before: a tile has such results only, so that in its own numbers no filter is
+// dilated. dgrad is a gather with the filter reversed: of stride 1; with SPREAD = 2, where taps meet every second
+// result, the first one or, ODD, the next; or of one residue of the stride.
+//
+// What launches say (cuda/depthwise.py): `channels` are those of a block; digit[] counts tiles of columns, of rows, of
+// channels and the multiplier, and the first axis's cells; digit[4] and digit[5] are a tile's strips along columns and
+// rows; pixel[] how many passes a filter's columns and rows take (in wgrad tiles or passes of dy, and its first axis);
+// `group` is the multiplier; by_stride is of columns and rows how many results interleave, of the first axis how many
+// cells a line of a tile has; `chunk` is how many images, or in wgrad tiles, a block does; `lanes`, a power of two, is
+// how many neighbouring threads copy channels of one position.
+//
+// Preconditions (cuda/depthwise.py): groups == C; coordinates fit 31 bits; what a block needs fits shared memory. It
+// exists since these are bound by memory: as a product they are one row thin.
 #pragma once
 #include "indexing.cuh"
-#include "sums.cuh"
+#include "numerics.cuh"
+#include "padding.cuh"
 
-// Whether all packs of an array can be read as vectors: channels are contiguous, and all else is aligned.
-template <typename T, int WIDE>
-__device__ inline bool whole_packs(const T* data, const Index (&stride)[5], int channel_axis) {
-  Index steps = 0;
-  for (int i = 0; i < 5; ++i)
-    if (i != channel_axis) steps |= stride[i];
-  return stride[channel_axis] == 1 && steps % WIDE == 0 && reinterpret_cast<size_t>(data) % sizeof(Pack<T, WIDE>) == 0;
-}
+// A tile's share of one axis. Cell i of it is cell source + i * delta of the source, result i is result + i * apart.
+struct Span {
+  int source, delta, sources;
+  int result, apart, results;
+  int left;  // results from here on
 
-template <typename T, int WIDE>
-__device__ inline Pack<T, WIDE> load_pack(const T* data, Index stride, bool whole) {
-  if constexpr (WIDE > 1) {
-    if (!whole) {
-      Pack<T, WIDE> pack;
-#pragma unroll
-      for (int v = 0; v < WIDE; ++v) pack.value[v] = data[v * stride];
-      return pack;
-    }
-  }
-  return *reinterpret_cast<const Pack<T, WIDE>*>(data);
-}
-
-// A work item is a strip of OUT results of the sliding axis: which strip it is, its cells on the other two axes, and
-// its pack of WIDE channels (in wgrad its image). digit[] has the divisors of the three fastest digits of an item's
-// number.
-struct Item {
-  int outer, first, strip, last;
+  __device__ Index result_at(int i) const { return result + i * apart; }
 };
 
-__device__ inline Item item_at(const Params& p, int index, bool outer_fastest) {
-  Index found[3];
-  const int rest = int(take_digits(p, index, found));
-  const int digit[3] = {int(found[0]), int(found[1]), int(found[2])};
-  return outer_fastest ? Item{digit[0], rest, digit[2], digit[1]} : Item{rest, digit[2], digit[1], digit[0]};
+// Tiles of `length` results follow one another, those of one `apart` from another interleaved.
+__device__ inline Span span_of(const GatherAxis& axis, const Divisor& interleaved, int index, int length, int step,
+                               int spread) {
+  const int apart = int(interleaved.divisor), run = divide_small(index, interleaved), phase = index - run * apart;
+  const int first = run * length, result = phase + first * apart;
+  return {axis.start + phase * axis.step + first * step / spread * axis.delta,
+          axis.delta,
+          axis.sources,
+          result,
+          apart,
+          axis.outputs,
+          divide_small(max(axis.outputs - result + apart - 1, 0), interleaved)};
 }
 
-// Results of a strip are `apart` from one another, so that `apart` strips interleave.
-__device__ inline int strip_start(int strip, int out, int apart) {
-  return apart == 1 ? strip * out : strip / apart * (apart * out) + strip % apart;
+// A gather that the launch has described: see _axes in cuda/depthwise.py. With SPREAD = 2 result o and tap r meet where
+// `begin` + o + r is even, in the cell that is half of it.
+__device__ inline GatherAxis described_axis(const Axis& a, int spread, int odd) {
+  const int taps = int(a.filter), begin = -int(a.padding);
+  const bool reversed = a.period < 0;
+  return {int(a.output),           int(a.input),     taps, int(a.stride), int(a.dilation), (begin - odd) / spread, 0, 1,
+          reversed ? taps - 1 : 0, reversed ? -1 : 1};
 }
 
-// Sum the strip of an item over the taps of `sources` source channels, and store it.
-template <typename T, int OUT, int STEP, int TAPS, int WIDE>
-__device__ inline void gather_strip(const void* a, const void* b, const void* bias, void* out, const Params& p,
-                                    const GatherAxis (&axis)[3], Index n, const Item& item, int source_channel,
-                                    int sources, int apart) {
+// How many cells `count` results and `taps` taps meet.
+template <int SPREAD = 1, int ODD = 0>
+__device__ inline int cells_of(int count, int step, int taps) {
+  return ((count - 1) * step + taps - 1 + ODD) / SPREAD + 1;
+}
+
+// Where cells, or results, of a block lie in shared memory.
+template <typename Acc, bool LAST>
+struct Shelf {
+  static constexpr int CELL = LAST ? 32 : 1;
+  Acc* data;
+  int plane, line;  // from one channel, and one line, to the next
+
+  // Lines of `width` cells, in whole vectors, and `lines` of them.
+  static __device__ Shelf of(Acc* data, int lines, int width) {
+    const int line = LAST ? width * CELL : (width + 3) / 4 * 4;
+    return {data, LAST ? 1 : lines * line, line};
+  }
+  __device__ Acc* at(int channel, int row, int column) const {
+    return data + channel * plane + row * line + column * CELL;
+  }
+};
+
+// How many channels a tile has, and from one to the next in an array.
+struct Channels {
+  int count;
+  Index step;
+};
+
+// A block's channels of x, from the first on; each has `multiplier` channels of y, of which it does number j, or in
+// dgrad all.
+struct ChannelTile {
+  int first, count, multiplier, j;
+
+  __device__ ChannelTile(const Params& p, int index) : multiplier(int(p.filters)) {
+    const int tile = divide_small(index, p.group);
+    j = index - tile * int(p.group.divisor);
+    first = tile * int(p.channels);
+    count = min(int(p.channels), int(p.groups) - first);
+  }
+  __device__ int of_y() const { return first * multiplier + j; }
+};
+
+// Which cells a thread copies: channels, rows and columns, each from its own on in steps.
+struct Share {
+  int channel, row, column;
+  int channels, rows, columns;
+
+  // Of `threads`, `lanes` neighbours, a power of two, copy one position; so many as there are columns a line; and if
+  // lanes are not `all` channels, what is left copies others. A few threads may be left over: theirs is no column.
+  __device__ Share(int threads, int lanes, bool all, int some, int width) {
+    const int lines = max(some, 1);  // a residue without taps meets none
+    const int lane_bits = __popc(lanes - 1), places = threads >> lane_bits, place = int(threadIdx.x) >> lane_bits;
+    const int all_rows = max(places / width, 1), slot = place / width, groups = all ? 1 : max(all_rows / lines, 1);
+    rows = min(all_rows, lines);
+    row = slot % rows;
+    column = slot / rows < groups ? place - slot * width : width;
+    columns = max(places, width);
+    channel = (int(threadIdx.x) & (lanes - 1)) + (slot / rows << lane_bits);
+    channels = groups << lane_bits;
+    if (places < width) row = 0, column = place, columns = places, channel = int(threadIdx.x) & (lanes - 1);
+  }
+};
+
+template <typename T>
+constexpr int VECTOR_OF = 16 / int(sizeof(T));
+
+// Whether an array can be read in vectors of channels: they are contiguous, and all else is aligned.
+template <typename T>
+__device__ inline bool in_vectors(const void* data, const Index (&stride)[5], Index channels) {
+  constexpr int VECTOR = VECTOR_OF<T>;
+  const Index steps = stride[0] | stride[2] | stride[3] | stride[4] | channels;
+  return stride[1] == 1 && steps % VECTOR == 0 && reinterpret_cast<size_t>(data) % (VECTOR * sizeof(T)) == 0;
+}
+
+// The cell that a coordinate shows, or -1.
+template <bool SHOWN>
+__device__ inline int shown(Index mode, int at, int sources) {
+  const int cell = SHOWN ? near_source(mode, at, sources) : at;
+  return unsigned(cell) < unsigned(sources) ? cell : -1;
+}
+
+// A part of an array on its way to shared memory: `lines` of cells from its spans on, of which the first `places` of
+// each line are wanted, and elements from one row or column to the next.
+struct Part {
+  Span rows, columns;
+  int lines, places;
+  Index row_step, column_step;
+};
+
+// Put a vector of neighbouring channels down, widened, 16 bytes at once. Where these are two, every second position has
+// the second one first: the threads of a request would otherwise meet in half of the banks.
+template <typename T, int VECTOR>
+__device__ inline void put_vector(const Pack<T, VECTOR>& pack, bool conjugate, Accumulator<T>* to) {
   using Acc = Accumulator<T>;
-  constexpr int CELLS = (OUT - 1) * STEP + TAPS;
-  const int channel = item.outer * WIDE, start = strip_start(item.strip, OUT, apart);
-  // Residues at the end, and strips that interleave, may have less than there are items for.
-  if (item.first >= axis[0].outputs || start >= axis[1].outputs || item.last >= axis[2].outputs) return;
-  Acc sum[OUT][WIDE];
+  constexpr int WIDE = VECTOR < 16 / int(sizeof(Acc)) ? VECTOR : 16 / int(sizeof(Acc)), COUNT = VECTOR / WIDE;
+  const int swapped = COUNT == 2 ? int(threadIdx.x) / (32 / VECTOR) % 2 : 0;
+  const auto& parts = reinterpret_cast<const Pack<T, WIDE>(&)[COUNT]>(pack);
 #pragma unroll
-  for (int o = 0; o < OUT; ++o)
+  for (int i = 0; i < COUNT; ++i) {
+    const Pack<T, WIDE> part = swapped ? parts[COUNT - 1 - i] : parts[i];
+    Pack<Acc, WIDE> wide;
 #pragma unroll
-    for (int v = 0; v < WIDE; ++v) sum[o][v] = Acc{};
+    for (int v = 0; v < WIDE; ++v) wide.value[v] = conjugate_if(conjugate, widen(part.value[v]));
+    *reinterpret_cast<Pack<Acc, WIDE>*>(to + (swapped ? COUNT - 1 - i : i) * WIDE) = wide;
+  }
+}
 
-  const T* const source = static_cast<const T*>(a);
-  const T* const filters = static_cast<const T*>(b) + p.b_start;
-  const bool whole_cells = whole_packs<T, WIDE>(source, p.a, 1), whole_taps = whole_packs<T, WIDE>(filters, p.b, 0);
-  for (int j = 0; j < sources; ++j) {
-    const int filter = sources == 1 ? channel : source_channel + j;
-    const T* cells = source + n * p.a[0] + (source_channel + j) * p.a[1];
-    const T* weights = filters + filter * p.b[0];
-    for (int t = 0; t < axis[0].taps; ++t) {
-      const int d = axis[0].source(item.first, t);
-      for (int s = 0; s < axis[2].taps; ++s) {
-        const int w = axis[2].source(item.last, s);
-        // Beside the source all of the column is zeros, which are multiplied like any cell: 0 * infinity is NaN.
-        const bool beside = unsigned(d) >= unsigned(axis[0].sources) || unsigned(w) >= unsigned(axis[2].sources);
-        const int length = beside ? 0 : axis[1].sources;
-        const T* column = cells + d * p.a[2] + w * p.a[4];
-        const T* taps = weights + axis[0].filter_tap(t) * p.b[2] + axis[2].filter_tap(s) * p.b[4];
-        for (int r = 0; r < axis[1].taps; r += TAPS) {
-          Pack<T, WIDE> cell[CELLS];
+// Bring a part's cells to shared memory, VECTOR channels at once, or zeros if all is beside the source.
+template <typename T, int VECTOR, bool LAST, bool SHOWN>
+__device__ inline void bring(const T* source, bool beside, const Channels& channels, const Share& share,
+                             const Part& part, Index mode, bool conjugate, const Shelf<Accumulator<T>, LAST>& to) {
+  using Acc = Accumulator<T>;
+  constexpr int AT_ONCE = LAST && (VECTOR == 1 || VECTOR == 8) ? 2 : 4;  // of 16 bits, and of one, registers are few
+  const Index row_step = share.rows * part.rows.delta * part.row_step;
+#pragma unroll 1
+  for (int column = share.column; column < part.places; column += share.columns) {
+    const int w = shown<SHOWN>(mode, part.columns.source + column * part.columns.delta, part.columns.sources);
+    const T* place = source + w * part.column_step;
+    if (!SHOWN) place += (part.rows.source + share.row * part.rows.delta) * part.row_step;
+    Acc* cell = to.at(0, share.row, column);
+    const int cell_step = share.rows * to.line;
+#pragma unroll 1
+    for (int row = share.row; row < part.lines; row += AT_ONCE * share.rows) {
+      const T* from[AT_ONCE];
+      bool inside[AT_ONCE];
 #pragma unroll
-          for (int i = 0; i < CELLS; ++i) {
-            const int h = axis[1].source(start, r + i);
-            cell[i] = unsigned(h) < unsigned(length)
-                          ? load_pack<T, WIDE>(column + h * p.a[3], p.a[1], whole_cells)
-                          : Pack<T, WIDE>{};
+      for (int u = 0; u < AT_ONCE; ++u) {
+        const int at = part.rows.source + (row + u * share.rows) * part.rows.delta;
+        const int h = shown<SHOWN>(mode, at, part.rows.sources);
+        inside[u] = w >= 0 && h >= 0 && !beside && row + u * share.rows < part.lines;
+        from[u] = SHOWN ? place + h * part.row_step : place + u * row_step;
+      }
+      if constexpr (LAST) {
+        const int channel = share.channel * VECTOR;
+        const Index offset = channel * channels.step;
+        Pack<T, VECTOR> pack[AT_ONCE];
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; ++u)
+          pack[u] = load_if(reinterpret_cast<const Pack<T, VECTOR>*>(from[u] + offset),
+                            inside[u] && channel < channels.count);
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; ++u)
+          if (row + u * share.rows < part.lines) put_vector(pack[u], conjugate, cell + u * cell_step + channel);
+      } else {
+        const Index channel_step = share.channels * channels.step;
+        Acc* plane = cell + share.channel * to.plane;
+#pragma unroll
+        for (int u = 0; u < AT_ONCE; ++u) from[u] += share.channel * channels.step;
+#pragma unroll 2
+        for (int c = share.channel; c < channels.count; c += share.channels) {
+          T value[AT_ONCE];
+#pragma unroll
+          for (int u = 0; u < AT_ONCE; ++u) {
+            value[u] = load_if(from[u], inside[u]);
+            from[u] += channel_step;
           }
 #pragma unroll
-          for (int i = 0; i < TAPS; ++i) {
-            if (r + i >= axis[1].taps) break;
-            const auto weight = load_pack<T, WIDE>(taps + axis[1].filter_tap(r + i) * p.b[3], p.b[0], whole_taps);
-#pragma unroll
-            for (int v = 0; v < WIDE; ++v) {
-              const Acc factor = conjugate_if(p.conjugate, widen(weight.value[v]));
-#pragma unroll
-              for (int o = 0; o < OUT; ++o)
-                sum[o][v] = multiply_add(widen(cell[o * STEP + i].value[v]), factor, sum[o][v]);
-            }
-          }
+          for (int u = 0; u < AT_ONCE; ++u)
+            if (row + u * share.rows < part.lines) plane[u * cell_step] = conjugate_if(conjugate, widen(value[u]));
+          plane += share.channels * to.plane;
         }
       }
+      if (!SHOWN) place += AT_ONCE * row_step;
+      cell += AT_ONCE * cell_step;
     }
   }
+}
 
-  const Index place = p.out_start + n * p.out[0] + channel * p.out[1] + axis[0].cell(item.first) * p.out[2] +
-                      axis[2].cell(item.last) * p.out[4];
+// How a block brings cells: in vectors of channels if the array is `whole`, in lines of so many cells.
+template <typename T, int THREADS, bool LAST, bool SHOWN>
+struct Bring {
+  bool whole;
+  Share share;
+
+  __device__ Bring(bool whole, int lanes, int lines, int width)
+      : whole(whole), share(THREADS, whole ? 32 / VECTOR_OF<T> : lanes, LAST, lines, width) {}
+  __device__ void operator()(const T* source, bool beside, const Channels& channels, const Part& part, Index mode,
+                             bool conjugate, const Shelf<Accumulator<T>, LAST>& to) const {
+    if constexpr (LAST) {
+      if (whole) {
+        bring<T, VECTOR_OF<T>, LAST, SHOWN>(source, beside, channels, share, part, mode, conjugate, to);
+        return;
+      }
+    }
+    bring<T, 1, LAST, SHOWN>(source, beside, channels, share, part, mode, conjugate, to);
+  }
+};
+
+// Read cells[FIRST], ... of a line that begins at a whole vector of VECTOR of them.
+template <bool LAST, int VECTOR, int FIRST = 0, int COUNT, typename Acc>
+__device__ inline void read_line(const Acc* line, Acc (&cell)[COUNT]) {
+  constexpr int WIDE = LAST || COUNT < VECTOR ? 1 : VECTOR;
 #pragma unroll
-  for (int o = 0; o < OUT; ++o) {
-    const int h = start + o * apart;
-    if (h >= axis[1].outputs) break;
-    const Index offset = place + axis[1].cell(h) * p.out[3];
+  for (int i = FIRST; i < COUNT; i += WIDE) {
+    const auto pack = *reinterpret_cast<const Pack<Acc, WIDE>*>(line + (i - FIRST) * (LAST ? 32 : 1));
 #pragma unroll
-    for (int v = 0; v < WIDE; ++v) finish<T>(p, out, offset + v * p.out[1], sum[o][v], bias, channel + v);
+    for (int v = 0; v < WIDE; ++v)
+      if (i + v < COUNT) cell[i + v] = pack.value[v];
   }
 }
 
-// Blocks run over the `items` of an image, then over images.
-template <typename T, int THREADS, int OUT, int STEP, int TAPS, int WIDE>
-__device__ void conv_fprop_depthwise(const void* a, const void* b, const void* bias, void* out, const Params& p) {
-  const Index blocks = tiles(p.items, THREADS);
-  const Index index = blockIdx.x % blocks * THREADS + threadIdx.x;
-  if (index >= p.items) return;
-  const Item item = item_at(p, int(index), p.lanes > 1);
-  const GatherAxis axis[3] = {forward_axis(p.axis[0]), forward_axis(p.axis[1]), forward_axis(p.axis[2])};
-  const int channel = item.outer * WIDE, multiplier = int(p.filters);
-  gather_strip<T, OUT, STEP, TAPS, WIDE>(a, b, bias, out, p, axis, blockIdx.x / blocks, item,
-                                         multiplier == 1 ? channel : channel / multiplier, 1, int(p.axis[1].shift));
+// The largest vector in which lines can be read that begin at multiples of `apart` cells.
+template <typename Acc>
+__device__ constexpr int vector_of(int apart) {
+  int vector = 16 / int(sizeof(Acc));
+  while (apart % vector != 0) vector /= 2;
+  return vector;
 }
 
-// Blocks run over the items of one image and one residue of the stride, then over residues, then over images.
-template <typename T, int THREADS, int OUT, int STEP, int TAPS, int WIDE>
-__device__ void conv_dgrad_depthwise(const void* a, const void* b, const void* bias, void* out, const Params& p) {
-  const Index extents[5] = {0, p.axis[0].stride, p.axis[1].stride, p.axis[2].stride, tiles(p.items, THREADS)};
-  Index digit[5];
-  split(blockIdx.x, extents, digit);
-  const Index index = digit[4] * THREADS + threadIdx.x;
-  if (index >= p.items) return;
-  const Item item = item_at(p, int(index), p.lanes > 1);
-  const GatherAxis axis[3] = {residue_axis(p.axis[0], int(digit[1])), residue_axis(p.axis[1], int(digit[2])),
-                              residue_axis(p.axis[2], int(digit[3]))};
-  const int multiplier = int(p.filters);
-  gather_strip<T, OUT, STEP, TAPS, WIDE>(a, b, bias, out, p, axis, digit[0], item, item.outer * WIDE * multiplier,
-                                         multiplier, int(p.axis[1].shift));
+// How far apart neighbouring taps are in shared memory, where threads of 32 channels read them: 33, so that taps of one
+// channel can be written at once, too.
+template <bool LAST>
+constexpr int TAP = LAST ? 33 : 1;
+
+// Add what unrolled taps contribute to a strip: result (o, q) and tap (r, s) meet in cell ((o STEP + r + ODD) / SPREAD,
+// (q STEP + s + ODD) / SPREAD), where that is one.
+template <bool LAST, int R, int S, int STEP, int SPREAD, int ODD, int ROWS, int OUT, typename Acc>
+__device__ inline void add_taps(Acc (&sum)[ROWS][OUT], const Acc* cells, int pitch, const Acc* weights) {
+  constexpr int LINES = ((ROWS - 1) * STEP + R - 1 + ODD) / SPREAD + 1;
+  constexpr int WIDTH = ((OUT - 1) * STEP + S - 1 + ODD) / SPREAD + 1;
+  Acc weight[R][S];
+#pragma unroll
+  for (int r = 0; r < R; ++r)
+#pragma unroll
+    for (int s = 0; s < S; ++s) weight[r][s] = weights[(r * S + s) * TAP<LAST>];
+#pragma unroll 32
+  for (int i = 0; i < LINES; ++i) {
+    Acc cell[WIDTH];
+    read_line<LAST, vector_of<Acc>(OUT * STEP / SPREAD)>(cells + i * pitch, cell);
+#pragma unroll
+    for (int o = 0; o < ROWS; ++o) {
+      const int r = i * SPREAD - ODD - o * STEP;
+      if (r >= 0 && r < R) {
+#pragma unroll
+        for (int s = 0; s < S; ++s)
+#pragma unroll
+          for (int q = 0; q < OUT; ++q)
+            if ((q * STEP + s + ODD) % SPREAD == 0)
+              sum[o][q] = multiply_add(cell[(q * STEP + s + ODD) / SPREAD], weight[r][s], sum[o][q]);
+      }
+    }
+  }
 }
 
-// A block owns one tap of axis 0, a patch of taps of the other two, `lanes` channels of y, and `chunk` of the `items`,
-// which here are strips of dy of one channel, of all images.
-template <typename T, int THREADS, int OUT, int STEP, int TAPS, int ACROSS>
+// A run of taps on an axis.
+struct Run {
+  int begin, end;
+};
+
+// Add to the results of a strip's rows that are `active` what COUNT taps contribute to them, whose first one meets
+// cell[0]; taps of row o begin `line` elements before those of row o - 1.
+template <bool LAST, int TAP_STEP, int COUNT, int ROWS, int OUT, int CELLS, typename Acc>
+__device__ inline void add_some(Acc (&sum)[ROWS][OUT], const Acc (&cell)[CELLS], const Acc* weights, int line,
+                                const bool (&active)[ROWS]) {
+#pragma unroll
+  for (int o = 0; o < ROWS; ++o, weights -= line) {
+    if (!active[o]) continue;
+    Acc weight[COUNT];
+    if constexpr (LAST) {
+#pragma unroll
+      for (int u = 0; u < COUNT; ++u) weight[u] = weights[u * TAP_STEP];
+    } else {
+      read_line<false, 16 / int(sizeof(Acc))>(weights, weight);
+    }
+#pragma unroll
+    for (int u = 0; u < COUNT; ++u)
+#pragma unroll
+      for (int q = 0; q < OUT; ++q) sum[o][q] = multiply_add(cell[q + u], weight[u], sum[o][q]);
+  }
+}
+
+// The same for any number of taps, TAP_STEP apart in shared memory, and their lines `line`. Lines of cells are read
+// once, four taps at a time.
+template <bool LAST, int TAP_STEP, int ROWS, int OUT, typename Acc>
+__device__ inline void add_runs(Acc (&sum)[ROWS][OUT], const Acc* cells, int pitch, int step_h, int step_w,
+                                const Acc* weights, int line, const Run& rows, const Run& columns) {
+  constexpr int CELL = LAST ? 32 : 1, TAPS = 4, VECTOR = 16 / int(sizeof(Acc));
+  if (columns.begin >= columns.end) return;
+#pragma unroll 1
+  for (int i = rows.begin; i < rows.end + (ROWS - 1) * step_h; ++i) {
+    bool active[ROWS];
+#pragma unroll
+    for (int o = 0; o < ROWS; ++o) active[o] = i - o * step_h >= rows.begin && i - o * step_h < rows.end;
+    const Acc* from = cells + i * pitch + columns.begin * CELL;
+    const Acc* taps = weights + i * line + columns.begin * TAP_STEP;
+    if (step_w == 1) {
+      Acc cell[OUT + TAPS];
+      read_line<LAST, VECTOR>(from, cell);
+      int left = columns.end - columns.begin;
+#pragma unroll 2
+      for (; left >= TAPS; left -= TAPS) {
+        add_some<LAST, TAP_STEP, TAPS>(sum, cell, taps, step_h * line, active);
+        taps += TAPS * TAP_STEP;
+        from += TAPS * CELL;
+#pragma unroll
+        for (int q = 0; q < OUT; ++q) cell[q] = cell[q + TAPS];
+        read_line<LAST, VECTOR, OUT>(from + OUT * CELL, cell);
+      }
+      if (left == 3) add_some<LAST, TAP_STEP, 3>(sum, cell, taps, step_h * line, active);
+      if (left == 2) add_some<LAST, TAP_STEP, 2>(sum, cell, taps, step_h * line, active);
+      if (left == 1) add_some<LAST, TAP_STEP, 1>(sum, cell, taps, step_h * line, active);
+    } else {
+#pragma unroll 1
+      for (int s = columns.begin; s < columns.end; ++s, from += CELL, taps += TAP_STEP) {
+        Acc cell[OUT];
+#pragma unroll
+        for (int q = 0; q < OUT; ++q) cell[q] = from[q * step_w * CELL];
+        add_some<LAST, TAP_STEP, 1>(sum, cell, taps, step_h * line, active);
+      }
+    }
+  }
+}
+
+// Add up for each of R x S taps what a strip's gradients contribute, of its first `rows` and `columns`: those that do
+// not exist must not meet a cell, which may be infinite.
+template <bool LAST, int R, int S, int STEP, int ROWS, int OUT, typename Acc>
+__device__ inline void add_pairs(Acc (&sum)[R][S], const Acc* cells, int pitch, const Acc* grads, int grad_pitch,
+                                 int rows, int columns) {
+  constexpr int LINES = (ROWS - 1) * STEP + R, WIDTH = (OUT - 1) * STEP + S;
+  bool there[OUT];
+#pragma unroll
+  for (int q = 0; q < OUT; ++q) there[q] = q < columns;
+  Acc grad[ROWS][OUT];
+#pragma unroll 32
+  for (int i = 0; i < LINES; ++i) {
+    if (i % STEP == 0 && i / STEP < ROWS)
+      read_line<LAST, vector_of<Acc>(OUT)>(grads + i / STEP * grad_pitch, grad[i / STEP]);
+    Acc cell[WIDTH];
+    read_line<LAST, vector_of<Acc>(OUT * STEP)>(cells + i * pitch, cell);
+#pragma unroll
+    for (int o = 0; o < ROWS; ++o) {
+      const int r = i - o * STEP;
+      if (r < 0 || r >= R || o >= rows) continue;
+#pragma unroll
+      for (int q = 0; q < OUT; ++q)
+#pragma unroll
+        for (int s = 0; s < S; ++s)
+          if (there[q]) sum[r][s] = multiply_add(grad[o][q], cell[q * STEP + s], sum[r][s]);
+    }
+  }
+}
+
+// Where a thread is in its block's tile: strips along columns, rows and channels; `group` is what is left of their
+// number, for blocks that have more threads than strips.
+struct Strip {
+  int row, column, channel, group;
+  bool exists;  // a block may have more threads than that
+};
+
+template <bool LAST>
+__device__ inline Strip strip_of(const Params& p, int channels, int groups) {
+  const int along = int(p.digit[4].divisor), across = int(p.digit[5].divisor);
+  const int number = LAST ? int(threadIdx.x) / 32 : int(threadIdx.x);
+  const int strip = divide_small(number, p.digit[4]), rest = divide_small(strip, p.digit[5]);
+  const int column = number - strip * along, row = strip - rest * across;
+  if (LAST) return {row, column, int(threadIdx.x) % 32, rest, rest < groups};
+  const int group = groups == 1 ? rest >= channels : rest / channels;
+  return {row, column, rest - group * channels, group, group < groups};
+}
+
+// Bring filters of R x S taps, or of so many, to shared memory, one for each of `channels`, `plane` apart, its lines
+// `line`, its taps TAP.
+template <bool LAST, int THREADS, int R, int S, typename T>
+__device__ inline void bring_taps(const T* filters, Index filter_step, int channels, Index row_step, Index column_step,
+                                  int rows, int columns, bool conjugate, Accumulator<T>* to, int plane, int line) {
+  const int width = S ? S : columns, taps = R ? R * S : rows * columns;
+#pragma unroll 2
+  for (int i = threadIdx.x; i < channels * taps; i += THREADS) {
+    const int channel = i / taps, tap = i - channel * taps, r = tap / width, s = tap - r * width;
+    to[channel * plane + r * line + s * TAP<LAST>] =
+        conjugate_if(conjugate, widen(filters[channel * filter_step + r * row_step + s * column_step]));
+  }
+}
+
+// Where a strip's results belong in the result, and which of them do.
+struct Target {
+  Index place, row_step, column_step;
+  int bottom, right;
+};
+
+// Round and store a strip, WIDE neighbours of a row at once.
+template <typename T, int WIDE, int ROWS, int OUT>
+__device__ inline void put_strip(void* out, const Target& target, const Accumulator<T> (&sum)[ROWS][OUT]) {
+  bool wanted[OUT];
+#pragma unroll
+  for (int q = 0; q < OUT; ++q) wanted[q] = q < target.right;
+  T* row = static_cast<T*>(out) + target.place;
+#pragma unroll
+  for (int o = 0; o < ROWS; ++o, row += target.row_step) {
+    if (o >= target.bottom) continue;
+    T* cell = row;
+#pragma unroll
+    for (int q = 0; q < OUT; q += WIDE, cell += WIDE > 1 ? WIDE : target.column_step) {
+      Pack<T, WIDE> pack;
+#pragma unroll
+      for (int v = 0; v < WIDE; ++v) pack.value[v] = Narrow<T>::from(sum[o][q + v]);
+      if (wanted[q]) *reinterpret_cast<Pack<T, WIDE>*>(cell) = pack;
+    }
+  }
+}
+
+// Whether rows of an array can be stored in vectors of that many neighbours.
+template <typename T>
+__device__ inline bool rows_in_vectors(const void* data, const Index (&stride)[5], Index columns, int vector) {
+  const Index steps = stride[0] | stride[1] | stride[2] | stride[3] | columns;
+  return stride[4] == 1 && steps % vector == 0 && reinterpret_cast<size_t>(data) % (vector * sizeof(T)) == 0;
+}
+
+// -- fprop and dgrad --------------------------------------------------------------------------------
+
+// A block's tile of results, at the digits (columns, rows, channels, first axis) of its number, of images n to end.
+template <typename T, int THREADS, bool LAST, bool SHOWN, int ROWS, int OUT, int R, int S, int STEP, int SPREAD,
+          int ODD>
+__device__ inline void gather_tile(const void* a, const void* b, const void* bias, void* out, const Params& p,
+                                   const GatherAxis (&axis)[3], bool backward, int step_h, int step_w, int n, int end,
+                                   const int (&digit)[4]) {
+  using Acc = Accumulator<T>;
+  constexpr bool ANY = R == 0;
+  extern __shared__ __align__(16) unsigned char memory[];
+  Acc* const shared = reinterpret_cast<Acc*>(memory);
+  const ChannelTile channels(p, digit[2]);
+  const int held = int(p.channels), count = channels.count, sources = backward ? channels.multiplier : 1;
+  const int height = int(p.digit[5].divisor) * ROWS, width = int(p.digit[4].divisor) * OUT;
+  const Span rows = span_of(axis[1], p.axis[1].by_stride, digit[1], height, step_h, SPREAD);
+  const Span columns = span_of(axis[2], p.axis[2].by_stride, digit[0], width, step_w, SPREAD);
+  if (rows.left <= 0 || columns.left <= 0) return;  // residues and tiles that interleave may have less than others
+  const int lines = min(rows.left, height), places = min(columns.left, width);
+
+  // A pass takes as many taps as the launch has found to fit.
+  const int taps_r = ANY ? int(tiles(axis[1].taps, p.pixel[1].divisor)) : R;
+  const int taps_s = ANY ? int(tiles(axis[2].taps, p.pixel[0].divisor)) : S;
+  const int tap_line = ANY && !LAST ? (taps_s + 3) / 4 * 4 : taps_s * TAP<LAST>;
+  const int tap_plane = LAST ? 1 : taps_r * tap_line | (ANY ? 0 : 1);
+  const int weights = LAST ? taps_r * tap_line : held * tap_plane;
+  Acc* const after = shared + (weights + 3) / 4 * 4;
+  const int wide = int(p.axis[0].by_stride.divisor);  // cells_of(width, step_w, taps_s)
+  const auto cells = Shelf<Acc, LAST>::of(after, cells_of<SPREAD, ODD>(height, step_h, taps_r), wide);
+  const Strip strip = strip_of<LAST>(p, held, 1);
+  const Bring<T, THREADS, LAST, SHOWN> bring(LAST && sources == 1 && in_vectors<T>(a, p.a, p.groups), int(p.lanes),
+                                             cells_of<SPREAD, ODD>(lines, step_h, taps_r), wide);
+  const T* const source = static_cast<const T*>(a) + (backward ? channels.of_y() : channels.first) * p.a[1];
+  const T* const filters = static_cast<const T*>(b) + p.b_start + channels.of_y() * p.b[0] +
+                           axis[1].tap_first * p.b[3] + axis[2].tap_first * p.b[4];
+  const Index row_step = axis[1].out_step * p.out[3], column_step = axis[2].out_step * p.out[4];
+  const int top = rows.result + strip.row * ROWS * rows.apart,
+            left = columns.result + strip.column * OUT * columns.apart;
+  const int result = backward ? channels.first + strip.channel : channels.of_y() + strip.channel * channels.multiplier;
+  const Index place = p.out_start + result * p.out[1] + axis[0].cell(digit[3]) * p.out[2] +
+                      (axis[1].out_first + top * axis[1].out_step) * p.out[3] +
+                      (axis[2].out_first + left * axis[2].out_step) * p.out[4];
+  const bool plain = !LAST && columns.apart == 1 && axis[2].out_step == 1 && axis[2].out_first == 0;
+  const bool in_fours = plain && OUT % 4 == 0 && rows_in_vectors<T>(out, p.out, axis[2].outputs, 4);
+  const int slices = sources * axis[0].taps;
+  const bool biased = bias && !p.partial && strip.channel < count;
+  const Acc more = biased ? widen(static_cast<const T*>(bias)[result * p.bias]) : Acc{};
+  const bool rounded = !ANY || (p.activation == IDENTITY && !p.partial && !p.accumulate && p.conjugate != 2);
+
+  if (SHOWN) end_unless_shown(p.mode);
+  for (bool again = false; n < end; ++n) {
+    Acc sum[ROWS][OUT];
+#pragma unroll
+    for (int o = 0; o < ROWS; ++o)
+#pragma unroll
+      for (int q = 0; q < OUT; ++q) sum[o][q] = more;
+    int r = 0, s = 0, j = 0, t = 0;
+#pragma unroll 1
+    for (int slice = 0; slice < slices;) {
+      const int here_r = ANY ? min(taps_r, axis[1].taps - r) : R, here_s = ANY ? min(taps_s, axis[2].taps - s) : S;
+      if (ANY && (here_r <= 0 || here_s <= 0)) break;  // a residue may have no taps
+      if (again) __syncthreads();  // all have read what was there
+      if (!again || slices > 1 || (ANY && (taps_r < axis[1].taps || taps_s < axis[2].taps)))
+        bring_taps<LAST, THREADS, R, S>(filters + j * p.b[0] + axis[0].filter_tap(t) * p.b[2] +
+                                            axis[1].tap_step * r * p.b[3] + axis[2].tap_step * s * p.b[4],
+                                        channels.multiplier * p.b[0], count, axis[1].tap_step * p.b[3],
+                                        axis[2].tap_step * p.b[4], here_r, here_s, p.conjugate, shared, tap_plane,
+                                        tap_line);
+      again = true;
+      Part part{
+          rows,   columns, cells_of<SPREAD, ODD>(lines, step_h, here_r), cells_of<SPREAD, ODD>(places, step_w, here_s),
+          p.a[3], p.a[4]};
+      part.rows.source += r * rows.delta;
+      part.columns.source += s * columns.delta;
+      const int d = shown<SHOWN>(p.mode, axis[0].source(digit[3], t), axis[0].sources);
+      bring(source + n * p.a[0] + j * p.a[1] + d * p.a[2], d < 0, Channels{count, sources * p.a[1]}, part, p.mode,
+            false, cells);
+      __syncthreads();  // all is there
+      if (strip.exists) {
+        const Acc* const corner =
+            cells.at(strip.channel, strip.row * ROWS * step_h / SPREAD, strip.column * OUT * step_w / SPREAD);
+        const Acc* const weight = shared + strip.channel * tap_plane;
+        if constexpr (ANY)
+          add_runs<LAST, TAP<LAST>>(sum, corner, cells.line, step_h, step_w, weight, tap_line, {0, here_r},
+                                    {0, here_s});
+        else
+          add_taps<LAST, R, S, STEP, SPREAD, ODD>(sum, corner, cells.line, weight);
+      }
+      if (ANY && (s += taps_s) < axis[2].taps) continue;
+      s = 0;
+      if (ANY && (r += taps_r) < axis[1].taps) continue;
+      r = 0;
+      ++slice;
+      if (++t < axis[0].taps) continue;
+      t = 0;
+      ++j;
+    }
+
+    if (!rounded) __syncthreads();  // all have read what was there
+    if (!strip.exists || strip.channel >= count) continue;
+    const Target target{place + n * p.out[0], row_step * rows.apart, column_step * columns.apart,
+                        rows.left - strip.row * ROWS, columns.left - strip.column * OUT};
+    if constexpr (ANY) {
+      if (!rounded) {
+        const auto place_of = [&](int i) {
+          const int o = i / OUT, q = i % OUT;
+          const bool there = o < target.bottom && q < target.right;
+          return there ? target.place + o * target.row_step + q * target.column_step : NONE;
+        };
+        finish_each<T, THREADS>(p, out, reinterpret_cast<const Acc(&)[ROWS * OUT]>(sum), nullptr, result, after,
+                                place_of);
+        continue;
+      }
+    } else if (p.activation == RELU) {
+#pragma unroll
+      for (int o = 0; o < ROWS; ++o)
+#pragma unroll
+        for (int q = 0; q < OUT; ++q) sum[o][q] = sum[o][q] < 0 ? 0 : sum[o][q];
+    }
+    if (in_fours)
+      put_strip<T, LAST ? 1 : 4>(out, target, sum);
+    else
+      put_strip<T, 1>(out, target, sum);
+  }
+}
+
+// The first COUNT digits of a block's number, which is below 2^30, and the rest.
+template <int COUNT>
+__device__ inline int take_small_digits(const Params& p, int index, int (&digits)[COUNT]) {
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) {
+    const int rest = divide_small(index, p.digit[i]);
+    digits[i] = index - rest * int(p.digit[i].divisor);
+    index = rest;
+  }
+  return index;
+}
+
+// fprop, and dgrad where the launch has described it as a gather. Blocks run over tiles of columns, of rows, of
+// channels, over the first axis, then over runs of `chunk` images, which share the filters.
+template <typename T, int THREADS, bool LAST, bool SHOWN, int ROWS, int OUT, int R, int S, int STEP, int SPREAD,
+          int ODD>
+__device__ void conv_gather_depthwise(const void* a, const void* b, const void* bias, void* out, const Params& p) {
+  int digit[4];
+  const int chunk = int(p.chunk), n = take_small_digits(p, int(blockIdx.x), digit) * chunk;
+  const GatherAxis axis[3] = {described_axis(p.axis[0], 1, 0), described_axis(p.axis[1], SPREAD, ODD),
+                              described_axis(p.axis[2], SPREAD, ODD)};
+  const bool backward = p.axis[2].period < 0;
+  const int step_h = R ? STEP : backward ? 1 : int(p.axis[1].period);
+  const int step_w = R ? STEP : backward ? 1 : int(p.axis[2].period);
+  gather_tile<T, THREADS, LAST, SHOWN, ROWS, OUT, R, S, STEP, SPREAD, ODD>(
+      a, b, bias, out, p, axis, backward, step_h, step_w, n, min(n + chunk, int(p.batch)), digit);
+}
+
+// dgrad of any stride: a gather for each of its residues, which blocks run over after the first axis.
+template <typename T, int THREADS, bool LAST, int ROWS, int OUT>
+__device__ void conv_residues_depthwise(const void* a, const void* b, const void* bias, void* out, const Params& p) {
+  int digit[4];
+  const int rest = take_small_digits(p, int(blockIdx.x), digit);
+  const int stride_h = int(p.axis[1].stride), stride_w = int(p.axis[2].stride), plane = stride_h * stride_w;
+  const int run = rest / (int(p.axis[0].stride) * plane), residue = rest - run * (int(p.axis[0].stride) * plane);
+  __shared__ GatherAxis axis[3];
+  if (threadIdx.x == 0) axis[0] = residue_axis(p.axis[0], residue / plane);
+  if (threadIdx.x == 32) axis[1] = residue_axis(p.axis[1], residue % plane / stride_w);
+  if (threadIdx.x == 64) axis[2] = residue_axis(p.axis[2], residue % plane % stride_w);
+  __syncthreads();
+  if (digit[3] >= axis[0].outputs) return;
+  const int chunk = int(p.chunk), n = run * chunk;
+  gather_tile<T, THREADS, LAST, false, ROWS, OUT, 0, 0, 1, 1, 0>(a, b, bias, out, p, axis, true, 1, 1, n,
+                                                                 min(n + chunk, int(p.batch)), digit);
+}
+
+// -- wgrad ------------------------------------------------------------------------------------------
+
+// Add up what the threads of a block have in registers, and store it: sum i of `place` is the sum over its `members`.
+// A few sums at a time go through shared memory; eight threads add up a share of each, then one of them all.
+template <typename T, int THREADS, int COUNT, typename Store>
+__device__ inline void add_up(const Accumulator<T> (&sum)[COUNT], int places, int place_step, int members,
+                              int member_step, Accumulator<T>* shared, Store store_sum) {
+  using Acc = Accumulator<T>;
+  constexpr int AT_ONCE = sizeof(Acc) > 8 ? 4 : 8;
+  const int some = min(members, 8);
+  Acc* const shares = shared + AT_ONCE * THREADS;
+#pragma unroll
+  for (int begin = 0; begin < COUNT; begin += AT_ONCE) {
+    __syncthreads();  // shared memory has been read
+#pragma unroll
+    for (int i = 0; i < AT_ONCE; ++i)
+      if (begin + i < COUNT) shared[i * THREADS + threadIdx.x] = sum[begin + i];
+    __syncthreads();
+    const int sums = min(AT_ONCE, COUNT - begin) * places;
+#pragma unroll 1
+    for (int e = threadIdx.x; e < sums * some; e += THREADS) {
+      const int number = e / some, i = number / places, place = number - i * places;
+      const Acc* const from = shared + i * THREADS + place * place_step;
+      Acc total{};
+      for (int member = e - number * some; member < members; member += some) total = total + from[member * member_step];
+      shares[e] = total;
+    }
+    __syncthreads();
+#pragma unroll 1
+    for (int number = threadIdx.x; number < sums; number += THREADS) {
+      Acc total = shares[number * some];
+      for (int i = 1; i < some; ++i) total = total + shares[number * some + i];
+      const int i = number / places;
+      store_sum(number - i * places, begin + i, total);
+    }
+  }
+}
+
+// A block owns R x S taps, or a tile of all taps, at one cell of the first axis, of some channels, and one part of the
+// tiles of dy. With R x S taps a thread goes over pixels: a strip of each tile. For any number of taps it is a gather
+// again, of taps, with dy as the filter, and what threads there are more than strips share the pixels.
+template <typename T, int THREADS, bool LAST, bool SHOWN, int ROWS, int OUT, int R, int S, int STEP>
 __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, void* out, const Params& p) {
   using Acc = Accumulator<T>;
-  constexpr int CELLS = (OUT - 1) * STEP + TAPS;
-  __shared__ Acc total[TAPS * ACROSS][THREADS];
-  const GatherAxis axis[3] = {forward_axis(p.axis[0]), forward_axis(p.axis[1]), forward_axis(p.axis[2])};
-  const int lanes = int(p.lanes), filters = int(p.groups * p.filters), apart = int(p.axis[1].shift);
-  const Index extents[5] = {0, tiles(filters, lanes), axis[0].taps, tiles(axis[1].taps, TAPS),
-                            tiles(axis[2].taps, ACROSS)};
-  Index digit[5];
-  split(blockIdx.x, extents, digit);
-  const int k = int(digit[1]) * lanes + threadIdx.x % lanes, t = int(digit[2]);
-  const int r = int(digit[3]) * TAPS, s = int(digit[4]) * ACROSS;
-  Acc sum[TAPS][ACROSS];
-#pragma unroll
-  for (int i = 0; i < TAPS; ++i)
-#pragma unroll
-    for (int j = 0; j < ACROSS; ++j) sum[i][j] = Acc{};
+  constexpr bool ANY = R == 0;
+  extern __shared__ __align__(16) unsigned char memory[];
+  Acc* const shared = reinterpret_cast<Acc*>(memory);
+  int digit[4];
+  const int number = take_small_digits(p, int(blockIdx.x), digit);
+  const GatherAxis axis[3] = {forward_axis(p.axis[0]), ANY ? described_axis(p.axis[1], 1, 0) : forward_axis(p.axis[1]),
+                              ANY ? described_axis(p.axis[2], 1, 0) : forward_axis(p.axis[2])};
+  const int step_h = ANY ? int(p.axis[1].period) : STEP, step_w = ANY ? int(p.axis[2].period) : STEP;
+  const Divisor &apart_h = p.axis[1].by_stride, &apart_w = p.axis[2].by_stride;
+  const ChannelTile channels(p, digit[2]);
+  const int held = int(p.channels), count = channels.count, t = digit[3];
+  const int along = int(p.digit[4].divisor), across = int(p.digit[5].divisor), strips = along * across;
+  const int height = across * ROWS, width = along * OUT;
+  const int groups = ANY ? THREADS / (strips * (LAST ? 32 : held)) : 1;
+  // Tiles of dy: as many pixels as a pass takes, or those of the strips.
+  const int grad_rows = ANY ? int(tiles(axis[1].taps, p.pixel[1].divisor)) : height;
+  const int grad_columns = ANY ? int(tiles(axis[2].taps, p.pixel[0].divisor)) : width;
+  const auto grads = Shelf<Acc, LAST>::of(shared, grad_rows, grad_columns);
+  Acc* const after = shared + (LAST ? grad_rows * grads.line : held * grads.plane);
+  const int wide = int(p.axis[0].by_stride.divisor);  // cells_of(width, step_w, taps)
+  const auto cells = Shelf<Acc, LAST>::of(after, cells_of(height, step_h, ANY ? grad_rows : R), wide);
+  const Strip strip = strip_of<LAST>(p, held, groups);
+  const Bring<T, THREADS, LAST, SHOWN> bring_x(LAST && in_vectors<T>(a, p.a, p.groups), int(p.lanes),
+                                               cells_of(height, step_h, ANY ? grad_rows : R), wide);
+  const Bring<T, THREADS, LAST, false> bring_dy(LAST && channels.multiplier == 1 && in_vectors<T>(b, p.b, p.groups),
+                                                int(p.lanes), grad_rows, grad_columns);
+  const T* const x = static_cast<const T*>(a) + channels.first * p.a[1];
+  const T* const dy = static_cast<const T*>(b) + p.b_start + channels.of_y() * p.b[1];
 
-  const T* cells = static_cast<const T*>(a) + k / int(p.filters) * p.a[1];
-  const T* grads = static_cast<const T*>(b) + p.b_start + k * p.b[1];
-  const Index end = k < filters ? min_index((digit[0] + 1) * p.chunk, p.items) : 0;
-  for (Index index = digit[0] * p.chunk + threadIdx.x / lanes; index < end; index += THREADS / lanes) {
-    const Item item = item_at(p, int(index), false);
-    const int n = item.outer, z = item.first, start = strip_start(item.strip, OUT, apart), q = item.last;
-    const int d = axis[0].source(z, t);
-    Acc grad[OUT];
+  if (SHOWN) end_unless_shown(p.mode);
+  constexpr int SUMS_R = ANY ? ROWS : R, SUMS_S = ANY ? OUT : S;
+  Acc sum[SUMS_R][SUMS_S];
 #pragma unroll
-    for (int o = 0; o < OUT; ++o) {
-      const int h = start + o * apart;
-      grad[o] = h < axis[1].outputs ? widen(grads[n * p.b[0] + z * p.b[2] + h * p.b[3] + q * p.b[4]]) : Acc{};
+  for (int i = 0; i < SUMS_R; ++i)
+#pragma unroll
+    for (int j = 0; j < SUMS_S; ++j) sum[i][j] = Acc{};
+
+  const Index end = min_index((number + 1) * p.chunk, p.items);
+#pragma unroll 1
+  for (Index index = number * p.chunk; index < end; ++index) {
+    const Index line = divide(index, p.pixel[0]), slice = divide(line, p.pixel[1]), n = divide(slice, p.pixel[2]);
+    const int tile_w = int(index - line * p.pixel[0].divisor), tile_h = int(line - slice * p.pixel[1].divisor);
+    const int z = int(slice - n * p.pixel[2].divisor);
+    Part of_x{{}, {}, 0, 0, p.a[3], p.a[4]}, of_dy{{}, {}, 0, 0, p.b[3], p.b[4]};
+    if constexpr (ANY) {
+      const int begin_h = tile_h * grad_rows, begin_w = tile_w * grad_columns;
+      of_x.rows = span_of(axis[1], apart_h, digit[1], height, step_h, 1);
+      of_x.columns = span_of(axis[2], apart_w, digit[0], width, step_w, 1);
+      of_dy.lines = min(grad_rows, axis[1].taps - begin_h);
+      of_dy.places = min(grad_columns, axis[2].taps - begin_w);
+      of_dy.rows = {begin_h, 1, axis[1].taps};
+      of_dy.columns = {begin_w, 1, axis[2].taps};
+      of_x.lines = cells_of(min(height, of_x.rows.left), step_h, of_dy.lines);
+      of_x.places = cells_of(min(width, of_x.columns.left), step_w, of_dy.places);
+      of_x.rows.source += begin_h * of_x.rows.delta;
+      of_x.columns.source += begin_w * of_x.columns.delta;
+    } else {
+      of_x.rows = span_of(axis[1], apart_h, tile_h, height, STEP, 1);
+      of_x.columns = span_of(axis[2], apart_w, tile_w, width, STEP, 1);
+      of_dy.lines = min(height, of_x.rows.left);
+      of_dy.places = min(width, of_x.columns.left);
+      of_dy.rows = {of_x.rows.result, of_x.rows.apart, of_x.rows.results};
+      of_dy.columns = {of_x.columns.result, of_x.columns.apart, of_x.columns.results};
+      of_x.lines = cells_of(of_dy.lines, STEP, R);
+      of_x.places = cells_of(of_dy.places, STEP, S);
     }
-#pragma unroll
-    for (int j = 0; j < ACROSS; ++j) {
-      const int w = axis[2].source(q, s + j);
-      if (s + j >= axis[2].taps) break;
-      const bool beside = unsigned(d) >= unsigned(axis[0].sources) || unsigned(w) >= unsigned(axis[2].sources);
-      const int length = beside ? 0 : axis[1].sources;
-      const T* column = cells + n * p.a[0] + d * p.a[2] + w * p.a[4];
-      Acc cell[CELLS];
-#pragma unroll
-      for (int i = 0; i < CELLS; ++i) {
-        const int h = axis[1].source(start, r + i);
-        cell[i] = unsigned(h) < unsigned(length) ? conjugate_if(p.conjugate, widen(column[h * p.a[3]])) : Acc{};
-      }
-#pragma unroll
-      for (int o = 0; o < OUT; ++o) {
-        if (start + o * apart >= axis[1].outputs) break;  // an infinite cell must not meet a gradient that is not there
-#pragma unroll
-        for (int i = 0; i < TAPS; ++i) sum[i][j] = multiply_add(grad[o], cell[o * STEP + i], sum[i][j]);
+    if (of_dy.lines <= 0 || of_dy.places <= 0 || of_x.rows.left <= 0 || of_x.columns.left <= 0) continue;
+    const int d = shown<SHOWN>(p.mode, axis[0].source(z, t), axis[0].sources);
+    bring_dy(dy + n * p.b[0] + z * p.b[2], false, Channels{count, channels.multiplier * p.b[1]}, of_dy, ZEROS, false,
+             grads);
+    bring_x(x + n * p.a[0] + d * p.a[2], d < 0, Channels{count, p.a[1]}, of_x, p.mode, p.conjugate, cells);
+    __syncthreads();  // all is there
+    if (strip.exists) {
+      const Acc* const corner = cells.at(strip.channel, strip.row * ROWS * step_h, strip.column * OUT * step_w);
+      if constexpr (ANY) {
+        // Threads of a group share lines of dy, or whole vectors of a single line.
+        const bool by_line = grad_rows > 1;
+        const int all = by_line ? of_dy.lines : of_dy.places, most = (all + groups - 1) / groups,
+                  each = by_line ? most : (most + 3) / 4 * 4;
+        const Run run{min(strip.group * each, all), min((strip.group + 1) * each, all)};
+        add_runs<LAST, grads.CELL>(sum, corner, cells.line, step_h, step_w, grads.data + strip.channel * grads.plane,
+                                   grads.line, by_line ? run : Run{0, of_dy.lines},
+                                   by_line ? Run{0, of_dy.places} : run);
+      } else {
+        const int row = strip.row * ROWS, column = strip.column * OUT;
+        add_pairs<LAST, R, S, STEP, ROWS, OUT>(sum, corner, cells.line, grads.at(strip.channel, row, column),
+                                               grads.line, of_dy.lines - row, of_dy.places - column);
       }
     }
+    __syncthreads();  // all have read it
   }
 
-#pragma unroll
-  for (int i = 0; i < TAPS; ++i)
-#pragma unroll
-    for (int j = 0; j < ACROSS; ++j) total[i * ACROSS + j][threadIdx.x] = sum[i][j];
-  block_sum(total, lanes);
-  const Index copy = p.out_start + digit[0] * filters * axis[0].taps * axis[1].taps * axis[2].taps;
-#pragma unroll 1
-  for (int cell = threadIdx.x / lanes; cell < TAPS * ACROSS; cell += THREADS / lanes) {
-    const int i = r + cell / ACROSS, j = s + cell % ACROSS;
-    if (k < filters && i < axis[1].taps && j < axis[2].taps)
-      store<T>(p, out, copy + k * p.out[0] + t * p.out[2] + i * p.out[3] + j * p.out[4],
-               total[cell][threadIdx.x % lanes]);
+  const Index copy = p.out_start + Index(number) * p.groups * channels.multiplier * axis[0].taps *
+                                       (ANY ? axis[1].outputs : axis[1].taps) * (ANY ? axis[2].outputs : axis[2].taps);
+  const auto put = [&](int channel, Index r, Index s, Acc total) {
+    if (channel < count)
+      store<T>(p, out,
+               copy + (channels.of_y() + channel * channels.multiplier) * p.out[0] + t * p.out[2] + r * p.out[3] +
+                   s * p.out[4],
+               total);
+  };
+  auto& sums = reinterpret_cast<Acc(&)[SUMS_R * SUMS_S]>(sum);
+  if constexpr (ANY) {
+    const Span rows = span_of(axis[1], apart_h, digit[1], height, step_h, 1);
+    const Span columns = span_of(axis[2], apart_w, digit[0], width, step_w, 1);
+    const int places = strips * (LAST ? 32 : held);
+    add_up<T, THREADS>(sums, places, 1, groups, places, shared, [&](int place, int i, Acc total) {
+      const int channel = LAST ? place % 32 : place / strips, number = LAST ? place / 32 : place % strips;
+      const int r = number / along * ROWS + i / OUT, s = number % along * OUT + i % OUT;
+      if (r < rows.left && s < columns.left) put(channel, rows.result_at(r), columns.result_at(s), total);
+    });
+  } else {
+    add_up<T, THREADS>(sums, held, LAST ? 1 : strips, strips, LAST ? 32 : 1, shared,
+                       [&](int place, int i, Acc total) { put(place, i / S, i % S, total); });
   }
 }

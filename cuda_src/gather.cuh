@@ -15,11 +15,16 @@
 // up to whole vectors; or taps and pixels (channels-first ones). Both are right for all strides, vectors apart. PLANAR
 // is for problems whose first axis has one cell in every array: of two axes, or one. It takes fewer registers.
 //
+// Where padding shows cells of x their place is no such sum. A table in shared memory has it for each pixel of a tile,
+// or of some slices, and each tap of the tile, in lines of SLOTS pixels. So in the loop over slices an offset is read,
+// and no coordinate is compared with bounds. Where cells of the padding are zeros there is no table, and SLOTS is 0.
+//
 // Preconditions: coordinates on every axis, padding included, and gemm_k, but for wgrad's pixels, fit 31 bits.
 // Offsets of elements have 64.
 #pragma once
 #include "indexing.cuh"
 #include "numerics.cuh"
+#include "padding.cuh"
 
 enum Lanes { PIXEL_LANES, CHANNEL_LANES };
 
@@ -99,6 +104,7 @@ struct Place {
 
   __device__ Place(const T* data, Index row, Index column, bool there)
       : at(reinterpret_cast<const T*>(reinterpret_cast<const char*>(data) + row + column)), there(there) {}
+  __device__ Place(Index address, bool there) : at(reinterpret_cast<const T*>(address)), there(there) {}
 };
 
 // What a row or a column contributes to the place of a cell: coordinates, and the offset in bytes that they make.
@@ -134,21 +140,85 @@ struct Entry {
   }
 };
 
+// A row of cells that is a pixel, where there is a table of these.
+struct Slot {
+  int number;
+};
+
 // What a row contributes to the place of an element that is no cell, in bytes.
 struct PlainRow {
   Index offset;
   bool there;
 };
 
-// Cells of x, or of dy in dgrad, where pixels and taps meet. Vectors have their channels side by side.
-template <typename T, int VECTOR, bool PLANAR>
+// Cells of x, or of dy in dgrad, where pixels and taps meet. Vectors have their channels side by side. Here cells that
+// padding shows, by a table: a pixel's site has its place in a line (w), a tap's its line (w) and the address of its
+// channel in the first cell.
+template <typename T, int VECTOR, bool PLANAR, int SLOTS>
 struct Source {
   static constexpr Index BYTES = sizeof(T);
+  using Pixel = Slot;
+  const T* data;
+  const GatherAxis (&axis)[3];
+  const Index (&stride)[5];
+  Index mode, *table;
+  Tap first;  // in the first line
+  int lines;
+
+  // Fills a slot of the table. A pixel that does not exist is taken for one of the first image.
+  __device__ Site pixel(const Counter& at, int slot) const {
+    const Index image = at.left > 0 ? at.digit[3] * stride[0] : 0;
+    Tap tap = first;
+    Index line = 0;
+#pragma unroll 1
+    for (int i = 0; i < lines; ++i) {
+      if (i == 0 || tap.s == 0)
+        line = image + cell(0, at.digit[2], tap.t) * stride[2] + cell(1, at.digit[1], tap.r) * stride[3];
+      table[i * SLOTS + slot] = BYTES * (line + cell(2, at.digit[0], tap.s) * stride[4]);
+      if (++tap.s < axis[2].taps) continue;
+      tap.s = 0;
+      if (++tap.r < axis[1].taps) continue;
+      tap.r = 0;
+      ++tap.t;
+    }
+    return {0, 0, slot * int(sizeof(Index)), 0};
+  }
+  __device__ Site tap(const Tap& at) const {
+    const int line = min(number(at) - number(first), lines - 1);
+    return {0, 0, line * SLOTS * int(sizeof(Index)), start() + BYTES * (VECTOR > 1 ? at.c : at.c * stride[1])};
+  }
+  __device__ Place<T> operator()(const Slot& row, const Site& column) const {
+    return {column.offset + at(row.number * int(sizeof(Index)) + column.w), column.h == 0};
+  }
+  __device__ Place<T> operator()(const Site& column, const Site& row) const {
+    return {row.offset + at(column.w + row.w), column.h == 0};
+  }
+  __device__ Index at(int bytes) const {
+    return *reinterpret_cast<const Index*>(reinterpret_cast<const char*>(table) + bytes);
+  }
+  // Of a column that does not exist nothing is there. A row that does not exist has the cells of another.
+  __device__ void no_column(Site& column) const { column.h = NOWHERE; }
+  __device__ void no_row(Site& row) const { row.offset = start(); }
+
+  __device__ Index start() const { return Index(reinterpret_cast<size_t>(data)); }
+  __device__ Index cell(int i, int output, int tap) const {
+    return near_source(mode, axis[i].source(output, tap), axis[i].sources);
+  }
+  __device__ int number(const Tap& tap) const { return (tap.t * axis[1].taps + tap.r) * axis[2].taps + tap.s; }
+};
+
+// Where cells of the padding are zeros.
+template <typename T, int VECTOR, bool PLANAR>
+struct Source<T, VECTOR, PLANAR, 0> {
+  static constexpr Index BYTES = sizeof(T);
+  using Pixel = Site;
   const T* data;
   const GatherAxis (&axis)[3];
   const Index (&stride)[5];
 
-  __device__ Site pixel(const Counter& at) const {
+  __device__ Source(const T* data, const GatherAxis (&axis)[3], const Index (&stride)[5], Index, Index*, Tap, int)
+      : data(data), axis(axis), stride(stride) {}
+  __device__ Site pixel(const Counter& at, int) const {
     const int d = PLANAR ? 0 : axis[0].source(at.digit[2], 0);
     const int h = axis[1].source(at.digit[1], 0), w = axis[2].source(at.digit[0], 0);
     return {d, h, w, BYTES * (at.digit[3] * stride[0] + d * stride[2] + h * stride[3] + w * stride[4])};
@@ -165,12 +235,14 @@ struct Source {
                         (unsigned(pixel.w) + tap.w < unsigned(axis[2].sources));
     return {data, pixel.offset, tap.offset, inside};
   }
+  __device__ void no_column(Site& column) const { column.h = NOWHERE; }
+  __device__ void no_row(Site& row) const { row.h = NOWHERE; }
 };
 
 // -- fprop, and one residue of dgrad ----------------------------------------------------------------
 
 // Pixels by channels of the result. The source has `channels` per group, the result `results`.
-template <typename T, Lanes LANES, int VECTOR, bool PLANAR>
+template <typename T, Lanes LANES, int VECTOR, bool PLANAR, int SLOTS = 0>
 struct PixelsByChannels {
   static constexpr Index BYTES = sizeof(T);
   struct Column {
@@ -178,7 +250,7 @@ struct PixelsByChannels {
     Index plain;  // of a filter's element
     bool there;
   };
-  using RowA = Site;
+  using RowA = typename Source<T, VECTOR, PLANAR, SLOTS>::Pixel;
   using RowB = PlainRow;
   static constexpr bool CELLS_ARE_A = true;
 
@@ -186,7 +258,7 @@ struct PixelsByChannels {
   const GatherAxis (&axis)[3];
   int channels, padded, depth;  // of this part of gemm_k
   Radices taps;
-  Source<T, VECTOR, PLANAR> source;
+  Source<T, VECTOR, PLANAR, SLOTS> source;
   const T* filters;
   Index filter_stride, channel_stride;  // of w, between the result's and the source's channels
   Counter first_tap;
@@ -197,14 +269,15 @@ struct PixelsByChannels {
 
   __device__ PixelsByChannels(const Params& p, const GatherAxis (&axis)[3], const void* a, const void* b, int channels,
                               int results, Index filter_stride, Index channel_stride, Index group, Index part,
-                              Index first_row, int first_column, int bm, int bn)
+                              Index first_row, int first_column, int bm, int bn, Index* table = nullptr)
       : p(p),
         axis(axis),
         channels(channels),
         padded(round_up(channels, VECTOR)),
         depth(axis[0].taps * axis[1].taps * axis[2].taps * padded),
         taps(tap_radices<LANES>(axis, padded)),
-        source{static_cast<const T*>(a) + group * padded * p.a[1], axis, p.a},
+        source{static_cast<const T*>(a) + group * padded * p.a[1], axis, p.a, p.mode, table, {},
+               axis[0].taps * axis[1].taps * axis[2].taps},
         filters(static_cast<const T*>(b) + p.b_start + group * p.filters * p.b[0] + first_column * filter_stride +
                 axis[0].tap_first * p.b[2] + axis[1].tap_first * p.b[3] + axis[2].tap_first * p.b[4]),
         filter_stride(filter_stride),
@@ -221,19 +294,19 @@ struct PixelsByChannels {
 
   __device__ Counter counter(int k) const { return counter(first_tap, k); }
   __device__ Counter counter(const Counter& from, int k) const { return taps.after(from, k); }
-  __device__ Column column(const Counter& at) const {
+  __device__ Column column(const Counter& at, int = 0) const {
     const Tap tap = tap_of<LANES>(at);
     Column column{source.tap(tap),
                   BYTES * (tap.c * channel_stride + (PLANAR ? 0 : tap.t * axis[0].tap_step * p.b[2]) +
                            tap.r * axis[1].tap_step * p.b[3] + tap.s * axis[2].tap_step * p.b[4]),
                   at.left > 0 && tap.c < channels};
-    if (!column.there) column.cell.h = NOWHERE;
+    if (!column.there) source.no_column(column.cell);
     return column;
   }
   __device__ Site row_of_cells(int i) const {
     const Counter at = pixel(i);
-    Site row = source.pixel(at);
-    if (!exists(at)) row.h = NOWHERE;
+    Site row = source.pixel(at, i);
+    if (!exists(at)) source.no_row(row);
     return row;
   }
   __device__ PlainRow plain_row(int i) const { return {BYTES * (i * filter_stride), i < columns}; }
@@ -277,7 +350,7 @@ struct PixelsByChannels {
 // -- wgrad ------------------------------------------------------------------------------------------
 
 // Filters by taps, summed over pixels.
-template <typename T, Lanes LANES, int VECTOR, bool PLANAR>
+template <typename T, Lanes LANES, int VECTOR, bool PLANAR, int SLOTS = 0>
 struct FiltersByTaps {
   static constexpr Index BYTES = sizeof(T);
   struct Column {
@@ -294,14 +367,14 @@ struct FiltersByTaps {
   int channels, padded, depth;
   Radices pixels;
   Index begin;  // of this part of gemm_k
-  Source<T, VECTOR, PLANAR> source;
+  Source<T, VECTOR, PLANAR, SLOTS> source;
   const T* grads;
   int rows, columns, first_column;
   Index filter;  // of the tile's first row, in the result
   Index start;   // of this part of the result
 
   __device__ FiltersByTaps(const Params& p, const GatherAxis (&axis)[3], const void* a, const void* b, Index group,
-                           Index part, int first_row, int first_column, int bm)
+                           Index part, int first_row, int first_column, int bm, int bn = 0, Index* table = nullptr)
       : p(p),
         axis(axis),
         channels(int(p.channels)),
@@ -309,7 +382,8 @@ struct FiltersByTaps {
         depth(int(min_index(p.batch * axis[0].outputs * axis[1].outputs * axis[2].outputs - part * p.chunk, p.chunk))),
         pixels(pixel_radices<PLANAR>(p)),
         begin(part * p.chunk),
-        source{static_cast<const T*>(a) + group * padded * p.a[1], axis, p.a},
+        source{static_cast<const T*>(a) + group * padded * p.a[1], axis, p.a, p.mode, table,
+               first_tap(axis, first_column, padded), lines(axis, first_column, bn, padded)},
         grads(static_cast<const T*>(b) + p.b_start + (group * round_up(int(p.filters), VECTOR) + first_row) * p.b[1]),
         rows(int(min_index(p.filters - first_row, bm))),
         columns(axis[0].taps * axis[1].taps * axis[2].taps * padded),
@@ -317,20 +391,32 @@ struct FiltersByTaps {
         filter(group * p.filters + first_row),
         start(p.out_start + part * p.items) {}
 
+  // The taps that a tile has, which all have lines: those of its channels, or all of them in turn.
+  __device__ static Tap first_tap(const GatherAxis (&axis)[3], int first_column, int padded) {
+    if (LANES == PIXEL_LANES) return {};
+    const int tap = first_column / padded, r = tap / axis[2].taps;
+    return {0, r / axis[1].taps, r % axis[1].taps, tap % axis[2].taps};
+  }
+  __device__ static int lines(const GatherAxis (&axis)[3], int first_column, int bn, int padded) {
+    const int taps = axis[0].taps * axis[1].taps * axis[2].taps;
+    return LANES == PIXEL_LANES ? taps : min((first_column + bn - 1) / padded + 1, taps) - first_column / padded;
+  }
+
   __device__ Counter counter(int k) const { return pixel_at<PLANAR>(p, begin + k, depth - k); }
   __device__ Counter counter(const Counter& from, int k) const { return pixels.after(from, k); }
-  __device__ Column column(const Counter& at) const {
-    Column column{source.pixel(at),
+  // It takes a slot of the table, if there is one.
+  __device__ Column column(const Counter& at, int slot = 0) const {
+    Column column{source.pixel(at, slot),
                   BYTES * (at.digit[3] * p.b[0] + (PLANAR ? 0 : at.digit[2] * p.b[2]) + at.digit[1] * p.b[3] +
                            at.digit[0] * p.b[4]),
                   at.left > 0};
-    if (!column.there) column.cell.h = NOWHERE;
+    if (!column.there) source.no_column(column.cell);
     return column;
   }
   __device__ Site row_of_cells(int j) const {
     const Counter at = tap(j);
     Site row = source.tap(tap_of<LANES>(at));
-    if (at.left <= 0) row.h = NOWHERE;
+    if (at.left <= 0) source.no_row(row);
     return row;
   }
   __device__ PlainRow plain_row(int i) const { return {BYTES * (i * p.b[1]), i < rows}; }

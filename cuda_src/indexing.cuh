@@ -46,6 +46,25 @@ __device__ inline Index divide(Index n, const Divisor& by) {
   return by.divisor == 1 ? n : Index(__umul64hi(n, by.multiplier) >> by.shift);
 }
 
+// The same in 32 bits, for n and a divisor below 2^31: the upper half of the multiplier, rounded up, is that of a
+// quotient of 32 bits.
+struct ShortDivisor {
+  unsigned divisor, multiplier, shift;
+};
+
+__device__ inline ShortDivisor shortened(const Divisor& by) {
+  return {unsigned(by.divisor), unsigned((by.multiplier - 1) >> 32) + 1, unsigned(by.shift)};
+}
+
+__device__ inline unsigned divide(unsigned n, const ShortDivisor& by) {
+  return by.divisor == 1 ? n : __umulhi(n, by.multiplier) >> by.shift;
+}
+
+// The same for one that is divided by once.
+__device__ inline int divide_small(int n, const Divisor& by) {
+  return int(divide(unsigned(n), shortened(by)));
+}
+
 // What the first COUNT of `digit` take off a linear index, the fastest digit first, and the rest.
 template <int COUNT>
 __device__ inline Index take_digits(const Params& p, Index index, Index (&digits)[COUNT]) {
@@ -67,6 +86,34 @@ __device__ inline void digits_of(const Params& p, Index index, Index (&digits)[5
   digits[2] = channel_first ? found[3] : found[2];
   digits[3] = channel_first ? found[2] : found[1];
   digits[4] = channel_first ? found[1] : found[0];
+}
+
+// Which axis of a canonical array digit i of an element's number counts, the fastest first; the rest is digit 4.
+__device__ inline int axis_of(const Params& p, int i) {
+  return p.lanes <= 1 || i == 4 ? 4 - i : i == 0 ? 1 : 5 - i;
+}
+
+// Call each(axis, digit) for the digits first, first + 1, ... of an element's number, of which `index` has these and
+// what is slower. The loops are no longer than a digit, since few threads or few elements take their numbers apart.
+template <typename Each>
+__device__ inline void for_digits(const Params& p, Index index, int first, int end, const Each& each) {
+  if (index >> 31) {
+#pragma unroll 1
+    for (int i = first; i < end; ++i) {
+      const Index rest = i < 4 ? divide(index, p.digit[i]) : 0;
+      each(axis_of(p, i), i < 4 ? index - rest * p.digit[i].divisor : index);
+      index = rest;
+    }
+    return;
+  }
+  unsigned number = unsigned(index);
+#pragma unroll 1
+  for (int i = first; i < end; ++i) {
+    const bool whole = i == 4 || p.digit[i].divisor >> 31;
+    const unsigned rest = whole ? 0 : divide(number, shortened(p.digit[i]));
+    each(axis_of(p, i), Index(whole ? number : number - rest * unsigned(p.digit[i].divisor)));
+    number = rest;
+  }
 }
 
 // Those of this thread's element, in kernels with one thread per element, or false if there is none.

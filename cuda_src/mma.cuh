@@ -6,7 +6,7 @@
 // or columns, whichever is contiguous in global memory; a line's chunks of 16 bytes are swizzled, or lines padded, so
 // that neither the copies nor the loads of fragments meet in one bank. What columns, and rows of cells, contribute to
 // places lies in tables in shared memory, which all threads fill together every few slices: sums leave few registers
-// for anything else.
+// for anything else. If SHOWN there is one more, of what padding shows.
 //
 // A Product is a type of elements and the instruction that multiplies them; another one is another struct.
 // Tensor cores truncate sums in single precision. So each slice is summed from zero and then added to the sum by an
@@ -241,19 +241,35 @@ __device__ inline void take_rows(const Matrices&, const Entry* cells, Site (&row
   for (int i = 0; i < Share::COUNT; ++i) row[i] = cells[Share::row() + i * Share::STEP].cell();
 }
 template <typename Share, typename Matrices>
+__device__ inline void take_rows(const Matrices&, const Entry*, Slot (&row)[Share::COUNT]) {
+#pragma unroll
+  for (int i = 0; i < Share::COUNT; ++i) row[i] = {Share::row() + i * Share::STEP};
+}
+template <typename Share, typename Matrices>
 __device__ inline void take_rows(const Matrices& matrices, const Entry*, PlainRow (&row)[Share::COUNT]) {
 #pragma unroll
   for (int i = 0; i < Share::COUNT; ++i) row[i] = matrices.plain_row(Share::row() + i * Share::STEP);
 }
 
+// Both matrices' slices, and in the ring, behind STAGES of them, the tables.
+template <typename Tile, bool A_K_MAJOR, bool B_K_MAJOR>
+struct Ring {
+  using Product = typename Tile::Product;
+  using T = typename Product::Element;
+  using A = Slice<T, Tile::BM, Tile::BK, A_K_MAJOR, Product::elementwise(A_K_MAJOR)>;
+  using B = Slice<T, Tile::BN, Tile::BK, B_K_MAJOR, Product::elementwise(B_K_MAJOR)>;
+  static constexpr int COLUMNS = Tile::STAGES * (A::BYTES + B::BYTES);
+  static constexpr int SHOWN = COLUMNS + int(sizeof(Entry)) * Tile::THREADS;  // what padding shows
+};
+
 // sum = A B for this block's tile.
 template <typename Tile, bool A_K_MAJOR, bool B_K_MAJOR, typename Matrices>
 __device__ inline void multiply(const Matrices& matrices, const Shared<Tile>& shared, unsigned char* ring,
                                 typename Tile::Sums& sum) {
-  using Product = typename Tile::Product;
-  using T = typename Product::Element;
-  using SliceA = Slice<T, Tile::BM, Tile::BK, A_K_MAJOR, Product::elementwise(A_K_MAJOR)>;
-  using SliceB = Slice<T, Tile::BN, Tile::BK, B_K_MAJOR, Product::elementwise(B_K_MAJOR)>;
+  using T = typename Tile::Product::Element;
+  using Ring = ::Ring<Tile, A_K_MAJOR, B_K_MAJOR>;
+  using SliceA = typename Ring::A;
+  using SliceB = typename Ring::B;
   using ShareA = Share<Tile::BM, Tile::BK, Tile::VECTOR, Tile::THREADS, A_K_MAJOR>;
   using ShareB = Share<Tile::BN, Tile::BK, Tile::VECTOR, Tile::THREADS, B_K_MAJOR>;
 #pragma unroll
@@ -278,11 +294,11 @@ __device__ inline void multiply(const Matrices& matrices, const Shared<Tile>& sh
   constexpr int COLUMNS_A = Tile::BK / STEP_A, COLUMNS_B = ALIKE ? 0 : Tile::BK / STEP_B;  // of a slice
   constexpr int SLICES = Tile::THREADS / (COLUMNS_A > COLUMNS_B ? COLUMNS_A : COLUMNS_B);
   static_assert(SLICES >= Tile::STAGES - 1, "the first slices take no more than one table");
-  Entry* const columns_a = reinterpret_cast<Entry*>(ring + Tile::STAGES * (SliceA::BYTES + SliceB::BYTES));
+  Entry* const columns_a = reinterpret_cast<Entry*>(ring + Ring::COLUMNS);
   Entry* const columns_b = columns_a + SLICES * COLUMNS_A;
   const auto put_columns = [&](int first) {
     for (int i = threadIdx.x; i < SLICES * COLUMNS_A; i += Tile::THREADS)
-      columns_a[i] = Entry::of(matrices.column(matrices.counter(shared.first, first * Tile::BK + i * STEP_A)));
+      columns_a[i] = Entry::of(matrices.column(matrices.counter(shared.first, first * Tile::BK + i * STEP_A), i));
     for (int i = threadIdx.x; i < SLICES * COLUMNS_B; i += Tile::THREADS)
       columns_b[i] = Entry::of(matrices.column(matrices.counter(shared.first, first * Tile::BK + i * STEP_B)));
     __syncthreads();  // the table is there
@@ -412,16 +428,16 @@ __device__ inline void store_tile(const Matrices& matrices, const Shared<Tile>& 
 
 // Pixels by channels of the result: fprop, or one residue of dgrad. Blocks run over gemm_n first, so that those that
 // share pixels run together; then over gemm_m, then over groups and parts of gemm_k.
-template <typename Tile, bool B_K_MAJOR>
+template <typename Tile, bool B_K_MAJOR, int SLOTS>
 __device__ inline void pixels_by_channels(const void* a, const void* b, const void* bias, void* out, const Params& p,
                                           const GatherAxis (&axis)[3], int channels, int results, Index filter_stride,
                                           Index channel_stride, Index tile_m, Index tile_n, Index group, Index part) {
   extern __shared__ __align__(128) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<Tile>*>(memory);
   unsigned char* const ring = memory + RING<Tile>;
-  const PixelsByChannels<typename Tile::Product::Element, CHANNEL_LANES, Tile::VECTOR, Tile::PLANAR> matrices(
+  const PixelsByChannels<typename Tile::Product::Element, CHANNEL_LANES, Tile::VECTOR, Tile::PLANAR, SLOTS> matrices(
       p, axis, a, b, channels, results, filter_stride, channel_stride, group, part, tile_m * Tile::BM,
-      int(tile_n) * Tile::BN, Tile::BM, Tile::BN);
+      int(tile_n) * Tile::BN, Tile::BM, Tile::BN, reinterpret_cast<Index*>(ring + Ring<Tile, true, B_K_MAJOR>::SHOWN));
   put_places(matrices, shared.rows, shared.columns, shared.cells, shared.first);
   if (threadIdx.x == 0) shared.channel = matrices.channel;
   typename Tile::Sums sum;
@@ -430,14 +446,15 @@ __device__ inline void pixels_by_channels(const void* a, const void* b, const vo
     store_tile<Tile, false>(matrices, shared, ring, sum, out, bias, shared.channel);
   else
     store_tile<Tile, true>(matrices, shared, ring, sum, out, bias, shared.channel);
+  if (SLOTS > 0) end_unless_shown(p.mode);
 }
 
-template <typename Product, int BM, int BN, int BK, int WM, int WN, int STAGES, bool PLANAR>
+template <typename Product, int BM, int BN, int BK, int WM, int WN, int STAGES, bool PLANAR, bool SHOWN = false>
 __device__ void conv_fprop_mma(const void* a, const void* b, const void* bias, void* out, const Params& p) {
   const GatherAxis axis[3] = {forward_axis(p.axis[0]), forward_axis(p.axis[1]), forward_axis(p.axis[2])};
   Index digit[3];  // tile_n, tile_m, group
   const Index part = take_digits(p, blockIdx.x, digit);
-  pixels_by_channels<Tile<Product, BM, BN, BK, WM, WN, STAGES, PLANAR>, true>(
+  pixels_by_channels<Tile<Product, BM, BN, BK, WM, WN, STAGES, PLANAR>, true, SHOWN ? BM : 0>(
       a, b, bias, out, p, axis, int(p.channels), int(p.filters), p.b[0], 1, digit[1], digit[0], digit[2], part);
 }
 
@@ -448,11 +465,11 @@ __device__ void conv_dgrad_mma(const void* a, const void* b, const void* bias, v
   const Index part = take_digits(p, blockIdx.x, digit);
   __shared__ GatherAxis axis[3];
   put_axes(axis, p, digit + 2);
-  pixels_by_channels<Tile<Product, BM, BN, BK, WM, WN, STAGES, PLANAR>, false>(
+  pixels_by_channels<Tile<Product, BM, BN, BK, WM, WN, STAGES, PLANAR>, false, 0>(
       a, b, bias, out, p, axis, int(p.filters), int(p.channels), 1, p.b[0], digit[1], digit[0], digit[5], part);
 }
 
-template <typename Product, int BM, int BN, int BK, int WM, int WN, int STAGES, bool PLANAR>
+template <typename Product, int BM, int BN, int BK, int WM, int WN, int STAGES, bool PLANAR, bool SHOWN = false>
 __device__ void conv_wgrad_mma(const void* a, const void* b, const void*, void* out, const Params& p) {
   using Tile = ::Tile<Product, BM, BN, BK, WM, WN, STAGES, PLANAR>;
   extern __shared__ __align__(128) unsigned char memory[];
@@ -461,10 +478,13 @@ __device__ void conv_wgrad_mma(const void* a, const void* b, const void*, void* 
   const GatherAxis axis[3] = {forward_axis(p.axis[0]), forward_axis(p.axis[1]), forward_axis(p.axis[2])};
   Index digit[3];  // tile_n, tile_m, group
   const Index part = take_digits(p, blockIdx.x, digit);
-  const FiltersByTaps<typename Product::Element, CHANNEL_LANES, Tile::VECTOR, Tile::PLANAR> matrices(
-      p, axis, a, b, digit[2], part, int(digit[1]) * BM, int(digit[0]) * BN, BM);
+  constexpr int SLOTS = SHOWN ? Tile::THREADS : 0;
+  const FiltersByTaps<typename Product::Element, CHANNEL_LANES, Tile::VECTOR, PLANAR, SLOTS> matrices(
+      p, axis, a, b, digit[2], part, int(digit[1]) * BM, int(digit[0]) * BN, BM, BN,
+      reinterpret_cast<Index*>(ring + Ring<Tile, false, false>::SHOWN));
   put_places(matrices, shared.rows, shared.columns, shared.cells, shared.first);
   typename Tile::Sums sum;
   multiply<Tile, false, false>(matrices, shared, ring, sum);
   store_tile<Tile, false>(matrices, shared, ring, sum, out, nullptr, 0);
+  if (SHOWN) end_unless_shown(p.mode);
 }

@@ -199,6 +199,21 @@ __device__ inline void finish(const Params& p, void* out, Index offset, Accumula
   store<T>(p, out, offset, finished<T>(p, sum, bias, channel));
 }
 
+// Finish a thread's sums one after the other, by code that is there once, for which they have to be in memory: what a
+// kernel that unrolls its stores does where more is asked than to round and store them. place(i) may be NONE.
+template <typename T, int THREADS, int COUNT, typename Place>
+__device__ inline void finish_each(const Params& p, void* out, const Accumulator<T> (&sums)[COUNT], const void* bias,
+                                   Index channel, Accumulator<T>* shared, Place place) {
+  auto* const own = shared + threadIdx.x;
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) own[i * THREADS] = sums[i];
+#pragma unroll 1
+  for (int i = 0; i < COUNT; ++i) {
+    const Index offset = place(i);
+    if (offset != NONE) finish<T>(p, out, offset, own[i * THREADS], bias, channel);
+  }
+}
+
 // COUNT neighbours, read or written at once.
 template <typename T, int COUNT>
 struct alignas(COUNT * sizeof(T)) Pack {
@@ -243,4 +258,14 @@ __device__ inline void finish_pack(const Params& p, void* out, Index start, cons
   for (int i = 0; i < COUNT; ++i)
     if (place[i] != NONE) sums.value[i] = finished<T>(p, sums.value[i], bias, channel + i * apart);
   store_pack<T>(p, out, start, place, neighbours, sums);
+}
+
+// Put neighbouring sums in their places from `start` on, after the activation, at once if they are aligned.
+template <typename T, int COUNT>
+__device__ inline void store_neighbours(const Params& p, void* out, Index start,
+                                        Pack<Accumulator<T>, COUNT> sums) {
+  Index place[COUNT];
+#pragma unroll
+  for (int i = 0; i < COUNT; ++i) place[i] = i;
+  finish_pack<T>(p, out, start, place, true, sums, nullptr, 0, 0);
 }

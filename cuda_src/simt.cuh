@@ -1,6 +1,7 @@
 // Convolution and its gradients as tiled matrix products on the ordinary cores, without lowering: implicit GEMM.
 //
-// The matrices are those of gather.cuh, for every dtype, rank and layout, padded with zeros. A block owns a BM x BN
+// The matrices are those of gather.cuh, for every dtype, rank and layout; what padding shows of x if SHOWN, otherwise
+// padded with zeros. A block owns a BM x BN
 // tile of their product, a thread TM x TN elements of it in registers. Slices of both matrices, BK deep, go through two
 // buffers in shared memory: while one is multiplied, the next is on its way from global memory in registers, so that
 // one barrier per slice is enough. What columns contribute to places is computed by all threads together, one each, and
@@ -66,6 +67,20 @@ struct Rows {
   __device__ void each(Place place, Use use) const {
 #pragma unroll
     for (int i = 0; i < COUNT; ++i) use(i, place(COUNT == 1 ? row : first[i * STEP].cell()));
+  }
+};
+
+// Of pixels with a table the first one's slot is enough.
+template <int COUNT, int STEP>
+struct Rows<Slot, COUNT, STEP> {
+  int first;
+
+  template <typename Matrices>
+  __device__ Rows(const Matrices&, const Entry*, int first) : first(first) {}
+  template <typename Place, typename Use>
+  __device__ void each(Place place, Use use) const {
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) use(i, place(Slot{first + i * STEP}));
   }
 };
 
@@ -212,7 +227,7 @@ __device__ inline void multiply(const Tile& tile, const Matrices& matrices, bool
 
   // Past the end of gemm_k, and of the table, nothing is there.
   const auto put_column = [&](int place, const Counter& at) {
-    const typename Matrices::Column column = matrices.column(at);
+    const typename Matrices::Column column = matrices.column(at, place);
     s.columns[place] = Entry::of(column);
   };
   if (threadIdx.x < Tile::BK) put_column(Tile::THREADS + threadIdx.x, matrices.counter(max(matrices.depth, 0)));
@@ -318,15 +333,16 @@ __device__ inline void store_tile(const Tile& tile, const Matrices& matrices, Sh
 
 // Pixels by channels of the result: fprop, or one residue of dgrad. Blocks run over gemm_n first, so that those that
 // share pixels run together; then over gemm_m, then over groups and parts of gemm_k.
-template <typename Tile, Lanes LANES, int VECTOR, bool PLANAR, bool B_K_MAJOR>
+template <typename Tile, Lanes LANES, int VECTOR, bool PLANAR, bool B_K_MAJOR, int SLOTS>
 __device__ inline void pixels_by_channels(const void* a, const void* b, const void* bias, void* out, const Params& p,
                                           const GatherAxis (&axis)[3], int channels, int results, Index filter_stride,
                                           Index channel_stride, Index tile_m, Index tile_n, Index group, Index part) {
   using T = typename Tile::T;
-  using Matrices = PixelsByChannels<T, LANES, VECTOR, PLANAR>;
+  using Matrices = PixelsByChannels<T, LANES, VECTOR, PLANAR, SLOTS>;
+  extern __shared__ Index table[];
   __shared__ Shared<Tile> shared[1];
   const Matrices matrices(p, axis, a, b, channels, results, filter_stride, channel_stride, group, part,
-                          tile_m * Tile::BM, int(tile_n) * Tile::BN, Tile::BM, Tile::BN);
+                          tile_m * Tile::BM, int(tile_n) * Tile::BN, Tile::BM, Tile::BN, table);
   put_places(matrices, shared[0].rows, shared[0].columns, shared[0].rows_of_cells, shared[0].first);
   const bool biased = bias && !p.partial;
   for (int j = threadIdx.x; j < Tile::BN && biased; j += Tile::THREADS) {
@@ -349,14 +365,15 @@ __device__ inline void pixels_by_channels(const void* a, const void* b, const vo
     }
   }
   store_tile<LANES == PIXEL_LANES>(tile, matrices, shared[0], sum, out);
+  if (SLOTS > 0) end_unless_shown(p.mode);
 }
 
-template <typename T, int BM, int BN, int BK, int TM, int TN, Lanes LANES, int VECTOR, bool PLANAR>
+template <typename T, int BM, int BN, int BK, int TM, int TN, Lanes LANES, int VECTOR, bool PLANAR, bool SHOWN = false>
 __device__ void conv_fprop_simt(const void* a, const void* b, const void* bias, void* out, const Params& p) {
   const GatherAxis axis[3] = {forward_axis(p.axis[0]), forward_axis(p.axis[1]), forward_axis(p.axis[2])};
   Index digit[3];  // tile_n, tile_m, group
   const Index part = take_digits(p, blockIdx.x, digit);
-  pixels_by_channels<Tile<T, BM, BN, BK, TM, TN>, LANES, VECTOR, PLANAR, true>(
+  pixels_by_channels<Tile<T, BM, BN, BK, TM, TN>, LANES, VECTOR, PLANAR, true, SHOWN ? BM : 0>(
       a, b, bias, out, p, axis, int(p.channels), int(p.filters), p.b[0], p.b[1], digit[1], digit[0], digit[2], part);
 }
 
@@ -367,23 +384,25 @@ __device__ void conv_dgrad_simt(const void* a, const void* b, const void* bias, 
   const Index part = take_digits(p, blockIdx.x, digit);
   __shared__ GatherAxis axis[3];
   put_axes(axis, p, digit + 2);
-  pixels_by_channels<Tile<T, BM, BN, BK, TM, TN>, LANES, VECTOR, PLANAR, false>(
+  pixels_by_channels<Tile<T, BM, BN, BK, TM, TN>, LANES, VECTOR, PLANAR, false, 0>(
       a, b, bias, out, p, axis, int(p.filters), int(p.channels), p.b[1], p.b[0], digit[1], digit[0], digit[5], part);
 }
 
-template <typename T, int BM, int BN, int BK, int TM, int TN, Lanes LANES, int VECTOR, bool PLANAR>
+template <typename T, int BM, int BN, int BK, int TM, int TN, Lanes LANES, int VECTOR, bool PLANAR, bool SHOWN = false>
 __device__ void conv_wgrad_simt(const void* a, const void* b, const void*, void* out, const Params& p) {
   using Tile = ::Tile<T, BM, BN, BK, TM, TN>;
-  using Matrices = FiltersByTaps<T, LANES, VECTOR, PLANAR>;
+  using Matrices = FiltersByTaps<T, LANES, VECTOR, PLANAR, SHOWN ? Tile::THREADS + BK : 0>;
+  extern __shared__ Index table[];
   __shared__ Shared<Tile> shared[1];
   const GatherAxis axis[3] = {forward_axis(p.axis[0]), forward_axis(p.axis[1]), forward_axis(p.axis[2])};
   Index digit[3];  // tile_n, tile_m, group
   const Index part = take_digits(p, blockIdx.x, digit);
-  const Matrices matrices(p, axis, a, b, digit[2], part, int(digit[1]) * BM, int(digit[0]) * BN, BM);
+  const Matrices matrices(p, axis, a, b, digit[2], part, int(digit[1]) * BM, int(digit[0]) * BN, BM, BN, table);
   put_places(matrices, shared[0].rows, shared[0].columns, shared[0].rows_of_cells, shared[0].first);
   const Tile tile;
   typename Tile::Sums sum;
   multiply<Tile, VECTOR, LANES == PIXEL_LANES, LANES == PIXEL_LANES>(tile, matrices, LANES == PIXEL_LANES, shared[0],
                                                                      sum);
   store_tile<false>(tile, matrices, shared[0], sum, out);
+  if (SHOWN) end_unless_shown(p.mode);
 }

@@ -16,7 +16,7 @@ import numpy as np
 import cuconv
 from cuconv import dtypes, processor
 from cuconv.cpu import blocking, blockwise, col2im
-from cuconv.cuda import mma, schedule, simt
+from cuconv.cuda import depthwise, fft, mma, schedule, simt
 from cuconv.cuda.kernel import VECTOR
 from cuconv.plan import TABLES, device_of, forget
 from cuconv.problem import ACTIVATIONS, PADDING_MODES
@@ -60,7 +60,10 @@ def _names(table):
     return list(dict.fromkeys(entry.name for op in OPS for entry in table[op]))
 
 
-ALGORITHMS, KERNELS = _names(TABLES["cpu"]), _names(TABLES["cuda"])
+ALGORITHMS, ON_GPU = _names(TABLES["cpu"]), _names(TABLES["cuda"])
+KERNELS = [name for name in ON_GPU if name != "fft"]
+"""The entries for a GPU whose launches are kernels of ours."""
+
 MEMORIES = ("plain", "reversed", "sliced", "transposed", "broadcast")
 MIXED = {"fprop": "xw", "dgrad": "yw", "wgrad": "xy"}
 PUBLIC = {
@@ -240,7 +243,9 @@ def judge(got, expected, magnitude, terms, dtype, exact, context, extra=0.0):
 def workspace(size):
     """Plan small problems as if they were large: in so many bytes, and on a GPU with sums in parts.
 
-    The smallest size also has a GPU's largest tiles, the others for tensor cores the smallest but one.
+    The smallest size also has a GPU's largest tiles, the others the smallest, of tensor cores the one before;
+    for `depthwise` passes of few taps and blocks of several images, the others weight gradients in parts.
+    In all of these x is not padded in the workspace where there are kernels that read what padding shows.
     """
     if size == blocking.WORKSPACE:
         yield
@@ -248,9 +253,13 @@ def workspace(size):
     with (
         mock.patch.object(blocking, "WORKSPACE", size),
         mock.patch.object(blocking, "LIMIT", 3 * size),
+        mock.patch.object(fft, "WORKSPACE", size),
         mock.patch.object(schedule, "PART", 1 if size == 1 else 8),
-        mock.patch.object(simt, "_first", (lambda choices, cost: choices[0]) if size == 1 else simt._first),
+        mock.patch.object(schedule, "SHOWN_CHANNELS", 1),
+        mock.patch.object(simt, "SHOWN_FILTERS", 0),
+        mock.patch.object(simt, "_first", lambda choices, cost: choices[0 if size == 1 else -1]),
         mock.patch.object(mma, "choice", lambda *asked: in_parts(*asked, 0 if size == 1 else -2)),
+        mock.patch.multiple(depthwise, **(dict(MOST=3, WAVE=1) if size == 1 else dict(ADDED=0, PARTS=0))),
     ):
         forget()
         yield
@@ -259,11 +268,7 @@ def workspace(size):
 
 def in_parts(problem, request, number, parts=3):
     """A tile for tensor cores, counted from the largest, and gemm_k in parts if it has so many slices."""
-    tiles = [
-        tile
-        for tile in mma.PRODUCTS[request.dtype, request.precision].tiles[request.op]
-        if schedule.planar(problem) or not tile.planar
-    ]
+    tiles = [tile for tile in mma.tiles_of(request) if schedule.planar(problem) or not tile.planar]
     tile = tiles[max(number, -len(tiles))]
     slices = schedule.per(
         schedule.gemm_k(problem, request.op, VECTOR // DTYPES[request.dtype].itemsize), tile.bk

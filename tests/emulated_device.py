@@ -16,6 +16,7 @@ from typing import ClassVar
 from unittest import mock
 
 import numpy as np
+import scipy.fft
 
 from . import emulator
 
@@ -119,13 +120,14 @@ def installed():
     sys.modules["cupy"] = CuPy()
     from benchmarks import ceilings
     from cuconv.cli import check, clock
-    from cuconv.cuda import jit
+    from cuconv.cuda import jit, launch
 
     from . import device
 
     with (
         emulator.emulated(),
         mock.patch.object(jit, "function", lambda kernel, device, shared=0: emulator.build.instance(kernel)),
+        mock.patch.object(launch, "_transforms", return_value=scipy.fft),
         mock.patch.object(device, "run", emulator.run),
         mock.patch.object(check, "PROBLEMS", ("n1c2h5w5 k2r3s3 p1",)),
         mock.patch.object(check, "COLUMNS", ("float32",)),

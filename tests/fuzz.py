@@ -6,7 +6,7 @@ import sys
 from cuconv.cli.main import at_least
 
 from . import chunked, emulator
-from .cases import ALGORITHMS, KERNELS, check, ops_of, seeded_case
+from .cases import ALGORITHMS, ON_GPU, check, ops_of, seeded_case
 
 
 def main(arguments=None):
@@ -14,13 +14,13 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=at_least(1), default=1000)
     parser.add_argument("--seed", type=at_least(0), default=0, help="the first case's number")
-    parser.add_argument("--algorithm", default="auto", choices=["auto", *dict.fromkeys(ALGORITHMS + KERNELS)])
+    parser.add_argument("--algorithm", default="auto", choices=["auto", *dict.fromkeys(ALGORITHMS + ON_GPU)])
     parser.add_argument("--emulator", action="store_true", help="run the CUDA kernels, emulated")
     parser.add_argument("--dask", action="store_true", help="cut the arrays by chance, with cuconv.dask")
     arguments = parser.parse_args(arguments)
     if arguments.dask and (arguments.emulator or arguments.algorithm != "auto"):
         parser.error("argument --dask: goes without --emulator and --algorithm")
-    names = KERNELS if arguments.emulator else ALGORITHMS
+    names = ON_GPU if arguments.emulator else ALGORITHMS
     if arguments.algorithm not in ("auto", *names):
         parser.error(f"argument --algorithm: choose from auto, {', '.join(names)}")
     failed = unfit = 0

@@ -23,7 +23,7 @@ CHUNK = 12
 """Instances per test: many enough to name a file, few enough for two workers to finish together."""
 
 
-AT_ONCE = (min(LIMITS), 90)
+AT_ONCE = (90,)
 """The capabilities that every run of the tests compiles for; the others take minutes more."""
 
 

@@ -44,6 +44,19 @@ DEPTHWISE = (
     "n2c8w37 k8s4 g8 pw3:0",
     "n1c4h11w9 k4r3s3 g4 sh2sw2 dh2dw2 p2",
 )
+# Channels for a warp, but not whole ones: unrolled filters, strided ones, lines; and what padding shows.
+LANES = (
+    "n3c18h9w6 k18r3s3 g18 p1",
+    "n2c18h9w5 k18r5s5 g18 p2",
+    "n1c24h8w9 k24r7s7 g24 p3",
+    "n2c18h9w8 k18r3s3 g18 sh2sw2 p1",
+    "n1c18h8w9 k18r3s3 g18 sh2sw2 p0:1",
+    "n1c18h6w7 k18r2s4 g18 sh2sw3 p1",
+    "n2c18h6w7 k18r4s3 g18 p1 reflect",
+    "n1c18w21 k18s5 g18 sw2 p1",
+    "n1c18w21 k18s4 g18 pw2:1 circular",
+    "n2c18w21 k18s4 g18 pw3:0",
+)
 # Whole vectors of channels, of every dtype, where channels are last.
 VECTORS = ("n2c8h5w6 k16r3s2 sh2sw1 p1", "n1c16w9 k16s3 g2 sw2 p1", "n1c8d3h4w3 k8t2r2s2 p1")
 # Tensor cores: groups that fill a tile or none, channels that are whole vectors or not, residues of a stride.
@@ -52,10 +65,15 @@ TENSOR = (
     "n1c8h9w8 k16r3s3 sh2sw1 dh1dw2 p1",
     "n2c48h5w7 k32r2s3 g2 p1 circular",
     "n1c24d3h4w5 k17t2r3s2 sd1sh2sw1 p1",
+    "n1c16h5w4 k20r3s2 ph0:2pw3:1 symmetric",
 )
 FAMILIES = {"direct": direct, "simt": simt, "depthwise": depthwise, "mma": mma}
 OF_DTYPES = [
-    (dtype, name) for dtype in DTYPES for name, family in FAMILIES.items() if [*family.kernels(dtype)]
+    # Of bfloat16 `depthwise` has as many instances as of float16, which differ in how elements are rounded.
+    pytest.param(dtype, name, marks=pytest.mark.long if (dtype, name) == ("bfloat16", "depthwise") else ())
+    for dtype in DTYPES
+    for name, family in FAMILIES.items()
+    if [*family.kernels(dtype)]
 ]
 
 
@@ -71,7 +89,7 @@ def test_every_entry_of_the_table(dtype, algorithm):
     with mock.patch.object(emulator.ops, "run_plan", recorded):
         for rank, lines in PROBLEMS.items():
             checked = 0
-            for line in (*lines, *DEPTHWISE, *VECTORS, *TENSOR):
+            for line in (*lines, *DEPTHWISE, *VECTORS, *(LANES if algorithm == "depthwise" else TENSOR)):
                 case = Case(
                     cuconv.ConvProblem.parse(line), dtype, precision=PRECISION.get((dtype, algorithm))
                 )
@@ -202,28 +220,35 @@ def test_every_choice_is_known_by_the_same_name_everywhere():
         ("ACTIVATIONS", "relu", len(ACTIVATIONS), "float32", ("fprop",)),
         ("ACTIVATIONS", "relu", len(ACTIVATIONS), "int32", ("fprop",)),
         ("ACTIVATIONS", None, 1, "complex64", ("fprop",)),
-        ("PADDING_MODES", "circular", len(PADDING_MODES), "float32", ("fprop", "dgrad")),
-        ("PADDING_MODES", "circular", 0, "float32", ("fprop", "dgrad")),
+        ("PADDING_MODES", "circular", len(PADDING_MODES), "float32", ("fprop", "dgrad", "wgrad")),
+        ("PADDING_MODES", "circular", 0, "float32", ("fprop", "dgrad", "wgrad")),
     ],
 )
 def test_what_a_kernel_does_not_know_ends_the_launch(choices, choice, number, dtype, ops):
     """It is not taken for another: the number beyond the last, and what a kernel has no case for."""
     options = {"activation": choice} if choices == "ACTIVATIONS" else {"padding": 1, "padding_mode": choice}
     x, w = np.ones((1, 1, 5), dtype), np.ones((1, 1, 3), dtype)
-    calls = {"fprop": (x, w), "dgrad": (cuconv.conv(x, w, **options), w, x.shape)}
-    for op in ops:
+    y = cuconv.conv(x, w, **options)
+    calls = {"fprop": (x, w), "dgrad": (y, w, x.shape), "wgrad": (x, y, w.shape)}
+    entries = (
+        KERNELS if choices == "PADDING_MODES" else ("auto",)
+    )  # of which some read by it, and others do not
+    for op, algorithm in itertools.product(ops, entries):
+        permitted = dict(algorithm=algorithm, precision=PRECISION.get((dtype, algorithm)))
         with (
             workspace(2),  # which leaves no plan behind
             mock.patch.object(schedule, choices, ("",) * number + (choice,)),
             pytest.raises(emulator.EmulatorError, match="__trap: called"),
         ):
-            emulator.run(op, *calls[op], **options)
+            emulator.run(op, *calls[op], **options, **permitted)
 
 
 def check_in_all_ways(problem, dtype, algorithm):
     precision = PRECISION.get((dtype, algorithm))
+    more = algorithm == "mma" or (algorithm, dtype) == ("simt", "float32")  # tiles than two
     for layout in ("channels_first", "channels_last"):
-        for size in (1, 2000, blocking.WORKSPACE) if algorithm == "mma" else (1, blocking.WORKSPACE):
+        sizes = (1, 2000) if algorithm == "depthwise" else (1, blocking.WORKSPACE)
+        for size in (1, 2000, blocking.WORKSPACE) if more else sizes:
             case = Case(problem, dtype, layout, bias=True, workspace=size, precision=precision)
             check(case, algorithm, emulator.run)
 
@@ -395,6 +420,13 @@ def test_division_by_multiplication():
             for n in (multiple * number - 1, multiple * number, multiple * number + number - 1):
                 if 0 <= n <= largest:
                     assert (n * multiplier >> 64) >> shift == n // number
+        short = (multiplier - 1 >> 32) + 1  # of 32 bits, for numbers below 2^31
+        largest = 2**31 - 1
+        for multiple in (0, 1, 2, 12345, largest // number - 1, largest // number) if number < 2**31 else ():
+            for n in (multiple * number - 1, multiple * number, multiple * number + number - 1):
+                if 0 <= n <= largest:
+                    assert short < 2**32
+                    assert (n * short >> 32) >> shift == n // number
     assert divisor(1)[0] == divisor(0)[0] == 1
 
 

@@ -254,7 +254,7 @@ def test_tune_times_every_candidate(cupy):
     for _ in range(2):
         cuconv.conv(Array((2, 4, 9)), Array((8, 1, 3)), groups=4, algorithm="tune")
     names = [launched.kernel.template for launched in cupy.launched]
-    candidates = ["conv_fprop_depthwise", "conv_fprop_simt", "conv_fprop_direct"]
+    candidates = ["conv_gather_depthwise", "conv_fprop_simt", "conv_fprop_direct"]
     assert names[:6] == [name for name in candidates for _ in range(2)]
     assert len(names) == 8
 

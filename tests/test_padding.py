@@ -1,12 +1,18 @@
 """Padding: modes against numpy.pad, names, cropping, and what happens at the edges."""
 
+import dataclasses
+import itertools
+from unittest import mock
+
 import numpy as np
 import pytest
 from scipy import ndimage, signal
 
 import cuconv
+from cuconv import cuda
 from cuconv.cli import check, oracle
-from cuconv.problem import LAYOUTS, MODES_ELSEWHERE, PADDING_MODES
+from cuconv.plan import make_plan
+from cuconv.problem import LAYOUTS, MODES_ELSEWHERE, PADDING_MODES, Request
 
 from . import cases, emulator
 
@@ -78,6 +84,93 @@ def test_padding_many_times_as_wide_as_the_image(line, mode, run):
     problem = cuconv.ConvProblem.parse(f"{line} {mode}")
     for layout in LAYOUTS:
         cases.check(cases.Case(problem, layout=layout), run=run)
+
+
+# Filters larger than the input, strides, dilation, groups; and how deep padding is on each axis: 1 is as deep
+# as is read without a padded copy, 0 none, -1 a cell cropped.
+NEAR = {
+    "n2c3w6 k7s4 dw3 p9": ((1, 1),),
+    "n2c4h4w3 k6r5s2 g2 sh2sw1 p9": ((1, 1), (-1, 1)),
+    "n1c24h5w4 k8r3s3 sh1sw2 p9": ((0, 1), (1, 0)),
+    "n1c2d2h3w4 k3t2r2s3 dd1dh2dw1 p9": ((1, 0), (0, 1), (1, -1)),
+}
+READERS = (
+    ("simt", "float32", None),
+    ("mma", "float16", None),
+    ("mma", "float32", "tf32"),
+    ("mma", "float64", None),
+)
+
+
+def near(line, mode, more=0):
+    """The problem padded as deep as NEAR says, and so many cells more."""
+    problem = cuconv.ConvProblem.parse(line)
+    deepest = [2 * h if mode == "replicate" else h - (mode == "reflect") for h in problem.input]
+    pairs = [
+        tuple(d + more if side > 0 else side for side in sides)
+        for d, sides in zip(deepest, NEAR[line], strict=True)
+    ]
+    return dataclasses.replace(problem, padding=tuple(pairs), padding_mode=mode)
+
+
+def templates_of(check, *arguments):
+    """The kernels that are launched by it."""
+    seen, run_plan = [], emulator.ops.run_plan
+
+    def recorded(launches, *arguments, **options):
+        seen.extend(launch.kernel.template for launch in launches)
+        run_plan(launches, *arguments, **options)
+
+    with mock.patch.object(emulator.ops, "run_plan", recorded):
+        check(*arguments)
+    return seen
+
+
+@pytest.mark.parametrize("mode", PADDING_MODES[1:])
+@pytest.mark.parametrize("line", NEAR)
+def test_what_padding_shows_is_read_from_the_input(line, mode):
+    """By every algorithm that does so, in both layouts, bit for bit; a cell deeper from a padded copy."""
+    for (algorithm, dtype, precision), layout, size in itertools.product(READERS, LAYOUTS, (1, 2000)):
+        for more in (0, 1) if size == 1 else (0,):
+            case = cases.Case(
+                near(line, mode, more), dtype, layout, bias=True, precision=precision, workspace=size
+            )
+            with cases.workspace(size):
+                ops = [op for op in ("fprop", "wgrad") if cases.applies(case, algorithm, op, "cuda")]
+                requests = [Request(op, case.problem, dtype, layout, precision=precision) for op in ops]
+                reads = [getattr(cuda, algorithm).reads_padding(request) for request in requests]
+            copies = templates_of(cases.check, case, algorithm, emulator.run, ops).count("conv_pad")
+            assert copies == reads.count(False)
+            if layout == "channels_first" and ops:
+                assert all(reads) == (not more or mode == "replicate"), (algorithm, dtype)
+
+
+@pytest.mark.parametrize(
+    ("line", "op", "dtype", "layout", "algorithm", "copied"),
+    [
+        ("n8c64h9w9 k64r3s3 p1 circular", "fprop", "float32", "channels_first", "simt", False),
+        ("n8c64h9w9 k64r3s3 p1 circular", "wgrad", "float32", "channels_last", "simt", False),
+        ("n8c64h9w9 k64r3s3 p1 circular", "fprop", "float16", "channels_last", "mma", False),
+        ("n8c64h9w9 k64r3s3 p1 circular", "wgrad", "float64", "channels_last", "mma", False),
+        ("n8c64h9w9 k64r3s3 ph9pw0 circular", "fprop", "float16", "channels_last", "mma", False),
+        ("n8c64h9w9 k64r3s3 ph10pw0 circular", "fprop", "float16", "channels_last", "mma", True),
+        ("n8c64h9w9 k64r3s3 ph9pw0 reflect", "fprop", "float16", "channels_last", "mma", True),
+        ("n8c64h9w9 k64r3s3 ph99pw0 replicate", "fprop", "float16", "channels_last", "mma", False),
+        ("n8c64h9w9 k64r5s5 p2 circular", "fprop", "float32", "channels_first", "simt", True),
+        ("n8c8h9w9 k64r3s3 p1 circular", "fprop", "float32", "channels_first", "simt", True),
+        ("n8c64h9w9 k32r3s3 p1 circular", "fprop", "float32", "channels_first", "simt", True),
+        ("n8c64h9w9 k32r3s3 p1 circular", "wgrad", "float32", "channels_first", "simt", False),
+        ("n8c66h9w9 k64r3s3 p1 circular", "fprop", "float32", "channels_last", "simt", True),
+        ("n8c64h9w9 k64r3s3 p1 circular", "fprop", "complex64", "channels_first", "simt", True),
+    ],
+)
+def test_when_x_is_padded_in_the_workspace(line, op, dtype, layout, algorithm, copied):
+    problem = cuconv.ConvProblem.parse(line)
+    plan = make_plan(Request(op, problem, dtype, layout), algorithm, "cuda", "sm_90")
+    zeros = dataclasses.replace(problem, padding_mode="zeros")
+    same = make_plan(Request(op, zeros, dtype, layout), algorithm, "cuda", "sm_90")
+    assert (plan.launches[0].kernel.template == "conv_pad") == copied
+    assert op == "wgrad" or (plan.workspace_bytes > same.workspace_bytes) == copied
 
 
 def test_negative_padding_crops():

@@ -319,7 +319,7 @@ def test_arrays_on_a_gpu_stay_there():
                 for got, wanted in zip(results, (expected, *gradients), strict=True):
                     if wanted is None:
                         assert got is None
-                    else:  # where there are no transforms yet, sums take their place
+                    else:  # where there are no transforms, sums take their place
                         np.testing.assert_allclose(got.get(), wanted, rtol=1e-5, atol=1e-3, err_msg=str(call))
         device = device_arrays.DeviceArray(np.arange(4.0))
         assert signal.convolve(device, [1.0, 2.0]).get().tolist() == [0, 1, 4, 7, 6]

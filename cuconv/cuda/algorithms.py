@@ -6,20 +6,29 @@ from functools import partial
 from types import ModuleType
 
 from ..dtypes import DTYPES
+from ..problem import Request
 from ..table import Algorithm, Table
-from . import depthwise, direct, mma, simt, sums, transform
+from . import depthwise, direct, fft, mma, simt, sums, transform
+from .device import Device
 from .kernel import Kernel
-from .schedule import padding_kernels, reduce_kernels, scheduled, widening_kernels
+from .schedule import padding_kernels, padding_seconds, reduce_kernels, scheduled, widening_kernels
 
 
 def _entry(name: str, family: ModuleType, *, recorded: bool) -> Algorithm:
-    plan = partial(scheduled, family.build)
-    return Algorithm(name, family.applies, plan, family.estimate, recorded=recorded)
+    reads = getattr(family, "reads_padding", None)
+
+    def estimate(request: Request, device: Device) -> float:
+        seconds: float = family.estimate(request, device)
+        return seconds + padding_seconds(request, device, reads)
+
+    plan = partial(scheduled, family.build, reads=reads)
+    return Algorithm(name, family.applies, plan, estimate, recorded=recorded)
 
 
 # The emulator, the compiler and the sanitizers prove an entry; benchmarks/results say which are recorded.
 _CONVOLUTIONS = (
     _entry("depthwise", depthwise, recorded=False),
+    fft.ENTRY,
     _entry("mma", mma, recorded=False),
     _entry("simt", simt, recorded=False),
     _entry("direct", direct, recorded=False),

@@ -1,197 +1,517 @@
-"""`depthwise`: groups == C, by windows that slide in registers. See cuda_src/depthwise.cuh."""
+"""`depthwise`: groups == C, by tiles in shared memory. See cuda_src/depthwise.cuh."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from ..dtypes import DTYPES
 from ..problem import ConvProblem, Request
 from .cost import Threads, real_products, seconds
 from .device import Device
-from .geometry import axes, digits
+from .geometry import Fields, axes, digits, divisor
 from .kernel import Kernel, Launch
 from .schedule import (
     C_TYPES,
     LIMIT,
-    THREADS,
     Draft,
     beyond_32_bits,
-    lanes_of,
-    parts,
+    padding_is_near,
     per,
     reduce_seconds,
+    seen_by,
     split_sum,
-    zero_padded,
 )
 
-TAPS = 4
-"""Taps on the sliding axis, and for the weight gradient on the last one too, that are done at once."""
+THREADS = 256
+
+SHARED = 63 << 10
+"""Bytes of shared memory that a block may have: every architecture has them, most for several blocks."""
+
+MOST = 4096
+"""Taps of a line, or lines of them, in a pass."""
+
+LANES = 32
+"""Channels that neighbouring threads have in channels-last arrays."""
+
+WAVE = 132
+"""Multiprocessors of a large GPU, of which each does two blocks at once."""
+
+START, ADDED, PARTS = 0.3, 0.7, 1.5
+"""In tiles, what a block takes before its first one, or to add up its threads' sums; and a second launch."""
+
+reads_padding = padding_is_near
 
 
 def build(draft: Draft) -> list[Launch]:
-    op, dtype, problem = draft.request.op, draft.request.dtype, draft.problem
-    order, shape, pixels, items = _strips(draft.request, problem)
-    if op == "wgrad":
-        kernel = _kernel(op, dtype, (*shape[:3], TAPS))
-        tiles, cut = _parts(problem, order, items, draft.lanes)
-        fields = {"axis": axes(problem, order), "items": items, "digit": digits(pixels)}
-        return split_sum(draft, kernel, tiles, fields, cut, axes=order)
-    channels = _channels(problem, op) // shape[-1]
-    numbers = (channels, *pixels[:2]) if draft.lanes > 1 else pixels
-    fields = draft.fields(axis=axes(problem, order), items=items, digit=digits(numbers))
-    blocks = _images(problem, op) * per(items, THREADS)
-    return [draft.launch(_kernel(op, dtype, shape), blocks, fields, axes=order)]
+    request, problem = draft.request, draft.problem
+    view = _view(request, problem)
+    assert view is not None
+    tile, grid = view.tile, _grid(request, problem, view)
+    fields: Fields = {
+        "axis": _axes(request, problem, view),
+        "channels": tile.held,
+        "lanes": _lanes(request, view),
+        "digit": digits((*grid.digits, tile.along, tile.across)),
+        "pixel": tuple(map(divisor, grid.passes)),
+        "chunk": grid.chunk,
+        "items": grid.items,
+    }
+    if not view.shown:
+        fields["mode"] = 0  # also where all of an axis's padding crops
+    kernel = _kernel(view.template, request.dtype, view.last, view.shown, view.shape)
+    if request.op == "wgrad":
+        return split_sum(
+            draft, kernel, math.prod(grid.digits), fields, (grid.runs, grid.chunk),
+            axes=view.order, shared_bytes=tile.shared_bytes,
+        )  # fmt: skip
+    return [
+        draft.launch(
+            kernel, grid.blocks, draft.fields(**fields), axes=view.order, shared_bytes=tile.shared_bytes
+        )
+    ]
 
 
 def applies(request: Request, device: Device | None) -> str | None:
-    problem = zero_padded(request)
+    problem = seen_by(reads_padding, request)
     if problem.c != problem.groups:
         return f"it needs groups == C, and groups is {problem.groups}, C {problem.c}"
     if reason := beyond_32_bits(request):
         return reason
-    (_, sliding, _), _, _, items = _strips(request, problem)
-    if problem.dilation[sliding] * (problem.filter[sliding] + 16) >= LIMIT:
-        return "its strips would reach over 2^30 cells or more"
-    if items >= LIMIT:
-        return f"it would take {items} work items, 2^30 or more"
-    if request.op != "wgrad" and _images(problem, request.op) * per(items, THREADS) >= 2 * LIMIT:
-        return "it would take 2^31 blocks or more"
+    view = _view(request, problem)
+    if view is None:
+        return f"the cells of a few results do not fit in {SHARED} bytes of shared memory"
+    for line, length in ((view.rows, view.height), (view.columns, view.width)):
+        if (length * line.step + line.taps) * line.delta >= LIMIT:
+            return "its tiles would reach over 2^30 cells or more"
+    if (blocks := _grid(request, problem, view).blocks) >= LIMIT:
+        return f"it would take {blocks} blocks, 2^30 or more"
     return None
 
 
 def estimate(request: Request, device: Device | None) -> float:
     assert device is not None
-    op, problem, item = request.op, zero_padded(request), DTYPES[request.dtype].itemsize
-    order, (out, step, taps, wide), _, items = _strips(request, problem)
-    each, lanes = real_products(request), lanes_of(request)
-    cells = (out - 1) * step + taps
-    if op == "wgrad":
-        tiles, (splits, chunk) = _parts(problem, order, items, lanes)
-        strips, width = chunk * lanes / THREADS, problem.filter[order[2]]
-        across, inside = width / per(width, TAPS), _inside(problem)  # only what is there is loaded
-        rows = 1 if lanes > 1 else 4 + min(6, 42 / problem.output[order[2]])  # that a warp's cells are in
-        products = strips * out * taps * across
-        threads = Threads(
-            splits * tiles, THREADS, 5,
-            instructions=strips * inside * (170 + 155 * across) + (each - 1) * products,
-            products=each * products,
-            waits=strips,
-            lines=strips * inside * across * cells * rows,
-        )  # fmt: skip
-        return seconds(request, device, threads, request.bytes) + reduce_seconds(request, device, splits)
-    residues = problem.stride if op == "dgrad" else (1, 1, 1)
-    first, sliding, last = (problem.filter[axis] / residues[axis] for axis in order)
-    sources = problem.k // max(problem.c, 1) if op == "dgrad" else 1
-    passes = sources * first * last * math.ceil(sliding / taps)
-    products = passes * out * taps * wide
-    # A filter's taps lie between those of neighbouring channels in channels-last filters.
-    neighbours = min(32, _channels(problem, op) // wide) if lanes > 1 else 1
-    apart = wide * math.prod(problem.filter) * item
-    # So do the channels of dy that belong to one of dx; 28 lines take as long as 32 sectors from the L2.
-    spread = max(2.5, min(28, sources * item / 2)) if lanes > 1 else 2.5
+    problem = seen_by(reads_padding, request)
+    view = _view(request, problem)
+    assert view is not None
+    grid, tile = _grid(request, problem, view), view.tile
+    passes = grid.chunk  # of one block
+    if request.op == "wgrad":
+        once, added = 1000 + 30 * max(view.shape.taps_r * view.shape.taps_s, 16), grid.runs
+    else:
+        once, added = 300, 1
+        passes *= math.prod(grid.passes) * problem.filter[view.order[0]]
+        passes *= problem.k // max(problem.c, 1) if request.op == "dgrad" else 1
+    size, multiplier = float(request.bytes), problem.k // max(problem.c, 1)
+    if multiplier > 1 and request.layout == "channels_last":  # a block has one of so many neighbours in y
+        size += 0.6 * min(multiplier, 16) * math.prod(problem.y_shape()) * DTYPES[request.dtype].itemsize
+    # Vectors of cells that a strip's threads read; neighbouring ones of short lines meet in banks.
+    vectors = (view.shape.rows + view.shape.taps_r) * per(view.shape.out + view.shape.taps_s, 4)
+    short, shape = view.width <= 8, view.shape
+    if view.last:
+        waits, lines = (10 if request.op == "wgrad" else 7) + (shape.step == 2) - 3 * short, 0.0
+    else:
+        planes = short and request.op != "wgrad" and shape[2:6] == (3, 3, 1, 1)
+        conflicts = 48 if planes else 16 if short and shape.taps_r == 3 else 8 if view.width <= 16 else 4
+        waits, lines = 3, passes * vectors * conflicts
+    instructions = passes * tile.instructions
+    if (
+        request.op == "wgrad"
+    ):  # for few strips threads share out lines, of which there are not as many for each
+        few = not shape.taps_r and tile.along * tile.across * tile.held <= LANES
+        instructions *= 1.9 if few else 1 if view.last else 1.15
     threads = Threads(
-        _images(problem, op) * per(items, THREADS), THREADS, 7 if op == "fprop" and wide == 1 else 4,
-        instructions=_STRIP[op] + 50 * out * (wide - 1) + passes * 120 + (2.5 + each) * products,
-        products=each * products,
-        waits=passes,
-        lines=passes * (spread * cells + taps * wide * max(1, neighbours * min(1, apart / 128))),
+        grid.blocks, THREADS, 2,
+        instructions=once + instructions,
+        products=real_products(request) * passes * tile.products,
+        waits=passes * waits,
+        lines=lines,
     )  # fmt: skip
-    return seconds(request, device, threads, request.bytes)
+    return seconds(request, device, threads, size) + reduce_seconds(request, device, added)
 
 
-_STRIP = {"fprop": 500, "dgrad": 900}
-"""Instructions to find a strip and to put its results in their places."""
+# -- what is compiled ---------------------------------------------------------------------------------
+
+
+class Shape(NamedTuple):
+    """Template arguments: a thread's strip; taps that are unrolled, or 0; STEP, SPREAD and ODD."""
+
+    rows: int
+    out: int
+    taps_r: int = 0
+    taps_s: int = 0
+    step: int = 1
+    spread: int = 1
+    odd: int = 0
+
+
+_GATHERS = (
+    Shape(7, 4, 3, 3),
+    Shape(7, 4, 5, 5),
+    Shape(7, 4, 7, 7),
+    Shape(4, 4, 3, 3, step=2),
+    Shape(6, 4, 3, 3, spread=2),
+    Shape(6, 4, 3, 3, spread=2, odd=1),
+    Shape(1, 8, 1, 4),
+)
+_WGRADS = (
+    Shape(7, 4, 3, 3),
+    Shape(7, 4, 5, 5),
+    Shape(7, 4, 7, 7),
+    Shape(7, 4, 3, 3, step=2),
+    Shape(1, 8, 1, 4),
+)
+
+
+def _unrolled(dtype: str, op: str) -> tuple[Shape, ...]:
+    """Those with a filter in registers, of floats with sums of 32 bits."""
+    if DTYPES[dtype].accumulator != "float32":
+        return ()
+    return _WGRADS if op == "wgrad" else _GATHERS
+
+
+def _any(dtype: str) -> tuple[Shape, Shape]:
+    """Those for any filter: of planes, and of lines."""
+    item = DTYPES[DTYPES[dtype].accumulator].itemsize
+    return Shape(4 if item == 4 else 2, 4), Shape(1, 8 if item <= 8 else 4)
+
+
+def _has_lanes(dtype: str) -> bool:
+    """Whether neighbouring threads may have neighbouring channels: floats of less than 16 bytes."""
+    return DTYPES[dtype].kind not in "iu" and dtype != "complex128"
 
 
 def kernels(dtype: str) -> Iterator[Kernel]:
     """Every instance for a dtype."""
-    vector = _vector(dtype)
-    wide = ((4, 1, TAPS, vector),) if vector > 1 else ()
-    shapes = {
-        "fprop": ((8, 1, TAPS, 1), (4, 2, TAPS, 1), (1, 1, TAPS, 1), *wide),
-        "dgrad": ((8, 1, TAPS, 1), *wide),
-        "wgrad": ((4, 1, TAPS, TAPS), (4, 2, TAPS, TAPS), (1, 1, TAPS, TAPS)),
-    }
-    for op, found in shapes.items():
-        yield from (_kernel(op, dtype, shape) for shape in found)
+    for last in (False, True) if _has_lanes(dtype) else (False,):
+        for shape in (*_unrolled(dtype, "fprop"), *_any(dtype)):
+            yield _kernel("conv_gather_depthwise", dtype, last, False, shape)
+        for shape in (*_unrolled(dtype, "wgrad"), *_any(dtype)):
+            yield _kernel("conv_wgrad_depthwise", dtype, last, False, shape)
+    for shape in _any(dtype):
+        yield _kernel("conv_residues_depthwise", dtype, False, False, shape)
+        yield _kernel("conv_gather_depthwise", dtype, False, True, shape)
+        yield _kernel("conv_wgrad_depthwise", dtype, False, True, shape)
 
 
-def _kernel(op: str, dtype: str, shape: tuple[int, ...]) -> Kernel:
-    return Kernel("depthwise.cuh", f"conv_{op}_depthwise", (C_TYPES[dtype], THREADS, *shape), THREADS)
+def _kernel(template: str, dtype: str, last: bool, shown: bool, shape: Shape) -> Kernel:
+    arguments: tuple[int, ...] = (last, shown, *shape)
+    if template == "conv_wgrad_depthwise":
+        arguments = (last, shown, *shape[:5])
+    if template == "conv_residues_depthwise":
+        arguments = (last, *shape[:2])
+    many_registers = template == "conv_residues_depthwise" or dtype == "complex128"
+    return Kernel(
+        "depthwise.cuh", template, (C_TYPES[dtype], THREADS, *map(int, arguments)), THREADS,
+        residents=1 if many_registers else 2,
+    )  # fmt: skip
 
 
-def _vector(dtype: str) -> int:
-    """How many channels a vector of 8 bytes has."""
-    return max(8 // DTYPES[dtype].itemsize, 1)
+# -- how a problem is seen and cut --------------------------------------------------------------------
 
 
-def _order(problem: ConvProblem, channels_last: bool) -> tuple[int, int, int]:
-    """(first, sliding, last) axis. Neighbouring threads differ in the last one, if not in channels."""
-    candidates: tuple[int, ...] = (1, 0, 2) if channels_last else (1, 0)
-    if not channels_last and problem.filter[0] == problem.filter[1] == 1:
-        candidates = (2,)
-    sliding = max(candidates, key=lambda axis: (problem.filter[axis], problem.output[axis] > 1))
-    first, last = (axis for axis in range(3) if axis != sliding)
-    return first, sliding, last
-
-
-def _strips(
-    request: Request, problem: ConvProblem
-) -> tuple[tuple[int, int, int], tuple[int, int, int, int], tuple[int, int, int], int]:
-    """The order of axes, (OUT, STEP, TAPS, WIDE) of the kernel, its strips on each axis, and its work items.
-
-    The strips are counted on the last axis, the sliding and the first one, and are those of one residue. The
-    work items are those of one image and residue, or for the weight gradient of all images.
+class Line(NamedTuple):
+    """An axis in a block's own numbers: results, taps, cells from a result to the next; how many results
+    interleave in the array; and there from a cell to the next one that is read.
     """
-    op, channels_last = request.op, request.layout == "channels_last"
-    first, sliding, last = order = _order(problem, channels_last)
-    extents = problem.output
-    if op == "dgrad":  # of the first residue, which has the most
-        extents = tuple(per(h, s) for h, s in zip(problem.input, problem.stride, strict=True))
-    common = math.gcd(problem.stride[sliding], problem.dilation[sliding])
-    step = 1 if op == "dgrad" else problem.stride[sliding] // common
-    apart = problem.dilation[sliding] // common
-    vector = _vector(request.dtype)
-    if step > 2 or (extents[sliding] <= apart and op != "dgrad"):
-        out, step, apart, vector = 1, 1, 1, 1
-    elif op == "wgrad":
-        out, vector = 4, 1
-    elif channels_last and vector > 1 and step == 1 and problem.k == problem.c and problem.c % vector == 0:
-        out = 4
-    else:
-        out, vector = (8 if step == 1 else 4), 1
-    whole, rest = divmod(extents[sliding], apart * out)
-    strips = whole * apart + min(rest, apart)
-    pixels = (extents[last], strips, extents[first])
-    outer = problem.n if op == "wgrad" else _channels(problem, op) // vector
-    return order, (out, step, TAPS, vector), pixels, outer * math.prod(pixels)
+
+    results: int
+    taps: int
+    step: int
+    apart: int
+    delta: int
+
+    def tiles(self, length: int) -> int:
+        return self.apart * per(per(self.results, self.apart), length)
 
 
-def _parts(
-    problem: ConvProblem, order: tuple[int, int, int], items: int, lanes: int
-) -> tuple[int, tuple[int, int]]:
-    """How many blocks a part of a weight gradient takes, and how its sums are cut."""
-    first, sliding, last = (problem.filter[axis] for axis in order)
-    tiles = per(problem.k, lanes) * first * per(sliding, TAPS) * per(last, TAPS)
-    return tiles, parts(items, tiles, 4 / lanes)
+class Tile(NamedTuple):
+    """What a block does at once: strips along columns and rows, and channels; how many passes the taps of
+    columns and rows take; cells in a line; shared memory; a thread's instructions and products in a pass; and
+    the cost of all tiles, to compare.
+    """
+
+    along: int
+    across: int
+    held: int
+    cut_s: int
+    cut_r: int
+    cells: int
+    shared_bytes: int
+    instructions: float
+    products: float
+    cost: float
 
 
-def _inside(problem: ConvProblem) -> float:
-    """About the share of all pairs of an output cell and a tap that meet in a cell of the input."""
-    share = 1.0
-    for axis, (before, after) in enumerate(problem.padding):
-        pairs = problem.output[axis] * problem.filter[axis]
-        outside = (before**2 + after**2) / (2 * problem.stride[axis] * problem.dilation[axis])
-        share *= max(0.1, 1 - outside / pairs)
-    return share
+class View(NamedTuple):
+    """A request as a template sees it: the order of axes, whether threads lie along channels, whether the
+    padding shows cells, and the cheapest tile.
+    """
+
+    template: str
+    shape: Shape
+    order: tuple[int, int, int]
+    rows: Line
+    columns: Line
+    last: bool
+    shown: bool
+    tile: Tile
+
+    @property
+    def height(self) -> int:
+        """A tile's results on the axis of rows."""
+        return self.tile.across * self.shape.rows
+
+    @property
+    def width(self) -> int:
+        return self.tile.along * self.shape.out
 
 
-def _channels(problem: ConvProblem, op: str) -> int:
-    """The result's channels."""
-    return problem.c if op == "dgrad" else problem.k
+class Grid(NamedTuple):
+    """What blocks are numbered by, and how often: `runs` of `chunk` images, or of `items` in all."""
+
+    digits: tuple[int, int, int, int]
+    residues: int
+    runs: int
+    chunk: int
+    items: int
+    passes: tuple[int, int, int]
+
+    @property
+    def blocks(self) -> int:
+        return math.prod(self.digits) * self.residues * self.runs
 
 
-def _images(problem: ConvProblem, op: str) -> int:
-    """How often the items of an image are done: for every image, and every residue of the stride."""
-    return problem.n * (math.prod(problem.stride) if op == "dgrad" else 1)
+def _view(request: Request, problem: ConvProblem) -> View | None:
+    """None where cells that one strip meets are too far apart for shared memory."""
+    # What is unrolled rounds sums or what relu makes of them, nothing else, and shows no cell but itself.
+    folded = request.op == "dgrad" and request.problem.padding_mode != "zeros"
+    fused = request.activation not in (None, "relu") or request.accumulate or request.conjugate_sum
+    shown = reads_padding(request)
+    plain = not shown and (request.op == "wgrad" or not (folded or fused))
+    return _seen(request.op, request.dtype, request.layout == "channels_last", plain, shown, problem)
+
+
+@functools.lru_cache(4096)
+def _seen(
+    op: str, dtype: str, channels_last: bool, plain: bool, shown: bool, problem: ConvProblem
+) -> View | None:
+    order = _order(problem)
+    template = "conv_wgrad_depthwise" if op == "wgrad" else "conv_gather_depthwise"
+    shape = next((each for each in _unrolled(dtype, op) if plain and _fits(each, op, problem, order)), None)
+    kind = op
+    if shape is None:
+        kind = "taps" if op == "wgrad" else op  # a gather of taps
+        if op == "dgrad" and math.prod(problem.stride) > 1:
+            template = "conv_residues_depthwise"
+    elif shape.spread == 2:
+        kind = "spread"
+    rows, columns = (_line(kind, problem, axis) for axis in order[1:])
+    shape = shape or _any(dtype)[rows.results == 1]
+    few_taps = problem.filter[order[1]] * problem.filter[order[2]] <= 64
+    usual = not shown and template != "conv_residues_depthwise"
+    last = channels_last and problem.c >= LANES // 2 and few_taps and usual and _has_lanes(dtype)
+    for lanes in (True, False) if last else (False,):
+        tiles = _tiles(op, dtype, problem.c, shape, rows, columns, lanes)
+        if tile := min(tiles, key=lambda tile: tile.cost, default=None):
+            return View(template, shape, order, rows, columns, lanes, shown, tile)
+    return None
+
+
+def _order(problem: ConvProblem) -> tuple[int, int, int]:
+    """(first axis, rows, columns): neighbouring columns are neighbours in memory, and rows have most taps."""
+    columns = next((axis for axis in (2, 1, 0) if problem.output[axis] > 1 or problem.input[axis] > 1), 2)
+    rows, first = sorted(
+        {0, 1, 2} - {columns}, key=lambda axis: (-problem.filter[axis], problem.output[axis] == 1, -axis)
+    )
+    return first, rows, columns
+
+
+def _fits(shape: Shape, op: str, problem: ConvProblem, order: tuple[int, int, int]) -> bool:
+    """Whether an unrolled filter is the problem's."""
+    taps, strides, dilations = (
+        tuple(extents[axis] for axis in order)
+        for extents in (problem.filter, problem.stride, problem.dilation)
+    )
+    if taps[1:] != (shape.taps_r, shape.taps_s):
+        return False
+    if op != "dgrad":
+        steps = {s // math.gcd(s, d) for s, d in zip(strides[1:], dilations[1:], strict=True)}
+        return shape.spread == 1 and steps == {shape.step}
+    if shape.spread == 2:
+        begins = {(problem.padding[axis][0] - (problem.filter[axis] - 1)) % 2 for axis in order[1:]}
+        return strides == (1, 2, 2) and dilations[1:] == (1, 1) and begins == {shape.odd}
+    return strides == (1, 1, 1) and shape.step == 1
+
+
+def _line(kind: str, problem: ConvProblem, axis: int) -> Line:
+    """An axis of an op; or of a weight gradient as a gather of taps; or of dgrad where taps are spread."""
+    x, r, y = problem.input[axis], problem.filter[axis], problem.output[axis]
+    stride, dilation = problem.stride[axis], problem.dilation[axis]
+    common = math.gcd(stride, dilation)
+    step, apart = stride // common, dilation // common
+    if kind == "dgrad":
+        return Line(per(x, stride), per(r, step), 1, apart, apart)
+    if kind == "taps":
+        return Line(r, y, apart, min(step, max(r, 1)), stride)
+    if kind == "spread":
+        return Line(x, r, 1, 1, 1)
+    return Line(y, r, step, min(apart, max(y, 1)), dilation)
+
+
+def _axes(request: Request, problem: ConvProblem, view: View) -> tuple[object, ...]:
+    """The members of Params.axis: the problem's, or a gather's, whose results and taps are others."""
+    gather = view.template == "conv_gather_depthwise"
+    taps = view.template == "conv_wgrad_depthwise" and not view.shape.taps_r
+    lines = (None, view.rows, view.columns)
+    divisors = (view.tile.cells, view.rows.apart, view.columns.apart)
+    found = []
+    for axis, standard, line, number in zip(
+        view.order, axes(problem, view.order), lines, divisors, strict=True
+    ):
+        members = standard[:8]
+        x, r, y = problem.input[axis], problem.filter[axis], problem.output[axis]
+        stride, dilation, before = problem.stride[axis], problem.dilation[axis], problem.padding[axis][0]
+        if gather and request.op == "dgrad":
+            members = (y, r, x, 1, dilation, (r - 1) * dilation - before, -1, dilation)
+        elif taps and line:
+            members = (x, y, r, dilation, stride, before, line.step, line.apart)
+        elif gather and line:
+            members = (*members[:6], line.step, line.apart)
+        found.append((*members, divisor(number)))
+    return tuple(found)
+
+
+def _grid(request: Request, problem: ConvProblem, view: View) -> Grid:
+    first, shape, tile = view.order[0], view.shape, view.tile
+    tiles = view.columns.tiles(view.width), view.rows.tiles(view.height)
+    channels = per(problem.c, tile.held)
+    if request.op != "dgrad":
+        channels *= problem.k // max(problem.c, 1)
+    if request.op == "wgrad":
+        cells, taps = problem.output[first], problem.filter[first]
+        passes = tiles if shape.taps_r else (tile.cut_s, tile.cut_r)
+        digits = (*((1, 1) if shape.taps_r else tiles), channels, taps)
+        items = problem.n * cells * math.prod(passes)
+        return Grid(digits, 1, *_cut(items, math.prod(digits)), items, (*passes, cells))
+    cells, residues = (problem.output if request.op == "fprop" else problem.input)[first], 1
+    if view.template == "conv_residues_depthwise":
+        cells, residues = per(cells, problem.stride[first]), math.prod(problem.stride)
+    chunk = _images(problem.n, math.prod(tiles) * channels * cells * residues)
+    runs = per(problem.n, chunk)
+    return Grid((*tiles, channels, cells), residues, runs, chunk, 0, (tile.cut_s, tile.cut_r, 1))
+
+
+def _rounds(blocks: int) -> float:
+    """How many blocks a multiprocessor has, in turns: each is done after the other, or two wait at once."""
+    return (per(blocks, WAVE) + 2 * per(blocks, 2 * WAVE)) / 2
+
+
+def _images(images: int, tiles: int) -> int:
+    """How many images a block does, so that all multiprocessors are done at about the same time."""
+
+    def taken(chunk: int) -> float:
+        return _rounds(tiles * per(images, chunk)) * (chunk + START)
+
+    return min(range(1, min(max(images, 1), 64) + 1), key=taken)
+
+
+def _cut(items: int, blocks: int) -> tuple[int, int]:
+    """(parts, items of each) of a weight gradient, likewise."""
+
+    def taken(parts: int) -> float:
+        return _rounds(blocks * parts) * (per(items, parts) + ADDED) + PARTS * (parts > 1)
+
+    most = min(max(per(8 * WAVE, max(blocks, 1)), 1), max(items, 1))
+    chunk = max(per(items, min(range(1, most + 1), key=taken)), 1)
+    return max(per(items, chunk), 1), chunk
+
+
+def _lanes(request: Request, view: View) -> int:
+    """How many threads copy neighbouring channels of a position, a power of two."""
+    if request.layout != "channels_last":
+        return 1
+    return LANES if view.last else min(1 << (view.tile.held - 1).bit_length(), LANES)
+
+
+# -- tiles --------------------------------------------------------------------------------------------
+
+
+def _tiles(
+    op: str, dtype: str, channels: int, shape: Shape, rows: Line, columns: Line, last: bool
+) -> Iterator[Tile]:
+    """Tiles whose cells fit in shared memory."""
+    slots = THREADS // LANES if last else THREADS
+    for along in _shares(per(per(columns.results, columns.apart), shape.out), slots):
+        for across in _shares(per(per(rows.results, rows.apart), shape.rows), slots // along):
+            most = LANES if last else max(min(channels, slots // (along * across)), 1)
+            for held in (LANES,) if last else dict.fromkeys((most, per(most, 2), per(most, 4), 1)):
+                found = _fitted(op, dtype, channels, shape, rows, columns, last, along, across, held)
+                if found:
+                    yield found
+
+
+def _shares(strips: int, most: int) -> Iterator[int]:
+    """How many of so many strips a tile may have on an axis, cut evenly."""
+    least = max(per(strips, most), 1)
+    yield from dict.fromkeys(max(per(strips, parts), 1) for parts in range(least, least + 8))
+
+
+def _fitted(
+    op: str, dtype: str, channels: int, shape: Shape, rows: Line, columns: Line,
+    last: bool, along: int, across: int, held: int,
+) -> Tile | None:  # fmt: skip
+    """A tile with as few passes as fit, if one does."""
+    unrolled, item = shape.taps_r > 0, DTYPES[DTYPES[dtype].accumulator].itemsize
+    height, width = across * shape.rows, along * shape.out
+    cut_r, cut_s = (1, 1) if unrolled else (max(per(line.taps, MOST), 1) for line in (rows, columns))
+    if op == "wgrad" and not unrolled and rows.taps > 1:  # groups of threads share lines
+        cut_s = max(per(columns.taps, 256), cut_s)
+    while True:
+        taps_r, taps_s = per(max(rows.taps, 1), cut_r), per(max(columns.taps, 1), cut_s)
+        lines = ((height - 1) * rows.step + taps_r - 1 + shape.odd) // shape.spread + 1
+        cells = ((width - 1) * columns.step + taps_s - 1 + shape.odd) // shape.spread + 1
+        brought = _shelf(last, held, lines, cells)
+        if op == "wgrad":
+            others = _shelf(last, held, *((height, width) if unrolled else (taps_r, taps_s)))
+            least = (8 if item > 8 else 16) * THREADS  # to add up
+        else:
+            line = per(taps_s, 4) * 4 if not unrolled else taps_s
+            others = taps_r * taps_s * (LANES + 1) if last else held * (taps_r * line | unrolled)
+            least = others + (0 if unrolled else THREADS * shape.rows * shape.out)  # to finish one by one
+        # Lines are read in vectors, which may go a little past the last one.
+        size = max(per(others, 4) * 4 + brought + 8 * (LANES if last else 1), least) * item
+        if size <= SHARED:
+            break
+        if unrolled or (taps_r == 1 and taps_s <= 4):
+            return None
+        if taps_r > 1 and (taps_r > 4 or taps_s < 64):
+            cut_r = per(rows.taps, taps_r - max(1, taps_r // 4))
+        else:
+            cut_s = per(columns.taps, max(taps_s - max(4, taps_s // 4), 4))
+    # Instructions of warps: cells come in vectors or one by one; then products, perhaps of groups of threads.
+    strips = along * across * (LANES if last else held)
+    groups = max(THREADS // strips, 1) if op == "wgrad" and not unrolled else 1
+    warps = min(per(strips * groups, 32), THREADS // 32)
+    products = shape.rows * shape.out * taps_r * taps_s / groups
+    real = 4 if DTYPES[dtype].kind == "c" else 1
+    instructions = (brought + others) / 32 * (5 if last else 5 + 14 / held)
+    instructions += warps * real * products * (1.15 if unrolled else 1.6)
+    instructions += warps * (0 if op == "wgrad" else 9 * shape.rows * shape.out)
+    instructions += THREADS / 32 * 120
+    # A sector takes the L2 about as long as four instructions take a multiprocessor.
+    stored = DTYPES[dtype].itemsize
+    sectors = lines * held * (cells * stored / 32 + (0 if last else 1))
+    blocks = rows.tiles(height) * columns.tiles(width) * per(channels, held)
+    cost = blocks * (cut_r * cut_s * (instructions + 4 * sectors) + THREADS / 32 * 150)
+    return Tile(
+        along, across, held, cut_s, cut_r, cells, per(size, 16) * 16,
+        instructions / (THREADS / 32), products * warps / (THREADS / 32), cost,
+    )  # fmt: skip
+
+
+def _shelf(last: bool, held: int, lines: int, width: int) -> int:
+    """Elements of a Shelf in depthwise.cuh."""
+    return lines * width * LANES if last else held * lines * per(width, 4) * 4

@@ -24,12 +24,12 @@ def divisor(number: int) -> tuple[int, int, int]:
     return (number, (1 << (63 + length)) // number + 1, length - 1)
 
 
-def axes(problem: ConvProblem, order: Sequence[int] = (0, 1, 2)) -> tuple[object, ...]:
+def axes(problem: ConvProblem, order: Sequence[int] = (0, 1, 2)) -> tuple[tuple[Any, ...], ...]:
     """The members of Params.axis, in the order in which a kernel takes the axes."""
     return tuple(_axis(problem, axis) for axis in order)
 
 
-def _axis(problem: ConvProblem, axis: int) -> tuple[object, ...]:
+def _axis(problem: ConvProblem, axis: int) -> tuple[Any, ...]:
     stride, dilation = problem.stride[axis], problem.dilation[axis]
     common = math.gcd(stride, dilation)
     return (

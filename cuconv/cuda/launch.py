@@ -1,29 +1,34 @@
-"""Runs the launches of a schedule on CuPy arrays: on the current stream, in memory from CuPy's pool."""
+"""Runs the launches of a schedule, or its transforms, on CuPy arrays: on the current stream, in memory from
+CuPy's pool.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import importlib
+from collections.abc import Iterable, Mapping
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
 from ..arrays import Array
+from ..fourier import Library
 from ..problem import Request
 from ..table import Schedule
-from . import jit
+from . import fft, jit
 from .kernel import VECTOR
 from .strides import not_in_vectors, strides_by_role
 
 _MOST = 4096
-_ready: dict[tuple[Any, ...], tuple[Schedule, Ready]] = {}
+_ready: dict[tuple[Any, ...], tuple[Schedule, Ready | Transforming]] = {}
 """Launches by schedule, device and the arrays' strides. Kept with its schedule, whose id is the key."""
 
 _captured: list[Any] = []
 """Workspaces and copies of calls that were captured in a CUDA graph, which may be replayed at any time."""
 
 
-def ready(request: Request, schedule: Schedule, arrays: Mapping[str, Array]) -> Ready:
+def ready(request: Request, schedule: Schedule, arrays: Mapping[str, Array]) -> Ready | Transforming:
     """The launches of a schedule for the current device and arrays by role, or others with their strides."""
     device = jit.require_cupy().cuda.runtime.getDevice()
     key = (id(schedule), device, *[array.strides for array in arrays.values()])
@@ -31,7 +36,9 @@ def ready(request: Request, schedule: Schedule, arrays: Mapping[str, Array]) -> 
     if found is None:
         if len(_ready) >= _MOST:
             _ready.clear()
-        found = _ready[key] = (schedule, Ready(request, schedule, arrays, device))
+        transforms = any(isinstance(launch, fft.Transforms) for launch in schedule.launches)
+        kind = Transforming if transforms else Ready
+        found = _ready[key] = (schedule, kind(request, schedule, arrays, device))
     return found[1]
 
 
@@ -73,7 +80,7 @@ class Ready:
         for array in arrays:
             memory = array.data
             if memory.device_id != self.device or memory.ptr % array.itemsize:
-                self._refuse(arrays)
+                _refuse(self.roles, arrays, self.device)
         for index, never in self.vectors:
             if never or arrays[index].data.ptr % VECTOR:
                 self._copied(index, arrays)
@@ -98,16 +105,74 @@ class Ready:
         changed = {**dict(zip(self.roles, arrays, strict=True)), self.roles[index]: copy}
         ready(self.request, self.schedule, changed)(tuple(changed.values()))
 
-    def _refuse(self, arrays: tuple[Array, ...]) -> None:
-        """Raise for an array that is not where kernels can read it, whole element by whole element."""
-        for role, array in zip(self.roles, arrays, strict=True):
-            if array.data.device_id != self.device:
-                raise ValueError(
-                    f"{role} is on GPU {array.data.device_id}, but the current one is {self.device}: "
-                    f"call within cupy.cuda.Device({array.data.device_id})"
-                )
-            if array.data.ptr % array.itemsize:
-                raise ValueError(f"{role} must be aligned to its elements of {array.itemsize} bytes")
+
+class Transforming:
+    """A schedule's transforms, called like `Ready`.
+
+    Raises ImportError where there is no cuFFT, before anything is done.
+    """
+
+    def __init__(
+        self, request: Request, schedule: Schedule, arrays: Mapping[str, Array], device: int
+    ) -> None:
+        self.cupy, self.device, self.roles = jit.require_cupy(), device, tuple(arrays)
+        self.request, (self.work,) = request, schedule.launches
+        self.library = Library(self.cupy, require_transforms())
+        strides_by_role(request, arrays)  # raises where there are parts of elements between elements
+
+    def __call__(self, arrays: tuple[Array, ...]) -> None:
+        _refuse(self.roles, arrays, self.device)
+        if self.cupy.cuda.get_current_stream().is_capturing():
+            raise RuntimeError(
+                "algorithm='fft' cannot be captured in a CUDA graph: cuFFT's plans and the memory between "
+                "its transforms are CuPy's, which may give them to others before the graph is replayed; "
+                "capture another algorithm, or call outside of the capture"
+            )
+        fft.run(self.library, self.request, self.work, dict(zip(self.roles, arrays, strict=True)))
+
+
+def require_transforms() -> Any:
+    """The module cupyx.scipy.fft, with cuFFT; ImportError otherwise, which says what to install."""
+    try:
+        return _transforms()
+    except _MISSING as error:
+        major = jit.require_cupy().cuda.runtime.runtimeGetVersion() // 1000
+        reason = str(error).partition("\n")[0]
+        raise ImportError(
+            f"algorithm='fft' needs cuFFT for arrays on a GPU, which CuPy cannot load ({reason}): "
+            f"pip install 'cuda-toolkit[cufft]=={major}.*', or choose another algorithm"
+        ) from error
+
+
+def has_transforms() -> bool:
+    """Whether `algorithm="fft"` finds cuFFT for the GPU at hand."""
+    try:
+        return bool(_transforms())
+    except _MISSING:
+        return False
+
+
+@functools.cache
+def _transforms() -> Any:
+    """CuPy loads cuFFT when the attribute is first asked for, and raises where there is none."""
+    cufft = jit.require_cupy().cuda.cufft
+    return cufft and importlib.import_module("cupyx.scipy.fft")
+
+
+_MISSING = (AttributeError, ImportError, OSError, RuntimeError)
+"""What comes of CuPy without cuFFT, without what cuFFT needs, or with another one."""
+
+
+def _refuse(roles: Iterable[str], arrays: Iterable[Array], device: int) -> None:
+    """Raise for an array that is not where kernels can read it, whole element by whole element."""
+    for role, array in zip(roles, arrays, strict=True):
+        if array.data.device_id != device:
+            raise ValueError(
+                f"{role} is on GPU {array.data.device_id}, but the current one is {device}: "
+                f"call within cupy.cuda.Device({array.data.device_id})"
+            )
+        if array.data.ptr % array.itemsize:
+            raise ValueError(f"{role} must be aligned to its elements of {array.itemsize} bytes")
 
 
 def _by_value(cupy: Any, params: np.ndarray) -> Any:

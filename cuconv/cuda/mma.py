@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 from ..dtypes import DTYPES
 from ..problem import ConvProblem, Request
@@ -19,12 +19,14 @@ from .schedule import (
     beyond_32_bits,
     block_digits,
     gemm_k,
+    padding_is_cheap,
     per,
     planar,
     reduce_seconds,
     result_shape,
+    seen_by,
     split_sum,
-    zero_padded,
+    table_bytes,
 )
 from .transform import channels_last, channels_last_seconds
 
@@ -63,13 +65,14 @@ class Tile:
 @dataclass(frozen=True)
 class Product:
     """What tensor cores multiply: its name in mma.cuh, the one in `Device.tensor`, gemm_k of an instruction,
-    and by op the tiles to choose from.
+    and by op the tiles to choose from, and those that read by a padding mode.
     """
 
     name: str
     unit: str
     k: int
     tiles: dict[str, tuple[Tile, ...]]
+    shown: dict[str, tuple[Tile, ...]]
 
 
 def _of_all_ops(*tiles: Tile) -> dict[str, tuple[Tile, ...]]:
@@ -82,19 +85,29 @@ _HALF = _of_all_ops(
     Tile(128, 64, 32, 64, 32, 4, False, 2, 345, 450),
     Tile(64, 64, 32, 32, 32, 4, False, 3, 245, 300),
 )
+_HALF_SHOWN = {"fprop": _HALF["fprop"][1:], "wgrad": _HALF["wgrad"][1::2]}
 _TF32 = _of_all_ops(
     Tile(128, 128, 16, 64, 64, 4, True, 2, 500, 860),
     Tile(128, 64, 16, 64, 32, 4, False, 2, 360, 600),
     Tile(64, 64, 16, 32, 32, 4, False, 3, 255, 400),
 )
 _TF32["dgrad"] = _TF32["dgrad"][1:]  # for which the first one has too few registers
+_TF32_SHOWN = {
+    op: (replace(tiles[0], planar=False), *others)
+    for op, tiles, others in (
+        ("fprop", _TF32["fprop"], _TF32["fprop"][1:2]),
+        ("wgrad", _TF32["wgrad"], _TF32["wgrad"][2:]),
+    )
+}
 _FLOAT64 = _of_all_ops(Tile(64, 64, 16, 32, 32, 3, False, 2, 512, 460))
 
 PRODUCTS = {
-    ("float16", None): Product("Float16Product", "half", 16, _HALF),
-    ("bfloat16", None): Product("Bfloat16Product", "half", 16, _HALF),
-    ("float32", "tf32"): Product("Tf32Product", "tf32", 8, _TF32),
-    ("float64", None): Product("Float64Product", "double", 16, _FLOAT64),
+    ("float16", None): Product("Float16Product", "half", 16, _HALF, _HALF_SHOWN),
+    ("bfloat16", None): Product("Bfloat16Product", "half", 16, _HALF, _HALF_SHOWN),
+    ("float32", "tf32"): Product("Tf32Product", "tf32", 8, _TF32, _TF32_SHOWN),
+    ("float64", None): Product(
+        "Float64Product", "double", 16, _FLOAT64, {op: _FLOAT64[op] for op in ("fprop", "wgrad")}
+    ),
 }
 """By dtype and precision."""
 
@@ -118,16 +131,21 @@ def build(draft: Draft) -> list[Launch]:
     tile = _on(draft.device, request, tile)
     item = DTYPES[request.dtype].itemsize
     blocks = block_digits(draft.problem, op, tile.bm, tile.bn, VECTOR // item)
-    kernel = _kernel(op, _product(request), tile)
+    shown = _table_bytes(draft.problem, op, tile, item) if reads_padding(request) else 0
+    kernel = _kernel(op, _product(request), tile, shown > 0)
     fields = {"items": math.prod(result_shape(draft.problem, op)), "digit": digits(blocks)}
     return launches + split_sum(
         draft, kernel, math.prod(blocks), fields, (splits, chunk),
-        channels_last=True, shared_bytes=_shared_bytes(op, tile, item), vectors=True,
+        channels_last=True, shared_bytes=_shared_bytes(op, tile, item, shown), vectors=True,
     )  # fmt: skip
 
 
+def reads_padding(request: Request) -> bool:
+    return padding_is_cheap(request)
+
+
 def applies(request: Request, device: Device | None) -> str | None:
-    problem = zero_padded(request)
+    problem = seen_by(reads_padding, request)
     product = PRODUCTS.get((request.dtype, request.precision))
     if product is None:
         precision = "" if request.dtype != "float32" else " with a precision other than 'tf32'"
@@ -151,7 +169,7 @@ def applies(request: Request, device: Device | None) -> str | None:
 
 def estimate(request: Request, device: Device | None) -> float:
     assert device is not None
-    problem, op = zero_padded(request), request.op
+    problem, op = seen_by(reads_padding, request), request.op
     product, item = _product(request), DTYPES[request.dtype].itemsize
     tile, splits, chunk = choice(problem, request)
     tile = _on(device, request, tile)
@@ -172,7 +190,9 @@ def estimate(request: Request, device: Device | None) -> float:
         tensor=2 * slices * tile.bm * tile.bn * tile.bk,
         unit=product.unit,
     )  # fmt: skip
-    before = sum(channels_last_seconds(request, device, slot) for slot in _transformed(request, problem))
+    before = sum(
+        channels_last_seconds(request, problem, device, slot) for slot in _transformed(request, problem)
+    )
     return before + seconds(request, device, threads, request.bytes) + reduce_seconds(request, device, splits)
 
 
@@ -181,6 +201,11 @@ def kernels(dtype: str) -> Iterator[Kernel]:
     for (of, _), product in PRODUCTS.items():
         if of == dtype:
             yield from (_kernel(op, product, tile) for op, tiles in product.tiles.items() for tile in tiles)
+            yield from (
+                _kernel(op, product, tile, shown=True)
+                for op, tiles in product.shown.items()
+                for tile in tiles
+            )
 
 
 def choice(problem: ConvProblem, request: Request) -> tuple[Tile, int, int]:
@@ -188,7 +213,7 @@ def choice(problem: ConvProblem, request: Request) -> tuple[Tile, int, int]:
     return min(
         (
             (tile, splits, chunk)
-            for tile in _product(request).tiles[request.op]
+            for tile in tiles_of(request)
             if not tile.planar or planar(problem)
             for splits, chunk in _cuts(problem, request.op, tile, DTYPES[request.dtype].itemsize)
         ),
@@ -198,7 +223,7 @@ def choice(problem: ConvProblem, request: Request) -> tuple[Tile, int, int]:
 
 def _on(device: Device | None, request: Request, tile: Tile) -> Tile:
     """The tile, or on a device that it is not for the next one that is, which sums in the same order."""
-    tiles = _product(request).tiles[request.op]
+    tiles = tiles_of(request)
     fit = [
         each
         for each in tiles[tiles.index(tile) :]
@@ -238,17 +263,23 @@ def _clocks(problem: ConvProblem, request: Request, tile: Tile, splits: int, chu
     return work + _H200.clock * (LAUNCH + size / _BANDWIDTH)
 
 
+def tiles_of(request: Request) -> tuple[Tile, ...]:
+    """The tiles to choose from."""
+    product = _product(request)
+    return (product.shown if reads_padding(request) else product.tiles)[request.op]
+
+
 def _product(request: Request) -> Product:
     return PRODUCTS[request.dtype, request.precision]
 
 
-def _kernel(op: str, product: Product, tile: Tile) -> Kernel:
-    arguments = (product.name, *astuple(tile)[:6], str(tile.planar).lower())
+def _kernel(op: str, product: Product, tile: Tile, shown: bool = False) -> Kernel:
+    arguments = (product.name, *astuple(tile)[:6], str(tile.planar).lower(), *("true",) * shown)
     return Kernel("mma.cuh", f"conv_{op}_mma", arguments, tile.threads, tile.residents, tile.newest)
 
 
-def _shared_bytes(op: str, tile: Tile, item: int) -> int:
-    """The struct `Shared`; the ring of slices and the tables of columns, or afterwards the tile of sums."""
+def _shared_bytes(op: str, tile: Tile, item: int, shown: int) -> int:
+    """The struct `Shared`; the slices and tables, that of what padding shows included, or then the sums."""
     slices = 0
     for rows, k_major in ((tile.bm, op != "wgrad"), (tile.bn, op == "fprop")):
         lines, length = (rows, tile.bk) if k_major else (tile.bk, rows)
@@ -257,7 +288,15 @@ def _shared_bytes(op: str, tile: Tile, item: int) -> int:
     sums = max(tile.bm * (tile.bn + 8), tile.bn * (tile.bm + 4)) * max(item, 4)
     columns = 32 * tile.threads * (2 if op == "dgrad" else 1)  # of which dgrad's matrices have their own
     shared = 8 * (tile.bm + tile.bn) + 32 * max(tile.bm, tile.bn) + 24
-    return per(shared, 128) * 128 + max(tile.stages * slices + columns, sums)
+    return per(shared, 128) * 128 + max(tile.stages * slices + columns + shown, sums)
+
+
+def _table_bytes(problem: ConvProblem, op: str, tile: Tile, item: int) -> int:
+    """The table of what padding shows: see Source in gather.cuh."""
+    if op == "fprop":
+        return table_bytes(problem, tile.bm)
+    vector = VECTOR // item
+    return table_bytes(problem, tile.threads, per(problem.c // problem.groups, vector) * vector, tile.bn)
 
 
 def _transformed(request: Request, problem: ConvProblem) -> list[str]:

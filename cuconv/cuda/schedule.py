@@ -1,7 +1,8 @@
 """What all families of CUDA algorithms share: a request on its way to launches.
 
-Padding modes other than zeros, and sums in parts, are launches around those of a family. The schedule of an
-algorithm depends on the request alone, not on the GPU, so that it sums in the same order everywhere.
+Padding modes other than zeros, where a family does not read by them itself, and sums in parts, are launches
+around those of a family. The schedule of an algorithm depends on the request alone, not on the GPU, so that
+it sums in the same order everywhere.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ..table import Schedule
 from .cost import Threads, seconds
 from .device import Device
 from .geometry import Fields, axes, digits, divisor, repeating_axes
-from .kernel import Kernel, Launch, Scratch
+from .kernel import VECTOR, Kernel, Launch, Scratch
 
 C_TYPES = {"float32": "float", "float64": "double"} | {
     name: name for name in DTYPES if name not in ("float32", "float64")
@@ -35,6 +36,9 @@ PART = 512
 
 LIMIT = 2**30
 """What kernels that count in 32 bits keep below."""
+
+SHOWN_TAPS, SHOWN_CHANNELS = 16, 16
+"""The most taps of a table of cells that padding shows, and the least channels that are worth one."""
 
 OPERANDS: dict[str, tuple[str, str | None, str]] = {
     "fprop": ("x", "w", "y"),
@@ -105,8 +109,9 @@ def block_digits(problem: ConvProblem, op: str, bm: int, bn: int, vector: int = 
 
 @dataclass
 class Draft:
-    """A request on its way to launches: its problem, volumetric and padded with zeros, and its operands.
+    """A request on its way to launches: its problem, volumetric, and its operands.
 
+    It is padded with zeros, but where the family reads padded cells of x of itself.
     `partial` says that the result is scratch of the accumulator's dtype, for a later launch to finish. Sums
     are in one order whatever the `device`.
     """
@@ -147,6 +152,7 @@ class Draft:
         """What every kernel is told, and more."""
         problem, request = self.problem, self.request
         channels, filters = problem.c // problem.groups, problem.k // problem.groups
+        zeros = problem.padding_mode == "zeros"
         return {
             "batch": problem.n,
             "groups": problem.groups,
@@ -155,6 +161,7 @@ class Draft:
             "axis": axes(problem),
             "group": divisor(channels if request.op == "dgrad" else filters),
             "pixel": tuple(divisor(extent) for extent in reversed(pixels(problem, request.op))),
+            "mode": 0 if zeros else PADDING_MODES.index(problem.padding_mode),
             "activation": ACTIVATIONS.index(request.activation),
             "accumulate": int(request.accumulate),
             "conjugate": request.conjugate + request.conjugate_sum,
@@ -177,6 +184,26 @@ class Draft:
         fields = fields | {"items": items, "digit": digits(order)}
         return self.launch(kernel, per(items, kernel.threads), fields, **changes)
 
+    def by_tables(
+        self,
+        kernel: Kernel,
+        each: int,
+        extents: tuple[int, int, tuple[int, ...]],
+        fields: Fields,
+        **changes: Any,
+    ) -> Launch:
+        """A launch of a kernel with tables of such an array's rows and columns, `each` elements per thread.
+
+        See cuda_src/elements.cuh.
+        """
+        launch = self.per_element(kernel, extents, fields, **changes)
+        found = dict(launch.fields)
+        order = [extent for extent, *_ in found["digit"][:4]]
+        fast = next((i for i in range(1, 5) if math.prod(order[:i]) >= 32), 5)
+        columns = math.prod(order[:fast]) if fast < 5 else found["items"]
+        found |= {"digit": digits((*order, columns)), "chunk": fast}
+        return replace(launch, blocks=per(found["items"], each * kernel.threads), fields=tuple(found.items()))
+
 
 def per_element_kernel(file: str, template: str, dtype: str) -> Kernel:
     """An instance of a template with one thread per element."""
@@ -186,7 +213,19 @@ def per_element_kernel(file: str, template: str, dtype: str) -> Kernel:
 # -- narrower integers and padding modes, around the launches of any family --------------------------
 
 
-def scheduled(build: Callable[[Draft], list[Launch]], request: Request, device: Device) -> Schedule:
+Reads = Callable[[Request], bool]
+"""Whether a family reads padded cells of x of itself: `reads_padding` of its file, if it ever does.
+
+It may be true where `padding_is_near`: the family is given the problem with its padding, and `Params.mode`.
+"""
+
+_COPIED, _FOLDED = 16, 8
+"""Elements of a thread that copies them, and of one that folds them."""
+
+
+def scheduled(
+    build: Callable[[Draft], list[Launch]], request: Request, device: Device, reads: Reads | None = None
+) -> Schedule:
     """The launches that a family builds, with those for narrower integers and the padding mode around them.
 
     Raises ValueError where one would need more blocks than a grid can have.
@@ -196,7 +235,7 @@ def scheduled(build: Callable[[Draft], list[Launch]], request: Request, device: 
     if 0 in request.shape(out):
         return Schedule(0, ())
     launches = _widened(draft)
-    if not _pads(request):
+    if not _pads(request) or (reads and reads(request)):
         launches += build(draft)
     elif request.op == "dgrad":
         launches += _folded(build, draft)
@@ -211,9 +250,53 @@ def scheduled(build: Callable[[Draft], list[Launch]], request: Request, device: 
 
 
 def zero_padded(request: Request) -> ConvProblem:
-    """The problem that a family sees."""
+    """The problem that a family sees of which no padded cells are read."""
     problem = _volumetric(request)
     return _without_padding(problem) if _pads(request) else problem
+
+
+def seen_by(reads: Reads, request: Request) -> ConvProblem:
+    """The problem that a family sees which reads padded cells of x of itself where it says so."""
+    return _volumetric(request) if reads(request) else zero_padded(request)
+
+
+def padding_is_near(request: Request) -> bool:
+    """Whether x is read by its padding mode, no padded cell being more than one period from the input.
+
+    Such cells are found without a division: `near_source` in padding.cuh.
+    """
+    problem = request.problem
+    least = {"reflect": 1, "replicate": -LIMIT}.get(problem.padding_mode, 0)
+    return (
+        request.op in ("fprop", "wgrad")
+        and _pads(request)
+        and all(max(pair) + least <= h for pair, h in zip(problem.padding, problem.input, strict=True))
+    )
+
+
+def padding_is_cheap(request: Request) -> bool:
+    """Whether a table of the cells that padding shows takes less than a padded copy of x: see gather.cuh.
+
+    It has all taps of a tile's pixels, and all channels have the same one.
+    """
+    problem = request.problem
+    small = math.prod(problem.filter) <= SHOWN_TAPS and problem.c // problem.groups >= SHOWN_CHANNELS
+    return small and padding_is_near(request)
+
+
+def table_bytes(problem: ConvProblem, pixels: int, channels: int = 1, columns: int = LIMIT) -> int:
+    """The size of that table, where a tile has so many pixels and columns, `channels` of these for a tap."""
+    return 8 * pixels * min(math.prod(problem.filter), per(columns - 1, channels) + 1)
+
+
+def padding_seconds(request: Request, device: Device, reads: Reads | None) -> float:
+    """The estimate of the launch that pads x in the workspace, if there is one; all families fold dx."""
+    if not _pads(request) or request.op == "dgrad" or (reads and reads(request)):
+        return 0.0
+    problem = request.problem
+    x, padded = (problem.n * problem.c * math.prod(extents) for extents in (problem.input, problem.padded))
+    threads = Threads(per(padded, THREADS * _COPIED), THREADS, 8, instructions=250, waits=2)
+    return seconds(request, device, threads, (x + padded) * DTYPES[request.dtype].itemsize)
 
 
 def _volumetric(request: Request) -> ConvProblem:
@@ -239,7 +322,7 @@ def _widened(draft: Draft) -> list[Launch]:
         kernel, extents = _widen_kernel(dtype, request.dtype), (shape[0], shape[1], shape[2:])
         narrow = getattr(draft, slot)
         wide = draft.room(shape, request.dtype, request.layout == "channels_last")
-        launches.append(draft.per_element(kernel, extents, draft.fields(), a=None, b=narrow, out=wide))
+        launches.append(draft.by_tables(kernel, _COPIED, extents, draft.fields(), a=None, b=narrow, out=wide))
         setattr(draft, slot, wide)
     return launches
 
@@ -250,7 +333,7 @@ def _padded(build: Callable[[Draft], list[Launch]], draft: Draft) -> list[Launch
     extents = (problem.n, problem.c, problem.padded)
     kernel = _pad_kernel(DTYPES[draft.request.dtype].itemsize)
     padded = draft.padded_room(draft.request.dtype)
-    pad = draft.per_element(kernel, extents, _repeating(draft), b=None, out=padded)
+    pad = draft.by_tables(kernel, _COPIED, extents, _repeating(draft), b=None, out=padded)
     draft.a, draft.problem = padded, _without_padding(problem)
     return [pad, *build(draft)]
 
@@ -259,9 +342,9 @@ def _folded(build: Callable[[Draft], list[Launch]], draft: Draft) -> list[Launch
     """The gradient of the padded x is summed in the workspace, and folded back onto x last."""
     problem, out = draft.problem, draft.out
     extents = (problem.n, problem.c, problem.input)
-    kernel = per_element_kernel("padding.cuh", "conv_fold", draft.request.dtype)
+    kernel = _fold_kernel(draft.request.dtype)
     padded = draft.padded_room(DTYPES[draft.request.dtype].accumulator)
-    fold = draft.per_element(kernel, extents, _repeating(draft), a=padded, b=None, out=out)
+    fold = draft.by_tables(kernel, _FOLDED, extents, _repeating(draft), a=padded, b=None, out=out)
     draft.out, draft.partial, draft.problem = padded, True, _without_padding(problem)
     return [*build(draft), fold]
 
@@ -287,7 +370,7 @@ _C_INTEGERS = {
 
 
 def _widen_kernel(dtype: str, wide: str) -> Kernel:
-    return Kernel("widening.cuh", "conv_widen", (_C_INTEGERS[dtype], C_TYPES[wide]), THREADS)
+    return Kernel("widening.cuh", "conv_widen", (_C_INTEGERS[dtype], C_TYPES[wide], THREADS), THREADS)
 
 
 def widening_kernels() -> Iterator[Kernel]:
@@ -297,13 +380,17 @@ def widening_kernels() -> Iterator[Kernel]:
 
 
 def _pad_kernel(itemsize: int) -> Kernel:
-    return Kernel("padding.cuh", "conv_pad", (itemsize,), THREADS)
+    return Kernel("padding.cuh", "conv_pad", (itemsize, THREADS), THREADS)
+
+
+def _fold_kernel(dtype: str) -> Kernel:
+    return Kernel("padding.cuh", "conv_fold", (C_TYPES[dtype], THREADS), THREADS)
 
 
 def padding_kernels() -> Iterator[Kernel]:
     """Every instance that a padding mode takes."""
     yield from map(_pad_kernel, sorted({dtype.itemsize for dtype in DTYPES.values()}))
-    yield from (per_element_kernel("padding.cuh", "conv_fold", dtype) for dtype in DTYPES)
+    yield from (_fold_kernel(dtype) for dtype in DTYPES)
 
 
 # -- sums in parts ------------------------------------------------------------------------------------
@@ -340,20 +427,31 @@ def split_sum(
     dtype, op = draft.request.dtype, draft.request.op
     shape = result_shape(draft.problem, op)
     summands = draft.room((splits, *shape), sum_dtype(op, dtype), channels_last)
-    extents = (shape[0], shape[1], shape[2:])
+    each = _summed_by_a_thread(shape, summands.dtype)
+    batch = shape[0] // each
     kernel_of_parts = _reduce_kernel(dtype, summands.dtype)
-    of_sum = draft.fields(splits=splits, lanes=32 if channels_last else 1)  # in the order of the parts
-    add = draft.per_element(kernel_of_parts, extents, of_sum, a=summands, b=None)
+    lanes = 32 if channels_last else 1  # in the order of the parts
+    of_sum = draft.fields(splits=splits, chunk=each, batch=batch, lanes=lanes)
+    add = draft.per_element(kernel_of_parts, (batch, shape[1], shape[2:]), of_sum, a=summands, b=None)
     return [draft.launch(kernel, splits * tiles, fields | {"partial": 1}, out=summands, **changes), add]
+
+
+def _summed_by_a_thread(shape: tuple[int, ...], dtype: str) -> int:
+    """How many elements: a vector of them, where there are enough to keep a GPU busy, or one."""
+    vector = VECTOR // DTYPES[dtype].itemsize
+    busy = math.prod(shape) >= BLOCKS * THREADS * vector
+    return vector if busy and shape[0] % vector == 0 else 1
 
 
 def reduce_seconds(request: Request, device: Device, splits: int) -> float:
     """The estimate of that last launch."""
     if splits == 1:
         return 0.0
-    items = math.prod(request.shape(OPERANDS[request.op][2]))
-    size = items * DTYPES[sum_dtype(request.op, request.dtype)].itemsize
-    threads = Threads(per(items, THREADS), THREADS, 16, instructions=200 + 5 * splits, waits=splits / 4)
+    shape, dtype = result_shape(zero_padded(request), request.op), sum_dtype(request.op, request.dtype)
+    size, each = math.prod(shape) * DTYPES[dtype].itemsize, _summed_by_a_thread(shape, dtype)
+    passes = per(splits, 16 if each == 1 else 8)
+    blocks = per(math.prod(shape), each * THREADS)
+    threads = Threads(blocks, THREADS, 9, instructions=250 + 64 * passes, waits=passes)
     return seconds(request, device, threads, splits * size)
 
 

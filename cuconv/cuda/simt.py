@@ -20,12 +20,14 @@ from .schedule import (
     beyond_32_bits,
     block_digits,
     gemm_k,
+    padding_is_cheap,
     per,
     planar,
     reduce_seconds,
     result_shape,
+    seen_by,
     split_sum,
-    zero_padded,
+    table_bytes,
 )
 
 
@@ -81,22 +83,45 @@ TILES: dict[str, dict[str, tuple[Tile, ...]]] = {
 }
 """Per op and dtype, the tiles to choose from, most for what tensor cores do not take. The last takes all."""
 
+SHOWN = {
+    ("fprop", "channels_first"): (_WIDE,),
+    ("fprop", "channels_last"): (_WIDE,),
+    ("wgrad", "channels_first"): (_WIDE, _SQUARE),
+    ("wgrad", "channels_last"): (_SQUARE,),
+}
+"""Per op and layout, the tiles that read by a padding mode, of float32: other dtypes multiply for longer."""
+
+SHOWN_FILTERS = 32
+"""More filters of a group than this fill such a tile."""
+
 
 def build(draft: Draft) -> list[Launch]:
     request, problem = draft.request, draft.problem
     vector = _vector(request, problem)
     tile, splits, chunk = _schedule(request, problem)
-    kernel = _kernel(request.op, request.dtype, tile, draft.lanes, vector)
+    shown = reads_padding(request)
+    kernel = _kernel(request.op, request.dtype, tile, draft.lanes, vector, shown)
     blocks = block_digits(problem, request.op, tile.bm, tile.bn)
     fields = {"items": math.prod(result_shape(problem, request.op)), "digit": digits(blocks)}
     return split_sum(
         draft, kernel, math.prod(blocks), fields, (splits, chunk), request.layout == "channels_last",
-        vectors=vector > 1,
+        vectors=vector > 1, shared_bytes=_table_bytes(request, problem, tile) if shown else 0,
     )  # fmt: skip
 
 
+def reads_padding(request: Request) -> bool:
+    """In whole vectors where channels are last."""
+    problem = request.problem
+    return (
+        request.dtype == "float32"
+        and padding_is_cheap(request)
+        and (request.op == "wgrad" or problem.k // problem.groups > SHOWN_FILTERS)
+        and (request.layout == "channels_first" or _vector(request, problem) > 1)
+    )
+
+
 def applies(request: Request, device: Device | None) -> str | None:
-    problem, op = zero_padded(request), request.op
+    problem, op = seen_by(reads_padding, request), request.op
     if reason := beyond_32_bits(request):
         return reason
     tile, splits, _ = _schedule(request, problem)
@@ -108,7 +133,7 @@ def applies(request: Request, device: Device | None) -> str | None:
 def estimate(request: Request, device: Device | None) -> float:
     """Tiles are multiplied whole, however little of them is needed."""
     assert device is not None
-    problem = zero_padded(request)
+    problem = seen_by(reads_padding, request)
     # Channels that are alone in their group are read from a line each; residues of a stride are stored apart.
     alone = request.layout == "channels_last" and problem.c == problem.groups > 1
     apart = request.op == "dgrad" and max(problem.stride) > 1
@@ -144,12 +169,27 @@ def kernels(dtype: str) -> Iterator[Kernel]:
             if most > 1:
                 yield _kernel(op, dtype, tile, 32, most)
         yield _kernel(op, dtype, tiles[dtype][-1], 32, 1)
+    for (op, layout), shown in SHOWN.items():
+        for tile in shown if dtype == "float32" else ():
+            lanes, vector = (32, most) if layout == "channels_last" else (1, 1)
+            yield _kernel(op, dtype, tile, lanes, vector, shown=True)
 
 
-def _kernel(op: str, dtype: str, tile: Tile, lanes: int, vector: int) -> Kernel:
+def _kernel(op: str, dtype: str, tile: Tile, lanes: int, vector: int, shown: bool = False) -> Kernel:
     order = "CHANNEL_LANES" if lanes > 1 else "PIXEL_LANES"
     arguments = (C_TYPES[dtype], *astuple(tile)[:5], order, vector, str(tile.planar).lower())
+    arguments += ("true",) * shown
     return Kernel("simt.cuh", f"conv_{op}_simt", arguments, tile.threads, tile.residents)
+
+
+def _table_bytes(request: Request, problem: ConvProblem, tile: Tile) -> int:
+    """The table of what padding shows: see Source in gather.cuh."""
+    if request.op == "fprop":
+        return table_bytes(problem, tile.bm)
+    in_turn = request.layout == "channels_first"
+    return table_bytes(
+        problem, tile.threads + tile.bk, 1 if in_turn else problem.c // problem.groups, tile.bn
+    )
 
 
 def _item(dtype: str) -> int:
@@ -177,7 +217,9 @@ def _blocks(problem: ConvProblem, op: str, tile: Tile) -> int:
 def _schedule(request: Request, problem: ConvProblem) -> Choice:
     """What is done first on an H200."""
     tiles = [tile for tile in TILES[request.op][request.dtype] if not tile.planar or planar(problem)]
-    if request.layout == "channels_last" and _vector(request, problem) == 1:
+    if reads_padding(request):
+        tiles = [*SHOWN[request.op, request.layout]]
+    elif request.layout == "channels_last" and _vector(request, problem) == 1:
         tiles = tiles[-1:]
     choices = [(tile, *cut) for tile in tiles for cut in _cuts(problem, request.op, tile)]
     return _first(choices, lambda choice: _seconds(request, problem, _H200, choice))

@@ -14,7 +14,7 @@ from .cost import Threads, seconds
 from .device import Device
 from .geometry import digits, divisor
 from .kernel import VECTOR, Kernel, Launch
-from .schedule import OPERANDS, Draft, per, zero_padded
+from .schedule import OPERANDS, Draft, per
 
 _ELEMENTS = {2: "unsigned short", 4: "unsigned", 8: "unsigned long long"}
 """What elements are copied as, by their size."""
@@ -48,10 +48,10 @@ def channels_last(draft: Draft, slot: str) -> Launch:
     return launch
 
 
-def channels_last_seconds(request: Request, device: Device, slot: str) -> float:
-    """The estimate of that launch."""
+def channels_last_seconds(request: Request, problem: ConvProblem, device: Device, slot: str) -> float:
+    """The estimate of that launch, the problem being as a family sees it."""
     item = DTYPES[request.dtype].itemsize
-    outer, groups, channels, spatial = _extents(zero_padded(request), request.op, slot)
+    outer, groups, channels, spatial = _extents(problem, request.op, slot)
     padded, places = _padded(channels, item), outer * math.prod(spatial)
     kernel, blocks = _tiles(places, groups * padded, item)
     threads = Threads(blocks, kernel.threads, kernel.residents, instructions=600)

@@ -15,7 +15,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,9 @@ PRODUCTS = {
 }
 """The multiplications that a convolution consists of, by the dtype of its sums."""
 
+HINT = 1e-5
+"""How much the count of a loop's line weighs beside those of its accesses."""
+
 Access = tuple[str, str, int]
 """global or shared; read, write or copy; bytes."""
 
@@ -60,7 +63,8 @@ class Instruction:
     name: str
     target: int | None
     line: tuple[str, int]
-    idle: bool  # part of an activation, which no request that is measured has
+    idle: bool  # part of an activation or of adding to what is there, which no request that is measured does
+    block: int = 0  # of instructions that are run one after the other
 
     def starts(self, pattern: str) -> bool:
         return re.match(rf"(?:{pattern})(?![A-Z])", self.name) is not None
@@ -147,24 +151,68 @@ class Code:
 
         return max(self.loops[1:] or self.loops, key=weight)
 
+    def without(self, accesses: Mapping[Access, float]) -> Code:
+        """The code but for blocks that cannot have been run by a warp that makes these accesses.
+
+        Those are blocks with a narrower access to global memory than any that was made: for arrays that have
+        no vectors, say. Wider ones count as made, since the emulator's compiler may take them apart.
+        """
+        least: dict[str, int] = {}
+        for (space, kind, width), count in accesses.items():
+            if space == "global" and count:
+                least[kind] = min(width, least.get(kind, width))
+        never = {
+            each.block
+            for loop in self.loops
+            for each in loop.own
+            if each.access and each.access[0] == "global" and each.access[2] < least.get(each.access[1], 0)
+        }
+        kept = [
+            replace(loop, own=tuple(each for each in loop.own if each.block not in never))
+            for loop in self.loops
+        ]
+        return replace(self, loops=tuple(kept))
+
     def passes(self, accesses: Mapping[Access, float], lines: Mapping[tuple[str, int], float]) -> list[float]:
-        """How often a warp passes each loop, if it makes these accesses, and runs these lines so often."""
-        kinds = sorted({*accesses, *(kind for loop in self.loops for kind in loop.accesses)})
-        made = np.array([accesses.get(kind, 0.0) for kind in kinds])
+        """How often a warp passes each loop, if it makes these accesses, and runs these lines so often.
+
+        Where none of 8 bytes were made, such in the code are of 16: compilers may read but half of a vector.
+        """
+
+        def alike(counts: Mapping[Access, float]) -> Counter[Access]:
+            found: Counter[Access] = Counter()
+            for (space, kind, width), count in counts.items():
+                whole = width == 8 and not accesses.get((space, kind, 8))
+                found[space, kind, 16 if whole else width] += count  # type: ignore[assignment]
+            return found
+
+        asked = alike(accesses)
+        of_loops = [alike(loop.accesses) for loop in self.loops]
+        kinds = sorted({*asked, *(kind for loop in of_loops for kind in loop)})
+        made = np.array([asked[kind] for kind in kinds], float)
         weight = 1 / np.sqrt(np.maximum(made, 1))
-        once = np.array([self.loops[0].accesses[kind] for kind in kinds])
+        once = np.array([of_loops[0][kind] for kind in kinds])
         known = [i for i, loop in enumerate(self.loops) if i and loop.accesses]
         passes = [1.0] + [0.0] * (len(self.loops) - 1)
+        run = {i: self._as_often_as_its_line(i, lines) for i in range(1, len(self.loops))}
         if known:
-            matrix = np.array([[self.loops[i].accesses[kind] for i in known] for kind in kinds])
-            found, _ = nnls(matrix * weight[:, None], np.maximum(made - once, 0) * weight)
+            matrix = np.array([[of_loops[i][kind] for i in known] for kind in kinds])
+            # Where loops make the same accesses, their lines have to tell how often each is passed.
+            hints = np.array([HINT / np.sqrt(max(run[i], 1)) for i in known])
+            found, _ = nnls(
+                np.vstack([matrix * weight[:, None], np.diag(hints)]),
+                np.concatenate([np.maximum(made - once, 0) * weight, hints * [run[i] for i in known]]),
+            )
             for i, count in zip(known, found, strict=True):
                 passes[i] = float(count)
         for i, loop in enumerate(self.loops):
-            if i and i not in known:
-                copies = sum(other.line == loop.line for other in self.loops[1:])
-                passes[i] = lines.get(loop.line, 0.0) / copies
+            if i and not loop.accesses:
+                passes[i] = run[i]
         return passes
+
+    def _as_often_as_its_line(self, i: int, lines: Mapping[tuple[str, int], float]) -> float:
+        copies = sum(other.line == self.loops[i].line for other in self.loops[1:])
+        return lines.get(self.loops[i].line, 0.0) / copies
 
 
 @functools.cache
@@ -205,14 +253,19 @@ def disassembled(cubin: bytes) -> str:
 
 
 @functools.cache
-def _activations() -> range:
-    """The lines of numerics.cuh that compute activations."""
+def _idle() -> frozenset[int]:
+    """The lines of numerics.cuh that compute activations, finish sums one by one, or add to what is there."""
     lines = (jit.SOURCES / "numerics.cuh").read_text().splitlines()
-    first = next(i for i, line in enumerate(lines, 1) if line.startswith("enum Activation"))
-    last = next(
-        i for i, line in enumerate(lines, 1) if i > first and line.startswith("// Put a sum in its place")
+
+    def found(begin: str) -> int:
+        return next(i for i, line in enumerate(lines, 1) if line.startswith(begin))
+
+    spans = (
+        ("enum Activation", "// Put a sum in its place"),
+        ("// Finish a thread's sums one after the other", "// COUNT neighbours"),
     )
-    return range(first, last)
+    adding = (i for i, line in enumerate(lines, 1) if "if (p.accumulate)" in line)
+    return frozenset((*(i for begin, end in spans for i in range(found(begin), found(end))), *adding))
 
 
 _LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)")
@@ -239,11 +292,15 @@ def instructions(text: str) -> list[Instruction]:
             labels |= {name: at for name, place in labels.items() if place is None}
             never = (found[2] or "").strip() == _NEVER
             lines.append((at, "NOP" if never else found[3], found[4], places))
-    made = []
+    made: list[Instruction] = []
+    block = 0
     for at, name, operands, places in lines:
         goal = re.search(r"`\((\.L_x_\d+)\)", operands) if name.startswith("BRA") else None
-        idle = any(file == "numerics.cuh" and line in _activations() for file, line in places)
-        made.append(Instruction(at, name, labels[goal[1]] if goal else None, (*places, ("", 0))[0], idle))
+        idle = any(file == "numerics.cuh" and line in _idle() for file, line in places)
+        block += at in labels.values() or (bool(made) and made[-1].name.startswith("BRA"))
+        made.append(
+            Instruction(at, name, labels[goal[1]] if goal else None, (*places, ("", 0))[0], idle, block)
+        )
     return made
 
 

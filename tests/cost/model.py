@@ -69,7 +69,15 @@ class Work:
 
 
 def work(plan: Plan, gpu: Gpu) -> list[Work]:
-    """What each launch of a plan does, without running more than a few blocks of it."""
+    """What each launch of a plan does, without running more than a few blocks of it.
+
+    Raises ValueError where these are no kernels.
+    """
+    if plan.algorithm == "fft":
+        raise ValueError(
+            "algorithm='fft' is cuFFT's transforms and no kernels of cuconv, of whose code and accesses "
+            "predictions are made; python -m cuconv explain has an estimate"
+        )
     operands = traffic.arrays(plan)
     places = traffic.places(plan, operands)
     products = code.PRODUCTS[DTYPES[plan.request.dtype].accumulator]
@@ -92,6 +100,7 @@ def of_launch(
         totals = memory.setdefault(space, [0.0] * 4)
         for i, value in enumerate((count.requests, count.taken, count.least, count.from_l2)):
             totals[i] += value
+    made = made.without(accesses)
     passes = made.passes(accesses, lines)
     instructions = dict.fromkeys((*code.UNITS, *code.NAMES, "all"), 0.0)
     tensor: dict[str, float] = {}

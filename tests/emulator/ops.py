@@ -9,9 +9,11 @@ from unittest import mock
 import numpy as np
 
 from cuconv import arrays, prepared
+from cuconv.cuda import fft
 from cuconv.cuda.kernel import VECTOR
 from cuconv.cuda.strides import not_in_vectors, strides_by_role
-from cuconv.plan import READY
+from cuconv.fourier import Library
+from cuconv.plan import READY, RESULT
 from tests.cases import PUBLIC
 from tests.emulator.runner import run_plan
 
@@ -40,6 +42,23 @@ def aligned_copy(array: np.ndarray) -> np.ndarray:
     return copy
 
 
+def transformed(request: Any, schedule: Any, arrays: Any) -> None:
+    """A schedule's transforms, by SciPy in place of `cupyx.scipy.fft`, which has its signatures.
+
+    Inputs are read-only, and what the result has before is only read where it is added to.
+    """
+    import scipy.fft  # which what kernels are run for does without
+
+    (work,), views = schedule.launches, {role: array.view() for role, array in arrays.items()}
+    result = RESULT[request.op]
+    for role, view in views.items():
+        view.flags.writeable = role == result
+    if not request.accumulate:
+        views[result][...] = np.nan
+    with np.errstate(all="ignore"):  # as on a GPU
+        fft.run(Library(np, scipy.fft), request, work, views)
+
+
 @contextmanager
 def emulated(seed: int | None = None):
     """Within it every public function takes NumPy arrays for a GPU's and runs its kernels in the emulator."""
@@ -49,6 +68,8 @@ def emulated(seed: int | None = None):
         return _EmulatedOwner(owner.library, "cuda")
 
     def ready(request, schedule, arrays):
+        if any(isinstance(launch, fft.Transforms) for launch in schedule.launches):
+            return lambda _: transformed(request, schedule, arrays)
         for role, never in not_in_vectors(request, schedule.launches, arrays).items():
             if never or arrays[role].ctypes.data % VECTOR:
                 arrays[role] = aligned_copy(arrays[role])

@@ -39,7 +39,7 @@ LANES = 32
 WAVE = 132
 """Multiprocessors of a large GPU, of which each does two blocks at once."""
 
-START, ADDED, PARTS = 0.3, 0.7, 1.5
+START, ADDED, PARTS = 0.3, 0.7, 1.501
 """In tiles, what a block takes before its first one, or to add up its threads' sums; and a second launch."""
 
 reads_padding = padding_is_near

@@ -69,8 +69,16 @@ __device__ inline Span span_of(const GatherAxis& axis, const Divisor& interleave
 __device__ inline GatherAxis described_axis(const Axis& a, int spread, int odd) {
   const int taps = int(a.filter), begin = -int(a.padding);
   const bool reversed = a.period < 0;
-  return {int(a.output),           int(a.input),     taps, int(a.stride), int(a.dilation), (begin - odd) / spread, 0, 1,
-          reversed ? taps - 1 : 0, reversed ? -1 : 1};
+  return {int(a.output),
+          int(a.input),
+          taps,
+          int(a.stride),
+          int(a.dilation),
+          (begin - odd) / spread,
+          0,
+          1,
+          reversed ? taps - 1 : 0,
+          reversed ? -1 : 1};
 }
 
 // How many cells `count` results and `taps` taps meet.
@@ -130,10 +138,9 @@ struct Share {
     rows = min(all_rows, lines);
     row = slot % rows;
     column = slot / rows < groups ? place - slot * width : width;
-    columns = max(places, width);
+    columns = places;
     channel = (int(threadIdx.x) & (lanes - 1)) + (slot / rows << lane_bits);
     channels = groups << lane_bits;
-    if (places < width) row = 0, column = place, columns = places, channel = int(threadIdx.x) & (lanes - 1);
   }
 };
 
@@ -525,7 +532,7 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
                       (axis[1].out_first + top * axis[1].out_step) * p.out[3] +
                       (axis[2].out_first + left * axis[2].out_step) * p.out[4];
   const bool plain = !LAST && columns.apart == 1 && axis[2].out_step == 1 && axis[2].out_first == 0;
-  const bool in_fours = plain && OUT % 4 == 0 && rows_in_vectors<T>(out, p.out, axis[2].outputs, 4);
+  const bool in_fours = plain && rows_in_vectors<T>(out, p.out, axis[2].outputs, 4);
   const int slices = sources * axis[0].taps;
   const bool biased = bias && !p.partial && strip.channel < count;
   const Acc more = biased ? widen(static_cast<const T*>(bias)[result * p.bias]) : Acc{};
@@ -551,9 +558,8 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
                                         axis[2].tap_step * p.b[4], here_r, here_s, p.conjugate, shared, tap_plane,
                                         tap_line);
       again = true;
-      Part part{
-          rows,   columns, cells_of<SPREAD, ODD>(lines, step_h, here_r), cells_of<SPREAD, ODD>(places, step_w, here_s),
-          p.a[3], p.a[4]};
+      const int brought = cells_of<SPREAD, ODD>(lines, step_h, here_r);
+      Part part{rows, columns, brought, cells_of<SPREAD, ODD>(places, step_w, here_s), p.a[3], p.a[4]};
       part.rows.source += r * rows.delta;
       part.columns.source += s * columns.delta;
       const int d = shown<SHOWN>(p.mode, axis[0].source(digit[3], t), axis[0].sources);
@@ -637,7 +643,7 @@ __device__ void conv_gather_depthwise(const void* a, const void* b, const void* 
 }
 
 // dgrad of any stride: a gather for each of its residues, which blocks run over after the first axis.
-template <typename T, int THREADS, bool LAST, int ROWS, int OUT>
+template <typename T, int THREADS, int ROWS, int OUT>
 __device__ void conv_residues_depthwise(const void* a, const void* b, const void* bias, void* out, const Params& p) {
   int digit[4];
   const int rest = take_small_digits(p, int(blockIdx.x), digit);
@@ -650,8 +656,8 @@ __device__ void conv_residues_depthwise(const void* a, const void* b, const void
   __syncthreads();
   if (digit[3] >= axis[0].outputs) return;
   const int chunk = int(p.chunk), n = run * chunk;
-  gather_tile<T, THREADS, LAST, false, ROWS, OUT, 0, 0, 1, 1, 0>(a, b, bias, out, p, axis, true, 1, 1, n,
-                                                                 min(n + chunk, int(p.batch)), digit);
+  gather_tile<T, THREADS, false, false, ROWS, OUT, 0, 0, 1, 1, 0>(a, b, bias, out, p, axis, true, 1, 1, n,
+                                                                  min(n + chunk, int(p.batch)), digit);
 }
 
 // -- wgrad ------------------------------------------------------------------------------------------
@@ -735,6 +741,11 @@ __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, 
 #pragma unroll
     for (int j = 0; j < SUMS_S; ++j) sum[i][j] = Acc{};
 
+  Span taps_h{}, taps_w{};  // of a tile of taps
+  if constexpr (ANY) {
+    taps_h = span_of(axis[1], apart_h, digit[1], height, step_h, 1);
+    taps_w = span_of(axis[2], apart_w, digit[0], width, step_w, 1);
+  }
   const Index end = min_index((number + 1) * p.chunk, p.items);
 #pragma unroll 1
   for (Index index = number * p.chunk; index < end; ++index) {
@@ -744,8 +755,8 @@ __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, 
     Part of_x{{}, {}, 0, 0, p.a[3], p.a[4]}, of_dy{{}, {}, 0, 0, p.b[3], p.b[4]};
     if constexpr (ANY) {
       const int begin_h = tile_h * grad_rows, begin_w = tile_w * grad_columns;
-      of_x.rows = span_of(axis[1], apart_h, digit[1], height, step_h, 1);
-      of_x.columns = span_of(axis[2], apart_w, digit[0], width, step_w, 1);
+      of_x.rows = taps_h;
+      of_x.columns = taps_w;
       of_dy.lines = min(grad_rows, axis[1].taps - begin_h);
       of_dy.places = min(grad_columns, axis[2].taps - begin_w);
       of_dy.rows = {begin_h, 1, axis[1].taps};
@@ -801,13 +812,11 @@ __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, 
   };
   auto& sums = reinterpret_cast<Acc(&)[SUMS_R * SUMS_S]>(sum);
   if constexpr (ANY) {
-    const Span rows = span_of(axis[1], apart_h, digit[1], height, step_h, 1);
-    const Span columns = span_of(axis[2], apart_w, digit[0], width, step_w, 1);
     const int places = strips * (LAST ? 32 : held);
     add_up<T, THREADS>(sums, places, 1, groups, places, shared, [&](int place, int i, Acc total) {
       const int channel = LAST ? place % 32 : place / strips, number = LAST ? place / 32 : place % strips;
       const int r = number / along * ROWS + i / OUT, s = number % along * OUT + i % OUT;
-      if (r < rows.left && s < columns.left) put(channel, rows.result_at(r), columns.result_at(s), total);
+      if (r < taps_h.left && s < taps_w.left) put(channel, taps_h.result_at(r), taps_w.result_at(s), total);
     });
   } else {
     add_up<T, THREADS>(sums, held, LAST ? 1 : strips, strips, LAST ? 32 : 1, shared,

@@ -96,40 +96,47 @@ def estimate(request: Request, device: Device | None) -> float:
     problem = seen_by(reads_padding, request)
     view = _view(request, problem)
     assert view is not None
-    grid, tile = _grid(request, problem, view), view.tile
-    passes = grid.chunk  # of one block
-    if request.op == "wgrad":
-        once, added = 1000 + 30 * max(view.shape.taps_r * view.shape.taps_s, 16), grid.runs
+    grid, tile, wgrad = _grid(request, problem, view), view.tile, request.op == "wgrad"
+    multiplier = problem.k // max(problem.c, 1)
+    if wgrad:
+        passes, parts = grid.chunk, grid.runs  # of one block
+        once = 1000 + 30 * max(view.shape.taps_r * view.shape.taps_s, 16)
     else:
-        once, added = 300, 1
-        passes *= math.prod(grid.passes) * problem.filter[view.order[0]]
-        passes *= problem.k // max(problem.c, 1) if request.op == "dgrad" else 1
-    size, multiplier = float(request.bytes), problem.k // max(problem.c, 1)
+        sources = multiplier if request.op == "dgrad" else 1
+        passes = grid.chunk * math.prod(grid.passes) * problem.filter[view.order[0]] * sources
+        once, parts = 300, 1
+    size = float(request.bytes)
     if multiplier > 1 and request.layout == "channels_last":  # a block has one of so many neighbours in y
         size += 0.6 * min(multiplier, 16) * math.prod(problem.y_shape()) * DTYPES[request.dtype].itemsize
-    # Vectors of cells that a strip's threads read; neighbouring ones of short lines meet in banks.
-    vectors = (view.shape.rows + view.shape.taps_r) * per(view.shape.out + view.shape.taps_s, 4)
-    short, shape = view.width <= 8, view.shape
-    if view.last:
-        waits, lines = (10 if request.op == "wgrad" else 7) + (shape.step == 2) - 3 * short, 0.0
-    else:
-        planes = short and request.op != "wgrad" and shape[2:6] == (3, 3, 1, 1)
-        conflicts = 48 if planes else 16 if short and shape.taps_r == 3 else 8 if view.width <= 16 else 4
-        waits, lines = 3, passes * vectors * conflicts
-    instructions = passes * tile.instructions
-    if (
-        request.op == "wgrad"
-    ):  # for few strips threads share out lines, of which there are not as many for each
-        few = not shape.taps_r and tile.along * tile.across * tile.held <= LANES
-        instructions *= 1.9 if few else 1 if view.last else 1.15
+    waits, lines = _contention(view, wgrad)
     threads = Threads(
         grid.blocks, THREADS, 2,
-        instructions=once + instructions,
+        instructions=once + passes * tile.instructions * (_more_of_a_gradient(view) if wgrad else 1),
         products=real_products(request) * passes * tile.products,
         waits=passes * waits,
-        lines=lines,
+        lines=passes * lines,
     )  # fmt: skip
-    return seconds(request, device, threads, size) + reduce_seconds(request, device, added)
+    return seconds(request, device, threads, size) + reduce_seconds(request, device, parts)
+
+
+def _contention(view: View, wgrad: bool) -> tuple[float, float]:
+    """A pass's waits for memory, and the lines of shared memory that a strip's threads read."""
+    shape, short = view.shape, view.width <= 8
+    if view.last:
+        return (10 if wgrad else 7) + (shape.step == 2) - 3 * short, 0
+    vectors = (shape.rows + shape.taps_r) * per(shape.out + shape.taps_s, 4)
+    # Vectors of short lines meet in banks, most of all those of whole planes.
+    if short and shape.taps_r == 3:
+        planes = not wgrad and shape.step == shape.spread == 1
+        return 3, vectors * (48 if planes else 16)
+    return 3, vectors * (8 if view.width <= 16 else 4)
+
+
+def _more_of_a_gradient(view: View) -> float:
+    """How many times a tile's instructions it takes: threads share lines, of which there may be few."""
+    if not view.shape.taps_r and view.tile.along * view.tile.across * view.tile.held <= LANES:
+        return 1.9
+    return 1 if view.last else 1.15
 
 
 # -- what is compiled ---------------------------------------------------------------------------------
@@ -197,11 +204,11 @@ def kernels(dtype: str) -> Iterator[Kernel]:
 
 
 def _kernel(template: str, dtype: str, last: bool, shown: bool, shape: Shape) -> Kernel:
-    arguments: tuple[int, ...] = (last, shown, *shape)
-    if template == "conv_wgrad_depthwise":
-        arguments = (last, shown, *shape[:5])
-    if template == "conv_residues_depthwise":
-        arguments = (last, *shape[:2])
+    arguments: tuple[int, ...] = {
+        "conv_gather_depthwise": (last, shown, *shape),
+        "conv_wgrad_depthwise": (last, shown, *shape[:5]),
+        "conv_residues_depthwise": shape[:2],
+    }[template]
     many_registers = template == "conv_residues_depthwise" or dtype == "complex128"
     return Kernel(
         "depthwise.cuh", template, (C_TYPES[dtype], THREADS, *map(int, arguments)), THREADS,
@@ -479,10 +486,11 @@ def _fitted(
             least = (8 if item > 8 else 16) * THREADS  # to add up
         else:
             line = per(taps_s, 4) * 4 if not unrolled else taps_s
-            others = taps_r * taps_s * (LANES + 1) if last else held * (taps_r * line | unrolled)
+            weights = taps_r * taps_s * (LANES + 1) if last else held * (taps_r * line | unrolled)
+            others = per(weights, 4) * 4
             least = others + (0 if unrolled else THREADS * shape.rows * shape.out)  # to finish one by one
         # Lines are read in vectors, which may go a little past the last one.
-        size = max(per(others, 4) * 4 + brought + 8 * (LANES if last else 1), least) * item
+        size = max(others + brought + 8 * (LANES if last else 1), least) * item
         if size <= SHARED:
             break
         if unrolled or (taps_r == 1 and taps_s <= 4):

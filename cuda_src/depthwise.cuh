@@ -188,15 +188,18 @@ __device__ inline void put_vector(const Pack<T, VECTOR>& pack, bool conjugate, A
   }
 }
 
-// Bring a part's cells to shared memory, VECTOR channels at once, or zeros if all is beside the source.
-template <typename T, int VECTOR, bool LAST, bool SHOWN>
+// Bring a part's cells to shared memory, VECTOR channels at once, or zeros if all is beside the source. FEW says that
+// there are few registers for it; vectors of 16-bit elements, and single ones, take more.
+template <typename T, int THREADS, int VECTOR, bool LAST, bool SHOWN, bool FEW>
 __device__ inline void bring(const T* source, bool beside, const Channels& channels, const Share& share,
                              const Part& part, Index mode, bool conjugate, const Shelf<Accumulator<T>, LAST>& to) {
   using Acc = Accumulator<T>;
-  constexpr int AT_ONCE = LAST && (VECTOR == 1 || VECTOR == 8) ? 2 : 4;  // of 16 bits, and of one, registers are few
+  constexpr int AT_ONCE = (LAST ? VECTOR == 1 || VECTOR == 8 : FEW) ? 2 : 4;
+  constexpr int LANES = 32 / VECTOR;
+  const int columns = LAST ? THREADS / LANES : share.columns;
   const Index row_step = share.rows * part.rows.delta * part.row_step;
 #pragma unroll 1
-  for (int column = share.column; column < part.places; column += share.columns) {
+  for (int column = share.column; column < part.places; column += columns) {
     const int w = shown<SHOWN>(mode, part.columns.source + column * part.columns.delta, part.columns.sources);
     const T* place = source + w * part.column_step;
     if (!SHOWN) place += (part.rows.source + share.row * part.rows.delta) * part.row_step;
@@ -214,7 +217,7 @@ __device__ inline void bring(const T* source, bool beside, const Channels& chann
         from[u] = SHOWN ? place + h * part.row_step : place + u * row_step;
       }
       if constexpr (LAST) {
-        const int channel = share.channel * VECTOR;
+        const int channel = int(threadIdx.x) % LANES * VECTOR;
         const Index offset = channel * channels.step;
         Pack<T, VECTOR> pack[AT_ONCE];
 #pragma unroll
@@ -250,7 +253,7 @@ __device__ inline void bring(const T* source, bool beside, const Channels& chann
 }
 
 // How a block brings cells: in vectors of channels if the array is `whole`, in lines of so many cells.
-template <typename T, int THREADS, bool LAST, bool SHOWN>
+template <typename T, int THREADS, bool LAST, bool SHOWN, bool FEW>
 struct Bring {
   bool whole;
   Share share;
@@ -261,11 +264,11 @@ struct Bring {
                              bool conjugate, const Shelf<Accumulator<T>, LAST>& to) const {
     if constexpr (LAST) {
       if (whole) {
-        bring<T, VECTOR_OF<T>, LAST, SHOWN>(source, beside, channels, share, part, mode, conjugate, to);
+        bring<T, THREADS, VECTOR_OF<T>, LAST, SHOWN, FEW>(source, beside, channels, share, part, mode, conjugate, to);
         return;
       }
     }
-    bring<T, 1, LAST, SHOWN>(source, beside, channels, share, part, mode, conjugate, to);
+    bring<T, THREADS, 1, LAST, SHOWN, FEW>(source, beside, channels, share, part, mode, conjugate, to);
   }
 };
 
@@ -519,8 +522,8 @@ __device__ inline void gather_tile(const void* a, const void* b, const void* bia
   const int wide = int(p.axis[0].by_stride.divisor);  // cells_of(width, step_w, taps_s)
   const auto cells = Shelf<Acc, LAST>::of(after, cells_of<SPREAD, ODD>(height, step_h, taps_r), wide);
   const Strip strip = strip_of<LAST>(p, held, 1);
-  const Bring<T, THREADS, LAST, SHOWN> bring(LAST && sources == 1 && in_vectors<T>(a, p.a, p.groups), int(p.lanes),
-                                             cells_of<SPREAD, ODD>(lines, step_h, taps_r), wide);
+  const Bring<T, THREADS, LAST, SHOWN, SHOWN> bring(LAST && sources == 1 && in_vectors<T>(a, p.a, p.groups),
+                                                    int(p.lanes), cells_of<SPREAD, ODD>(lines, step_h, taps_r), wide);
   const T* const source = static_cast<const T*>(a) + (backward ? channels.of_y() : channels.first) * p.a[1];
   const T* const filters = static_cast<const T*>(b) + p.b_start + channels.of_y() * p.b[0] +
                            axis[1].tap_first * p.b[3] + axis[2].tap_first * p.b[4];
@@ -726,10 +729,11 @@ __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, 
   const int wide = int(p.axis[0].by_stride.divisor);  // cells_of(width, step_w, taps)
   const auto cells = Shelf<Acc, LAST>::of(after, cells_of(height, step_h, ANY ? grad_rows : R), wide);
   const Strip strip = strip_of<LAST>(p, held, groups);
-  const Bring<T, THREADS, LAST, SHOWN> bring_x(LAST && in_vectors<T>(a, p.a, p.groups), int(p.lanes),
-                                               cells_of(height, step_h, ANY ? grad_rows : R), wide);
-  const Bring<T, THREADS, LAST, false> bring_dy(LAST && channels.multiplier == 1 && in_vectors<T>(b, p.b, p.groups),
-                                                int(p.lanes), grad_rows, grad_columns);
+  constexpr bool FEW = SHOWN || R * S > 32;  // registers are left by sums
+  const Bring<T, THREADS, LAST, SHOWN, FEW> bring_x(LAST && in_vectors<T>(a, p.a, p.groups), int(p.lanes),
+                                                    cells_of(height, step_h, ANY ? grad_rows : R), wide);
+  const Bring<T, THREADS, LAST, false, FEW> bring_dy(
+      LAST && channels.multiplier == 1 && in_vectors<T>(b, p.b, p.groups), int(p.lanes), grad_rows, grad_columns);
   const T* const x = static_cast<const T*>(a) + channels.first * p.a[1];
   const T* const dy = static_cast<const T*>(b) + p.b_start + channels.of_y() * p.b[1];
 
@@ -746,12 +750,12 @@ __device__ void conv_wgrad_depthwise(const void* a, const void* b, const void*, 
     taps_h = span_of(axis[1], apart_h, digit[1], height, step_h, 1);
     taps_w = span_of(axis[2], apart_w, digit[0], width, step_w, 1);
   }
-  const Index end = min_index((number + 1) * p.chunk, p.items);
+  const int chunk = int(p.chunk), end = min((number + 1) * chunk, int(p.items));
 #pragma unroll 1
-  for (Index index = number * p.chunk; index < end; ++index) {
-    const Index line = divide(index, p.pixel[0]), slice = divide(line, p.pixel[1]), n = divide(slice, p.pixel[2]);
-    const int tile_w = int(index - line * p.pixel[0].divisor), tile_h = int(line - slice * p.pixel[1].divisor);
-    const int z = int(slice - n * p.pixel[2].divisor);
+  for (int index = number * chunk; index < end; ++index) {
+    const int line = divide_small(index, p.pixel[0]), slice = divide_small(line, p.pixel[1]);
+    const int n = divide_small(slice, p.pixel[2]), tile_w = index - line * int(p.pixel[0].divisor);
+    const int tile_h = line - slice * int(p.pixel[1].divisor), z = slice - n * int(p.pixel[2].divisor);
     Part of_x{{}, {}, 0, 0, p.a[3], p.a[4]}, of_dy{{}, {}, 0, 0, p.b[3], p.b[4]};
     if constexpr (ANY) {
       const int begin_h = tile_h * grad_rows, begin_w = tile_w * grad_columns;

@@ -312,6 +312,11 @@ def test_coordinates_of_30_bits_are_the_last_that_fit(op):
     assert found["simt"] is found["mma"] is None
 
 
+def test_depthwise_counts_tiles_in_30_bits():
+    assert "tiles of pixels" in reasons("wgrad", "n536870912c1w8192 k1s3")["depthwise"]
+    assert reasons("wgrad", "n16777216c1w8192 k1s3")["depthwise"] is None
+
+
 def test_large_problems_have_plans():
     """Every op of problems across the boundary, by auto; direct is there for what nothing else takes."""
     for line in ("n3c1024h1024w1024 k8r3s3 p1", "n1c1w4294967296 k1s5 p2", "n65536c70000w1 k70000s1 g70000"):

@@ -86,8 +86,10 @@ def applies(request: Request, device: Device | None) -> str | None:
     for line, length in ((view.rows, view.height), (view.columns, view.width)):
         if (length * line.step + line.taps) * line.delta >= LIMIT:
             return "its tiles would reach over 2^30 cells or more"
-    if (blocks := _grid(request, problem, view).blocks) >= LIMIT:
-        return f"it would take {blocks} blocks, 2^30 or more"
+    grid = _grid(request, problem, view)
+    for count, name in ((grid.blocks, "blocks"), (grid.items, "tiles of pixels")):
+        if count >= LIMIT:
+            return f"it would take {count} {name}, 2^30 or more"
     return None
 
 

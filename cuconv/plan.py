@@ -293,7 +293,7 @@ def exact_candidates(request: Request, backend: str, arch: str | None = None) ->
     exact = [
         entry
         for entry in TABLES[backend][request.op]
-        if entry.exact and entry.applies(request, device) is None
+        if entry.by_name_only(request) is None and entry.applies(request, device) is None
     ]
     candidates = [entry for entry in exact if entry.name not in avoided()]
     if not candidates:

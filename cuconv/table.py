@@ -24,7 +24,9 @@ class Algorithm:
     applies    None where it can do the request, otherwise the reason why not, as half a sentence.
     plan       the launches for a request it applies to.
     estimate   predicted seconds; only compared between entries of one table.
-    exact      every result is the plain sum of its products in the accumulator dtype.
+    exact      every result is the plain sum of its products in the accumulator dtype, or as near the true
+               one as that is.
+    except_for why it is not for a certain request, as half a sentence, or None.
     recorded   whether a benchmark record of a GPU times it; None for the CPU, which every test runs on.
 
     `auto` and `tune` take exact entries; the others have to be named. Entries are told what they are for: a
@@ -36,7 +38,14 @@ class Algorithm:
     plan: Callable[[Request, Any], Schedule]
     estimate: Callable[[Request, Any], float]
     exact: bool = True
+    except_for: Callable[[Request], str | None] = lambda request: None
     recorded: bool | None = None
+
+    def by_name_only(self, request: Request) -> str | None:
+        """Why `auto` and `tune` do not take it for a request, if they do not."""
+        if not self.exact:
+            return "it rounds where a plain sum is exact"
+        return self.except_for(request)
 
     @property
     def proof(self) -> str:

@@ -241,8 +241,9 @@ struct Source<T, VECTOR, PLANAR, 0> {
 
 // -- fprop, and one residue of dgrad ----------------------------------------------------------------
 
-// Pixels by channels of the result. The source has `channels` per group, the result `results`.
-template <typename T, Lanes LANES, int VECTOR, bool PLANAR, int SLOTS = 0>
+// Pixels by channels of the result. The source has `channels` per group, the result `results`. Of a complex result each
+// channel, or row of wgrad's, is REALS of the matrix, but one place.
+template <typename T, Lanes LANES, int VECTOR, bool PLANAR, int SLOTS = 0, int REALS = 1>
 struct PixelsByChannels {
   static constexpr Index BYTES = sizeof(T);
   struct Column {
@@ -328,7 +329,9 @@ struct PixelsByChannels {
     return start + at.digit[3] * p.out[0] + axis[0].cell(at.digit[2]) * p.out[2] +
            axis[1].cell(at.digit[1]) * p.out[3] + axis[2].cell(at.digit[0]) * p.out[4];
   }
-  __device__ Index column_place(int j) const { return j < columns ? (channel + j) * p.out[1] : NONE; }
+  __device__ Index column_place(int j) const {
+    return j * REALS < columns ? (channel / REALS + j) * p.out[1] : NONE;
+  }
   // Whether rows, or columns, of which the last is as far from the first as neighbours would be, are neighbours.
   __device__ bool neighbours(bool rows) const {
     Index pixels = 1;
@@ -350,7 +353,7 @@ struct PixelsByChannels {
 // -- wgrad ------------------------------------------------------------------------------------------
 
 // Filters by taps, summed over pixels.
-template <typename T, Lanes LANES, int VECTOR, bool PLANAR, int SLOTS = 0>
+template <typename T, Lanes LANES, int VECTOR, bool PLANAR, int SLOTS = 0, int REALS = 1>
 struct FiltersByTaps {
   static constexpr Index BYTES = sizeof(T);
   struct Column {
@@ -429,12 +432,14 @@ struct FiltersByTaps {
     return tap_radices<LANES>(axis, padded).after({{}, columns}, first_column + j);
   }
 
-  __device__ Index row_place(int i) const { return i < rows ? start + (filter + i) * p.out[0] : NONE; }
+  __device__ Index row_place(int i) const {
+    return i * REALS < rows ? start + (filter / REALS + i) * p.out[0] : NONE;
+  }
   __device__ Index column_place(int j) const {
-    const Counter at = tap(j);
+    const Counter at = tap(j * REALS);
     const auto [c, t, r, s] = tap_of<LANES>(at);
     if (at.left <= 0 || c >= channels) return NONE;
-    return c * p.out[1] + t * p.out[2] + r * p.out[3] + s * p.out[4];
+    return c / REALS * p.out[1] + t * p.out[2] + r * p.out[3] + s * p.out[4];
   }
   __device__ bool neighbours(bool) const { return true; }
   __device__ bool whole_packs(bool, int pack) const {
@@ -456,9 +461,9 @@ __device__ inline void put_axes(GatherAxis (&axis)[3], const Params& p, const In
 
 // Where the result is going to be, the rows of the matrix of cells and the beginning of gemm_k, by all threads: what
 // these are made of would take registers while slices are multiplied. Whoever reads them waits for the block first.
-template <typename Matrices, int BM, int BN, int CELLS>
-__device__ inline void put_places(const Matrices& matrices, Index (&rows)[BM], Index (&columns)[BN],
-                                  Entry (&cells)[CELLS], Counter& first) {
+template <typename Matrices, int BM, int BN, typename Entries>
+__device__ inline void put_places(const Matrices& matrices, Index (&rows)[BM], Index (&columns)[BN], Entries& cells,
+                                  Counter& first) {
   if (threadIdx.x == 0) first = matrices.counter(0);
   for (int i = threadIdx.x; i < BM; i += blockDim.x) rows[i] = matrices.row_place(i);
   for (int j = threadIdx.x; j < BN; j += blockDim.x) columns[j] = matrices.column_place(j);
@@ -470,8 +475,9 @@ __device__ inline void put_places(const Matrices& matrices, Index (&rows)[BM], I
 
 // Which rows and which column of a slice, ROWS x BK elements, a thread brings, VECTOR at once. Neighbouring threads
 // run along gemm_k if K_MAJOR, and along the rows otherwise; each has one column, or VECTOR of them, and COUNT rows.
-template <int ROWS, int BK, int VECTOR, int THREADS, bool K_MAJOR>
+template <int ROWS, int BK, int VECTOR, int THREADS_, bool K_MAJOR>
 struct Share {
+  static constexpr int THREADS = THREADS_;
   static constexpr int ACROSS = K_MAJOR ? THREADS * VECTOR / BK : THREADS / BK;
   static constexpr int STEP = K_MAJOR ? ACROSS : ACROSS * VECTOR, COUNT = ROWS / STEP;
   static_assert(THREADS % ACROSS == 0 && ROWS % STEP == 0, "all threads bring as much");
@@ -479,8 +485,8 @@ struct Share {
   __device__ static int row() { return K_MAJOR ? threadIdx.x / (BK / VECTOR) : threadIdx.x % ACROSS * VECTOR; }
   __device__ static int column() {
     if (K_MAJOR) return threadIdx.x % (BK / VECTOR) * VECTOR;
-    // Where eight threads have two columns, these are four apart, which swizzled shared memory tells apart.
+    // Where eight threads or sixteen have two columns, these are four apart, which swizzled shared memory tells apart.
     const int column = threadIdx.x / ACROSS;
-    return ACROSS == 4 ? column / 8 * 8 + column % 2 * 4 + column % 8 / 2 : column;
+    return ACROSS <= 8 ? column / 8 * 8 + column % 2 * 4 + column % 8 / 2 : column;
   }
 };

@@ -3,8 +3,8 @@
 //   out[place, g * padded + c] = b[place, g * channels + c]  for c < channels, 0 for c beyond
 //
 // A place is a cell of an image, or a tap of a filter; they are numbered through all images. Elements are copied
-// whatever they mean: Element is an unsigned integer of their size, and a vector, of V elements, has 16 bytes. Strides
-// and start of `b` are arbitrary; the start is that of turned filters. `items` are the places, `group` divides by
+// whatever they mean: Element is an unsigned integer of their size, or a Quad, and a vector, of V elements, has 16 bytes.
+// Strides and start of `b` are arbitrary; the start is that of turned filters. `items` are the places, `group` divides by
 // `padded`, and digit[] by width, height, depth, and all cells of an image.
 //
 // A block owns CELLS places of VECTORS vectors of channels. In general neighbouring threads read neighbouring places of
@@ -19,6 +19,11 @@
 // products that read element by element.
 #pragma once
 #include "indexing.cuh"
+
+// An element of 16 bytes.
+struct alignas(16) Quad {
+  unsigned word[4];
+};
 
 // The source by its places.
 template <typename Element>
@@ -129,7 +134,7 @@ __device__ void conv_channels_last(const void*, const void* b, const void*, void
     const Element* source = places.at(p, first + cell) + run.offset;
     Vector vector;
 #pragma unroll
-    for (int i = 0; i < V; ++i, source += p.b[1]) vector.value[i] = i < run.count ? *source : Element(0);
+    for (int i = 0; i < V; ++i, source += p.b[1]) vector.value[i] = i < run.count ? *source : Element{};
     result[cell * pitch] = vector;
   };
 

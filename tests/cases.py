@@ -243,13 +243,18 @@ def judge(got, expected, magnitude, terms, dtype, exact, context, extra=0.0):
 def workspace(size):
     """Plan small problems as if they were large: in so many bytes, and on a GPU with sums in parts.
 
-    The smallest size also has a GPU's largest tiles, the others the smallest, of tensor cores the one before;
-    for `depthwise` passes of few taps and blocks of several images, the others weight gradients in parts.
-    In all of these x is not padded in the workspace where there are kernels that read what padding shows.
+    The smallest size also has a GPU's largest tiles, the others the smallest, of tensor cores one of the last
+    three; for `depthwise` passes of few taps and blocks of several images, the others weight gradients in
+    parts. In all of these x is not padded in the workspace where there are kernels that read what padding
+    shows, of few channels too: their taps are no channels.
     """
     if size == blocking.WORKSPACE:
         yield
         return
+
+    def tile(problem, request):
+        return in_parts(problem, request, 0 if size == 1 else -1 - problem.k // 2 % 3)
+
     with (
         mock.patch.object(blocking, "WORKSPACE", size),
         mock.patch.object(blocking, "LIMIT", 3 * size),
@@ -258,7 +263,8 @@ def workspace(size):
         mock.patch.object(schedule, "SHOWN_CHANNELS", 1),
         mock.patch.object(simt, "SHOWN_FILTERS", 0),
         mock.patch.object(simt, "_first", lambda choices, cost: choices[0 if size == 1 else -1]),
-        mock.patch.object(mma, "choice", lambda *asked: in_parts(*asked, 0 if size == 1 else -2)),
+        mock.patch.object(mma, "choice", tile),
+        mock.patch.object(mma, "_folded", return_value=""),
         mock.patch.multiple(depthwise, **(dict(MOST=3, WAVE=1) if size == 1 else dict(ADDED=0, PARTS=0))),
     ):
         forget()
@@ -270,9 +276,7 @@ def in_parts(problem, request, number, parts=3):
     """A tile for tensor cores, counted from the largest, and gemm_k in parts if it has so many slices."""
     tiles = [tile for tile in mma.tiles_of(request) if schedule.planar(problem) or not tile.planar]
     tile = tiles[max(number, -len(tiles))]
-    slices = schedule.per(
-        schedule.gemm_k(problem, request.op, VECTOR // DTYPES[request.dtype].itemsize), tile.bk
-    )
+    slices = schedule.per(schedule.gemm_k(problem, request.op, VECTOR // mma.itemsize(request)), tile.bk)
     chunk = max(schedule.per(slices, parts), 1) * tile.bk
     return tile, max(schedule.per(slices * tile.bk, chunk), 1), chunk
 

@@ -298,7 +298,9 @@ def test_check_ends_where_the_gpu_answers_no_more(emulated_check, monkeypatch):
     monkeypatch.setattr(check, "on_host", refused)
     status, lines = emulated_check()
     assert status == 1
-    assert [line.split()[:3] for line in lines if "raised RuntimeError" in line] == [["mma", "fprop", "tf32"]]
+    assert [line.split()[:3] for line in lines if "raised RuntimeError" in line] == [
+        ["mma", "fprop", "float32"]
+    ]
     assert "Since then the GPU refuses all work of this process: leave out what failed" in lines
     assert lines[-1] == "CUCONV_AVOID=depthwise,mma, and auto and tune leave out what failed."
 
@@ -393,10 +395,10 @@ def explained(capsys, *arguments):
 
 def test_explain_prints_the_plan_and_the_candidates(capsys):
     line = "n32c64h56w56 k64r3s3 p1 reflect"
-    text = explained(capsys, line, "--device", "sm_80", "--op", "wgrad")
-    assert explained(capsys, *line.split(), "--device", "sm_80", "--op", "wgrad") == text
+    text = explained(capsys, line, "--device", "sm_75", "--op", "wgrad")
+    assert explained(capsys, *line.split(), "--device", "sm_75", "--op", "wgrad") == text
     for part in (
-        "n32c64h56w56 k64r3s3 p1 reflect in float32, channels_first, on sm_80, estimated by",
+        "n32c64h56w56 k64r3s3 p1 reflect in float32, channels_first, on sm_75, estimated by",
         "wgrad: simt, least estimated time, before direct",
         "1 x (64 x 576 x 100,352)",
         "7,398,752,256 FLOP, at least 51,527,680 bytes",
@@ -407,7 +409,7 @@ def test_explain_prints_the_plan_and_the_candidates(capsys):
         assert part in text
     assert "fprop" not in text
     assert "conv_pad" not in text
-    larger = explained(capsys, "n32c64h56w56 k64r5s5 p2 reflect", "--device", "sm_80", "--op", "wgrad")
+    larger = explained(capsys, "n32c64h56w56 k64r5s5 p2 reflect", "--device", "sm_75", "--op", "wgrad")
     assert "launch       conv_pad_4_128, " in larger
 
 

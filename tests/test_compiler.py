@@ -252,6 +252,7 @@ PTX = {
             f"mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {D4}, {A4}, {B2}, {D4};"
         ],
         "float_to_tf32": ["cvt.rna.tf32.f32 bits, value;"],
+        "floats_to_bf16x2": ["cvt.rn.bf16x2.f32 bits, high, low;"],
         "mma_m8n8k4_f64[2]": [
             "mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {+d[0], +d[1]}, {a}, {b}, {+d[0], +d[1]};"
         ],
@@ -297,6 +298,7 @@ SM80 = """__shared__ alignas(16) unsigned words[32][4];
   mma_m16n8k16_f16(d, four, two);
   mma_m16n8k16_bf16(d, four, two);
   two[0] = float_to_tf32(x[2]) + one[0];
+  two[1] = floats_to_bf16x2(x[9], x[10]);
   mma_m16n8k8_tf32(d, four, two);
   mma_m8n8k4_f64(e, x[3], x[4]);
   double eight[8] = {x[5], x[6]}, doubles[4] = {x[7], x[8]}, f[4] = {};

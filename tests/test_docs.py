@@ -60,7 +60,7 @@ def test_readme_program_for_a_gpu_differs_in_two_lines(capsys):
     assert first.replace("cupy", "numpy") == PROGRAM.splitlines()[0]
     assert last.replace(', backend="cuda"', "") == PROGRAM.splitlines()[-1]
     exec("import cuconv\n" + last, run(PROGRAM))
-    assert "algorithm  simt on " in capsys.readouterr().out
+    assert "algorithm  mma on " in capsys.readouterr().out
 
 
 @pytest.mark.gpu

@@ -15,7 +15,7 @@ from cuconv.problem import ACTIVATIONS
 from . import device, emulator
 from .cases import DTYPES, KERNELS, PUBLIC, Case, applies, check, check_seeds, in_parts, values
 from .test_exact import PROBLEMS
-from .test_kernels import DEPTHWISE, PRECISION, TENSOR
+from .test_kernels import DEPTHWISE, TENSOR, precisions
 from .test_mma import chosen
 
 cupy = jit.usable_cupy()
@@ -36,8 +36,8 @@ OF_TENSOR_CORES = "n2c32h9w8 k34r3s2 g2 sh2sw1 dh1dw2 ph1:0pw-1:2 reflect"
 @pytest.mark.parametrize("algorithm", KERNELS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_entry_of_the_table(dtype, algorithm, layout):
-    permitted = PRECISION.get((dtype, algorithm))
-    for line in itertools.chain(*PROBLEMS.values(), DEPTHWISE, TENSOR):
+    lines = itertools.chain(*PROBLEMS.values(), DEPTHWISE, TENSOR)
+    for line, permitted in itertools.product(lines, precisions(dtype, algorithm)):
         problem = cuconv.ConvProblem.parse(line)
         for workspace, exact, memory in (
             (1, True, "plain"),
@@ -58,8 +58,7 @@ def test_every_entry_of_the_table(dtype, algorithm, layout):
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "complex128"])
 def test_small_problems(dtype, algorithm, layout):
     problem = cuconv.ConvProblem.parse(OF_TENSOR_CORES if algorithm == "mma" else SMALL)
-    permitted = PRECISION.get((dtype, algorithm))
-    for workspace in (1, 2000, 1 << 23):
+    for workspace, permitted in itertools.product((1, 2000, 1 << 23), precisions(dtype, algorithm)):
         case = Case(problem, dtype, layout, accumulate=True, workspace=workspace, precision=permitted)
         if applies(case, algorithm, "fprop", "cuda"):
             check(case, algorithm, device.run)
@@ -96,6 +95,10 @@ def operands(line, dtype, layout, exact=False):
     return calls, problem.options() | dict(layout=layout)
 
 
+def in_all_precisions(op, dtype):
+    return [(entry, permitted) for entry in TABLE[op] for permitted in precisions(dtype, entry.name)]
+
+
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
 @pytest.mark.parametrize("line", LARGER)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -107,8 +110,7 @@ def test_algorithms_agree_on_larger_problems(dtype, line, layout):
             argument.get() if isinstance(argument, cupy.ndarray) else argument for argument in arguments
         ]
         expected = PUBLIC[op](*on_host, **options)
-        for entry in TABLE[op]:
-            permitted = PRECISION.get((dtype, entry.name))
+        for entry, permitted in in_all_precisions(op, dtype):
             case = Case(cuconv.ConvProblem.parse(line), dtype, layout, precision=permitted)
             if entry.exact and applies(case, entry.name, op, "cuda"):
                 got = PUBLIC[op](*arguments, **options, algorithm=entry.name, precision=permitted)
@@ -120,8 +122,7 @@ def test_results_are_bitwise_repeatable(dtype):
     for line in LARGER:
         calls, options = operands(line, dtype, "channels_first")
         for op, arguments in calls.items():
-            for entry in TABLE[op]:
-                permitted = PRECISION.get((dtype, entry.name))
+            for entry, permitted in in_all_precisions(op, dtype):
                 case = Case(cuconv.ConvProblem.parse(line), dtype, precision=permitted)
                 if not applies(case, entry.name, op, "cuda") or (entry.name == "fft" and no_transforms):
                     continue
@@ -210,8 +211,7 @@ def test_factors_are_rounded_only_where_it_is_permitted():
 def test_inputs_that_cannot_be_read_in_vectors(dtype):
     """One element behind a vector, and some channels of more."""
     calls, options = operands("n2c32h9w8 k32r3s3 p1", dtype, "channels_last", exact=True)
-    permitted = PRECISION.get((dtype, "mma"))
-    for op, arguments in calls.items():
+    for (op, arguments), permitted in itertools.product(calls.items(), precisions(dtype, "mma")):
         named = options | dict(algorithm="mma", precision=permitted)
         expected = PUBLIC[op](*arguments, **named)
         for start, channels in ((1, 32), (8, 43)):

@@ -90,11 +90,10 @@ def test_every_entry_of_the_table(dtype, algorithm):
         for rank, lines in PROBLEMS.items():
             checked = 0
             for line in (*lines, *DEPTHWISE, *VECTORS, *(LANES if algorithm == "depthwise" else TENSOR)):
-                case = Case(
-                    cuconv.ConvProblem.parse(line), dtype, precision=PRECISION.get((dtype, algorithm))
-                )
+                case = Case(cuconv.ConvProblem.parse(line), dtype)
                 if case.problem.rank == rank and applies(case, algorithm, "fprop", "cuda"):
-                    check_in_all_ways(case.problem, dtype, algorithm)
+                    for precision in precisions(dtype, algorithm):
+                        check_in_all_ways(case.problem, dtype, algorithm, precision)
                     checked += 1
             assert checked
     of_dtype = (schedule.C_TYPES[dtype], DTYPES[dtype].itemsize)
@@ -108,7 +107,16 @@ def test_every_entry_of_the_table(dtype, algorithm):
     assert expected <= executed <= set(algorithms.kernels())
 
 
-PRECISION = {("float32", "mma"): "tf32"}
+def precisions(dtype, algorithm):
+    """All that change what an algorithm does."""
+    return (None, "tf32") if (dtype, algorithm) == ("float32", "mma") else (None,)
+
+
+def ways(dtype, algorithms=KERNELS):
+    """Algorithms, each with each of these."""
+    return [(algorithm, precision) for algorithm in algorithms for precision in precisions(dtype, algorithm)]
+
+
 """What has to be permitted for an entry to apply, by dtype and name."""
 
 # More than one tile, or block of channels, in every direction; a long filter on the axis that does not slide.
@@ -162,8 +170,8 @@ def test_activations_of_special_values(activation, dtype):
     x = np.array([[[np.nan, np.inf, -np.inf, 0.0, -0.0, 1e4, -1e4, 3.0, -3.0]]], dtype)
     w = np.ones((1, 1, 1), dtype)
     expected = cuconv.conv(x, w, activation=activation)
-    for algorithm in KERNELS:
-        options = dict(algorithm=algorithm, precision=PRECISION.get((dtype, algorithm)))
+    for algorithm, precision in ways(dtype):
+        options = dict(algorithm=algorithm, precision=precision)
         y = emulator.run("fprop", x, w, activation=activation, **options)
         np.testing.assert_allclose(y, expected, rtol=4 * np.finfo(dtype).eps, atol=1e-30)
 
@@ -189,8 +197,7 @@ def test_long_strides_and_dilations(op, line, layout):
         "wgrad": (arrays["x"], arrays["dy"], shapes["w"]),
     }
     results = []
-    for algorithm in KERNELS:
-        precision = PRECISION.get(("float32", algorithm))
+    for algorithm, precision in ways("float32"):
         if applies(Case(problem, layout=layout, precision=precision), algorithm, op, "cuda"):
             options = problem.options() | dict(layout=layout, algorithm=algorithm, precision=precision)
             results.append(emulator.run(op, *calls[op], **options))
@@ -233,8 +240,8 @@ def test_what_a_kernel_does_not_know_ends_the_launch(choices, choice, number, dt
     entries = (
         KERNELS if choices == "PADDING_MODES" else ("auto",)
     )  # of which some read by it, and others do not
-    for op, algorithm in itertools.product(ops, entries):
-        permitted = dict(algorithm=algorithm, precision=PRECISION.get((dtype, algorithm)))
+    for op, (algorithm, precision) in itertools.product(ops, ways(dtype, entries)):
+        permitted = dict(algorithm=algorithm, precision=precision)
         with (
             workspace(2),  # which leaves no plan behind
             mock.patch.object(schedule, choices, ("",) * number + (choice,)),
@@ -243,8 +250,7 @@ def test_what_a_kernel_does_not_know_ends_the_launch(choices, choice, number, dt
             emulator.run(op, *calls[op], **options, **permitted)
 
 
-def check_in_all_ways(problem, dtype, algorithm):
-    precision = PRECISION.get((dtype, algorithm))
+def check_in_all_ways(problem, dtype, algorithm, precision=None):
     more = algorithm == "mma" or (algorithm, dtype) == ("simt", "float32")  # tiles than two
     for layout in ("channels_first", "channels_last"):
         sizes = (1, 2000) if algorithm == "depthwise" else (1, blocking.WORKSPACE)
@@ -385,8 +391,8 @@ def test_zeros_are_multiplied_as_any_cell_is(op, line):
         operands[changed].flat[rng.integers(operands[changed].size)] = number
         expected = plain(*operands.values())
         finite.append(np.isfinite(expected).mean())
-        for algorithm, layout in itertools.product(KERNELS, LAYOUTS):
-            case = Case(problem, dtype, layout, precision=PRECISION.get((dtype, algorithm)))
+        for (algorithm, precision), layout in itertools.product(ways(dtype), LAYOUTS):
+            case = Case(problem, dtype, layout, precision=precision)
             if applies(case, algorithm, op, "cuda"):
                 options = case.options() | dict(algorithm=algorithm, precision=case.precision)
                 arrays = [to_layout(array, case, role != "w") for role, array in operands.items()]

@@ -92,7 +92,8 @@ def test_numbers_of_cells_and_channels(dtype):
                     request = request_of(line, dtype=dtype, layout=layout)
                     executed.add(check(request, noise(request.shape("x"), dtype)))
     element = next(iter(executed)).arguments[0]
-    assert executed == {kernel for kernel in transform.kernels() if kernel.arguments[0] == element}
+    copies = {kernel for kernel in transform.kernels() if kernel.template == "conv_channels_last"}
+    assert executed == {kernel for kernel in copies if kernel.arguments[0] == element}
 
 
 def reordered(shape, dtype, order):

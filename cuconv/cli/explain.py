@@ -73,8 +73,8 @@ def _candidate(entry: Algorithm, request: Request, device: Any) -> str:
     notes = [f"about {entry.estimate(request, device) * 1e3:,.3f} ms"]
     if entry.proof:
         notes.append(entry.proof)
-    if not entry.exact:
-        notes.append("by name only: it rounds where a plain sum is exact")
+    if reason := entry.by_name_only(request):
+        notes.append(f"by name only: {reason}")
     elif entry.name in avoided():
         notes.append(f"by name only: {AVOID} leaves it out")
     return f"  candidate    {entry.name}: {', '.join(notes)}"

@@ -22,7 +22,8 @@ def _entry(name: str, family: ModuleType, *, recorded: bool) -> Algorithm:
         return seconds + padding_seconds(request, device, reads)
 
     plan = partial(scheduled, family.build, reads=reads)
-    return Algorithm(name, family.applies, plan, estimate, recorded=recorded)
+    except_for = getattr(family, "except_for", lambda request: None)
+    return Algorithm(name, family.applies, plan, estimate, except_for=except_for, recorded=recorded)
 
 
 # The emulator, the compiler and the sanitizers prove an entry; benchmarks/results say which are recorded.

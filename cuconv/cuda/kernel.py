@@ -125,7 +125,8 @@ class Launch:
 
     `fields` are the members of Params that are known before the arrays are; `axes` is the order in which
     the kernel takes the three spatial axes. `vectors` says that both inputs have to be readable in vectors of
-    channels: see `strides.not_in_vectors`.
+    channels: see `strides.not_in_vectors`; `reals` then, that complex ones are read as real ones of twice the
+    channels.
     """
 
     kernel: Kernel
@@ -137,6 +138,7 @@ class Launch:
     axes: tuple[int, int, int] = (0, 1, 2)
     shared_bytes: int = 0
     vectors: bool = False
+    reals: tuple[str, ...] = ()
 
     def params(self, strides_by_role: Mapping[str, Strides]) -> np.ndarray:
         """The struct Params, given where each role's canonical view has its elements.
@@ -157,6 +159,9 @@ class Launch:
             start, strides = strides_by_role[operand] if isinstance(operand, str) else (0, operand.strides)
             if len(strides) >= 5:
                 strides = (*strides[-5:-3], *(strides[axis - 3] for axis in self.axes))
+            if slot in self.reals:
+                start, strides = 2 * start, tuple(2 * step for step in strides)
+                strides = (strides[0], 1, *strides[2:])
             record[slot][0, : len(strides)] = strides
             if start:
                 record[slot + "_start"] = start

@@ -28,14 +28,24 @@ from .schedule import (
     split_sum,
     table_bytes,
 )
-from .transform import channels_last, channels_last_seconds
+from .transform import (
+    REAL,
+    channels_last,
+    channels_last_seconds,
+    fold,
+    fold_seconds,
+    folded,
+    real_filters,
+    real_filters_seconds,
+)
 
 
 @dataclass(frozen=True)
 class Tile:
     """A block's tile of the product, the depth of a slice, a warp's part of the tile, how many slices are in
     shared memory, whether only problems of one or two axes may take it, and the number of blocks that a
-    multiprocessor shall have registers for.
+    multiprocessor shall have registers for; `newest` is the last compute capability, times ten, for which the
+    compiler has enough.
 
     By the cost model a multiprocessor of an H200 does a slice in `clocks` where it has blocks enough, and a
     block alone in `latency`.
@@ -51,21 +61,18 @@ class Tile:
     residents: int
     clocks: int
     latency: int
+    newest: int | None = None
 
     @property
     def threads(self) -> int:
         return 32 * (self.bm // self.wm) * (self.bn // self.wn)
 
-    @property
-    def newest(self) -> int | None:
-        """The last compute capability, times ten, for which the compiler has registers enough."""
-        return 90 if self.wm * self.wn > 2048 else None
-
 
 @dataclass(frozen=True)
 class Product:
     """What tensor cores multiply: its name in mma.cuh, the one in `Device.tensor`, gemm_k of an instruction,
-    and by op the tiles to choose from, and those that read by a padding mode.
+    and by op the tiles to choose from, and those that read by a padding mode; how many products of parts one
+    product is, or 1.
     """
 
     name: str
@@ -73,23 +80,28 @@ class Product:
     k: int
     tiles: dict[str, tuple[Tile, ...]]
     shown: dict[str, tuple[Tile, ...]]
+    parts: int = 1
 
 
-def _of_all_ops(*tiles: Tile) -> dict[str, tuple[Tile, ...]]:
-    return dict.fromkeys(("fprop", "dgrad", "wgrad"), tiles)
+def _by_op(*tiles: Tile, narrow: tuple[Tile, ...] = ()) -> dict[str, tuple[Tile, ...]]:
+    """Tiles of all ops, and before the last one those for results with few channels."""
+    of_channels = (*tiles[:-1], *narrow, tiles[-1])
+    return {"fprop": of_channels, "dgrad": of_channels, "wgrad": tiles}
 
 
-_HALF = _of_all_ops(
-    Tile(128, 128, 32, 64, 64, 4, True, 2, 470, 560),
-    Tile(128, 128, 32, 64, 64, 4, False, 2, 480, 590),
+_HALF = _by_op(
+    Tile(128, 128, 32, 64, 64, 4, True, 2, 470, 560, 90),
+    Tile(128, 128, 32, 64, 64, 4, False, 2, 480, 590, 90),
     Tile(128, 64, 32, 64, 32, 4, False, 2, 345, 450),
     Tile(64, 64, 32, 32, 32, 4, False, 3, 245, 300),
+    narrow=(Tile(128, 32, 32, 32, 32, 4, False, 3, 215, 290),),
 )
-_HALF_SHOWN = {"fprop": _HALF["fprop"][1:], "wgrad": _HALF["wgrad"][1::2]}
-_TF32 = _of_all_ops(
-    Tile(128, 128, 16, 64, 64, 4, True, 2, 500, 860),
+_HALF_SHOWN = {"fprop": _HALF["wgrad"][1:], "wgrad": _HALF["wgrad"][1::2]}
+_TF32 = _by_op(
+    Tile(128, 128, 16, 64, 64, 4, True, 2, 500, 860, 90),
     Tile(128, 64, 16, 64, 32, 4, False, 2, 360, 600),
     Tile(64, 64, 16, 32, 32, 4, False, 3, 255, 400),
+    narrow=(Tile(128, 32, 16, 32, 32, 4, False, 3, 230, 380),),
 )
 _TF32["dgrad"] = _TF32["dgrad"][1:]  # for which the first one has too few registers
 _TF32_SHOWN = {
@@ -99,17 +111,29 @@ _TF32_SHOWN = {
         ("wgrad", _TF32["wgrad"], _TF32["wgrad"][2:]),
     )
 }
-_FLOAT64 = _of_all_ops(Tile(64, 64, 16, 32, 32, 3, False, 2, 512, 460))
+_FLOAT32 = _by_op(
+    Tile(128, 128, 16, 64, 32, 2, False, 1, 1250, 1250, 90),
+    Tile(128, 64, 16, 64, 32, 2, False, 2, 750, 900, 90),
+    Tile(64, 64, 16, 32, 32, 2, False, 3, 500, 600),
+    narrow=(Tile(128, 32, 16, 32, 32, 2, False, 3, 480, 620),),
+)
+_FLOAT64 = _by_op(Tile(64, 64, 16, 32, 32, 3, False, 2, 512, 460))
 
 PRODUCTS = {
     ("float16", None): Product("Float16Product", "half", 16, _HALF, _HALF_SHOWN),
     ("bfloat16", None): Product("Bfloat16Product", "half", 16, _HALF, _HALF_SHOWN),
     ("float32", "tf32"): Product("Tf32Product", "tf32", 8, _TF32, _TF32_SHOWN),
+    ("float32", None): Product("Float32Product", "half", 16, _FLOAT32, {}, parts=6),
+    ("complex64", None): Product("Complex64Product", "half", 16, _FLOAT32, {}, parts=6),
+    ("complex128", None): Product("Complex128Product", "double", 16, _FLOAT64, {}),
     ("float64", None): Product(
         "Float64Product", "double", 16, _FLOAT64, {op: _FLOAT64[op] for op in ("fprop", "wgrad")}
     ),
 }
 """By dtype and precision."""
+
+SHORT = 32
+"""Products of floats in a sum, from which on parts lose no more than plain sums."""
 
 LEAST = 16
 """Channels and filters that a group needs to be worth a tile, where there is more than one."""
@@ -126,37 +150,76 @@ _FILL = 6
 
 def build(draft: Draft) -> list[Launch]:
     request, op = draft.request, draft.request.op
-    launches = [channels_last(draft, slot) for slot in _transformed(request, draft.problem)]
-    tile, splits, chunk = choice(draft.problem, request)
+    is_complex, product, whole = request.dtype in REAL, _product(request), draft.problem
+    launches = [fold(draft, slot) for slot in _folded(request, whole)]
+    launches += [channels_last(draft, slot) for slot in _transformed(request, whole)]
+    if _folded(request, whole):
+        draft = replace(draft, problem=folded(whole))
+    if is_complex and op != "wgrad":
+        launches.append(real_filters(draft))
+    problem = dense(request, whole)
+    tile, splits, chunk = choice(problem, request)
     tile = _on(draft.device, request, tile)
-    item = DTYPES[request.dtype].itemsize
-    blocks = block_digits(draft.problem, op, tile.bm, tile.bn, VECTOR // item)
-    shown = _table_bytes(draft.problem, op, tile, item) if reads_padding(request) else 0
-    kernel = _kernel(op, _product(request), tile, shown > 0)
-    fields = {"items": math.prod(result_shape(draft.problem, op)), "digit": digits(blocks)}
+    item = itemsize(request)
+    blocks = block_digits(problem, op, tile.bm, tile.bn, VECTOR // item)
+    shown = _table_bytes(problem, op, tile, item) if reads_padding(request) else 0
+    kernel = _kernel(op, product, tile, shown > 0)
+    fields = {
+        "items": math.prod(result_shape(whole, op)),
+        "digit": digits(blocks),
+        "channels": problem.c // problem.groups,
+        "filters": problem.k // problem.groups,
+    }
+    of_folded = op == "wgrad" and draft.problem is not whole
     return launches + split_sum(
-        draft, kernel, math.prod(blocks), fields, (splits, chunk),
-        channels_last=True, shared_bytes=_shared_bytes(op, tile, item, shown), vectors=True,
+        replace(draft, problem=whole), kernel, math.prod(blocks), draft.fields() | fields, (splits, chunk),
+        channels_last=True, seen=result_shape(draft.problem, op) if of_folded else None,
+        shared_bytes=_shared_bytes(op, product, tile, item, shown), vectors=True,
+        reals=() if not is_complex else ("a", "b") if op == "wgrad" else ("a",),
     )  # fmt: skip
 
 
+def dense(request: Request, problem: ConvProblem) -> ConvProblem:
+    """What is multiplied: taps as channels where these are few, and complex numbers as real ones."""
+    return _real(request, folded(problem) if _folded(request, problem) else problem)
+
+
+def _real(request: Request, problem: ConvProblem) -> ConvProblem:
+    return replace(problem, c=2 * problem.c, k=2 * problem.k) if request.dtype in REAL else problem
+
+
+def _folded(request: Request, problem: ConvProblem) -> str:
+    """The slots of the inputs whose last axis has taps as channels: where that saves a third of gemm_k."""
+    vector, taps = VECTOR // DTYPES[request.dtype].itemsize, problem.filter[2]
+    few = problem.groups == 1 and 0 < problem.c < vector
+    saves = 3 * per(problem.c * taps, vector) <= 2 * taps
+    return {"fprop": "ab", "wgrad": "a"}.get(request.op, "") if few and saves else ""
+
+
+def itemsize(request: Request) -> int:
+    """Bytes of the numbers that are multiplied."""
+    return DTYPES[REAL.get(request.dtype, request.dtype)].itemsize
+
+
 def reads_padding(request: Request) -> bool:
+    product = PRODUCTS.get((request.dtype, request.precision))
+    if product is None or not product.shown or _folded(request, request.problem.volumetric):
+        return False
     return padding_is_cheap(request)
 
 
 def applies(request: Request, device: Device | None) -> str | None:
-    problem = seen_by(reads_padding, request)
+    problem = dense(request, seen_by(reads_padding, request))
     product = PRODUCTS.get((request.dtype, request.precision))
     if product is None:
-        precision = "" if request.dtype != "float32" else " with a precision other than 'tf32'"
-        return f"tensor cores do not multiply {request.dtype}{precision}"
+        return f"tensor cores do not multiply {request.dtype}"
     if device is not None and product.unit not in device.tensor:
         return f"{device.arch} has no tensor cores for it"
     if problem.groups > 1 and min(problem.c, problem.k) < LEAST * problem.groups:
         return f"its groups have fewer than {LEAST} channels or filters"
     if reason := beyond_32_bits(request):
         return reason
-    item = DTYPES[request.dtype].itemsize
+    item = itemsize(request)
     vector, channels = VECTOR // item, max(problem.c, problem.k) // problem.groups
     if math.prod(problem.filter) * per(channels, vector) * vector >= LIMIT:
         return "the channels of a filter, times its taps, are 2^30 or more"
@@ -167,32 +230,54 @@ def applies(request: Request, device: Device | None) -> str | None:
     return None
 
 
+def except_for(request: Request) -> str | None:
+    """By parts short sums may be less exact than plain ones: see docs/accuracy.md."""
+    product = PRODUCTS.get((request.dtype, request.precision))
+    if product is None or product.parts == 1:
+        return None
+    problem, op = _real(request, request.problem), request.op
+    products = problem.gemm(op)[2]
+    if op == "dgrad":  # of the residue of the stride that has least taps, if any
+        axes = zip(problem.filter, problem.stride, problem.dilation, strict=True)
+        taps = math.prod(max(r // (s // math.gcd(s, d)), 1) for r, s, d in axes)
+        products = problem.k // problem.groups * taps
+    return f"sums of fewer than {SHORT} products are less exact by parts" if products < SHORT else None
+
+
 def estimate(request: Request, device: Device | None) -> float:
     assert device is not None
-    problem, op = seen_by(reads_padding, request), request.op
-    product, item = _product(request), DTYPES[request.dtype].itemsize
+    seen, op = seen_by(reads_padding, request), request.op
+    product, item, problem = _product(request), itemsize(request), dense(request, seen)
     tile, splits, chunk = choice(problem, request)
     tile = _on(device, request, tile)
     if op == "dgrad":  # of whose residues most have fewer taps than the first
         chunk = math.ceil(problem.gemm(op)[2] / math.prod(problem.stride) / splits)
     slices = per(chunk, tile.bk)
     fragments, steps = tile.wm // 16 * (tile.wn // 8), tile.bk // product.k
+    each, lines = fragments * (steps + 4) + 110, (tile.wm + tile.wn) * tile.bk * item / 64
+    if (
+        product.parts > 1
+    ):  # which are made, put down in 6 bytes, and added with three instructions for each power
+        share = (tile.bm + tile.bn) * tile.bk / tile.threads * 32
+        each, lines = 18 * fragments + 360, ((tile.wm + tile.wn) * tile.bk * 6 + 14 * share) / 128
     # Of a residue pixels are no neighbours in memory: results are stored one by one if these are fastest.
     apart = (
         0 if op != "dgrad" or max(problem.stride) == 1 else 240 if request.layout == "channels_first" else 40
     )
     threads = Threads(
         splits * _blocks(problem, op, tile, item), tile.threads, tile.residents,
-        instructions=slices * (fragments * (steps + 4) + 110) + 2200 + apart * fragments,
-        products=slices * fragments * (steps + 4),
+        instructions=slices * each + 2200 + apart * fragments,
+        products=slices * (each - 110),
         waits=4,
-        lines=slices * (tile.wm + tile.wn) * tile.bk * item / 128 * 2 + 300,
-        tensor=2 * slices * tile.bm * tile.bn * tile.bk,
+        lines=slices * lines + 300,
+        tensor=2 * slices * tile.bm * tile.bn * tile.bk * product.parts,
         unit=product.unit,
     )  # fmt: skip
-    before = sum(
-        channels_last_seconds(request, problem, device, slot) for slot in _transformed(request, problem)
-    )
+    before = sum(channels_last_seconds(request, seen, device, slot) for slot in _transformed(request, seen))
+    if _folded(request, seen):
+        before += fold_seconds(request, seen, device)
+    if request.dtype in REAL and op != "wgrad":
+        before += real_filters_seconds(request, seen, device)
     return before + seconds(request, device, threads, request.bytes) + reduce_seconds(request, device, splits)
 
 
@@ -215,7 +300,7 @@ def choice(problem: ConvProblem, request: Request) -> tuple[Tile, int, int]:
             (tile, splits, chunk)
             for tile in tiles_of(request)
             if not tile.planar or planar(problem)
-            for splits, chunk in _cuts(problem, request.op, tile, DTYPES[request.dtype].itemsize)
+            for splits, chunk in _cuts(problem, request.op, tile, itemsize(request))
         ),
         key=lambda made: _clocks(problem, request, *made),
     )
@@ -247,13 +332,14 @@ def _cuts(problem: ConvProblem, op: str, tile: Tile, item: int) -> Iterator[tupl
 
 def _clocks(problem: ConvProblem, request: Request, tile: Tile, splits: int, chunk: int) -> float:
     """Of an H200, for the products and for adding up the parts."""
-    item = DTYPES[request.dtype].itemsize
+    item = itemsize(request)
     blocks, slices = splits * _blocks(problem, request.op, tile, item), per(chunk, tile.bk)
     at_once = _H200.multiprocessors * tile.residents
     crowded = per(blocks, _H200.multiprocessors) * tile.clocks
     products = (slices + _FILL) * max(crowded, per(blocks, at_once) * tile.latency)
     # What blocks at work read is read again from DRAM as far as it does not fit the second-level cache.
-    inputs = sum(math.prod(request.shape(role)) for role in OPERANDS[request.op][:2] if role) * item  # bytes
+    inputs = sum(math.prod(request.shape(role)) for role in OPERANDS[request.op][:2] if role)
+    inputs *= DTYPES[request.dtype].itemsize
     again = max(blocks * slices * (tile.bm + tile.bn) * tile.bk * item - inputs, 0)
     missed = max(0.0, 1 - _CACHE / max(inputs * min(at_once / max(blocks, 1), 1), 1))
     work = max(products, _H200.clock * (inputs + again * missed) / _BANDWIDTH)
@@ -278,17 +364,20 @@ def _kernel(op: str, product: Product, tile: Tile, shown: bool = False) -> Kerne
     return Kernel("mma.cuh", f"conv_{op}_mma", arguments, tile.threads, tile.residents, tile.newest)
 
 
-def _shared_bytes(op: str, tile: Tile, item: int, shown: int) -> int:
+def _shared_bytes(op: str, product: Product, tile: Tile, item: int, shown: int) -> int:
     """The struct `Shared`; the slices and tables, that of what padding shows included, or then the sums."""
     slices = 0
     for rows, k_major in ((tile.bm, op != "wgrad"), (tile.bn, op == "fprop")):
         lines, length = (rows, tile.bk) if k_major else (tile.bk, rows)
         padded = item == 8 or (item == 4 and not k_major)  # which are read element by element
         slices += lines * (length * item + (32 if padded else 0))
-    sums = max(tile.bm * (tile.bn + 8), tile.bn * (tile.bm + 4)) * max(item, 4)
+    slices *= tile.stages
+    if product.parts > 1:  # of 16 bits, and what has not been split yet
+        slices = (tile.bm + tile.bn) * tile.bk * (tile.stages * 3 * 2 + item)
+    sums = max(tile.bm * (tile.bn + 16), tile.bn * (tile.bm + 4)) * max(item, 4)
     columns = 32 * tile.threads * (2 if op == "dgrad" else 1)  # of which dgrad's matrices have their own
-    shared = 8 * (tile.bm + tile.bn) + 32 * max(tile.bm, tile.bn) + 24
-    return per(shared, 128) * 128 + max(tile.stages * slices + columns + shown, sums)
+    shared = 8 * (tile.bm + tile.bn) + 32 * max(tile.bm, tile.bn) + 32
+    return per(shared, 128) * 128 + max(slices + columns + shown, sums)
 
 
 def _table_bytes(problem: ConvProblem, op: str, tile: Tile, item: int) -> int:
@@ -300,14 +389,17 @@ def _table_bytes(problem: ConvProblem, op: str, tile: Tile, item: int) -> int:
 
 
 def _transformed(request: Request, problem: ConvProblem) -> list[str]:
-    """The slots of the inputs that are not in vectors of channels as they are."""
+    """The slots of the inputs that are not in vectors of channels as they are, nor made real anyway."""
     vector = VECTOR // DTYPES[request.dtype].itemsize
     channels = {"x": problem.c, "w": problem.c, "dy": problem.k}
     roles = zip("ab", OPERANDS[request.op], strict=False)
     return [
         slot
         for slot, role in roles
-        if role and (request.layout == "channels_first" or channels[role] // problem.groups % vector)
+        if role
+        and (request.layout == "channels_first" or channels[role] // problem.groups % vector)
+        and not (role == "w" and request.dtype in REAL)
+        and slot not in _folded(request, problem)
     ]
 
 

@@ -119,7 +119,7 @@ class Draft:
     request: Request
     problem: ConvProblem
     a: str | Scratch
-    b: str | None
+    b: str | Scratch | None
     out: str | Scratch
     partial: bool = False
     device: Device | None = None
@@ -414,19 +414,21 @@ def split_sum(
     fields: Fields,
     cut: tuple[int, int],
     channels_last: bool = False,
+    seen: tuple[int, ...] | None = None,
     **changes: Any,
 ) -> list[Launch]:
     """A kernel that sums in parts, and, where there is more than one, the launch that adds them in order.
 
-    The parts are in C order, or have their channels last.
+    The parts are in C order, or have their channels last. A kernel that sees the result in another shape, the
+    same in memory, leaves a part even where there is but one.
     """
     splits, chunk = cut
     fields = draft.fields() | fields | {"splits": splits, "chunk": chunk}
-    if splits == 1:
+    if splits == 1 and seen is None:
         return [draft.launch(kernel, tiles, fields, **changes)]
     dtype, op = draft.request.dtype, draft.request.op
     shape = result_shape(draft.problem, op)
-    summands = draft.room((splits, *shape), sum_dtype(op, dtype), channels_last)
+    summands = draft.room((splits, *(seen or shape)), sum_dtype(op, dtype), channels_last)
     each = _summed_by_a_thread(shape, summands.dtype)
     batch = shape[0] // each
     kernel_of_parts = _reduce_kernel(dtype, summands.dtype)

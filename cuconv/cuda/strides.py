@@ -39,14 +39,17 @@ def not_in_vectors(
 ) -> dict[str, bool]:
     """By the roles of inputs that launches read in vectors of channels, whether their strides forbid it.
 
-    Channels have to be contiguous, and all other strides whole vectors. Of an array with other strides, and
-    of one that does not begin at a whole vector, a copy in C order will do. Of an empty one nothing is read.
+    Channels have to be contiguous, if there are several, and all other strides whole vectors. Of an array
+    with other strides, and of one that does not begin at a whole vector, a copy in C order will do. Of an
+    empty one nothing is read.
     """
+    problem = request.problem
+    channels = {"x": problem.c, "w": problem.c // max(problem.groups, 1), "dy": problem.k}
     inputs = {role for launch in launches if launch.vectors for role in (launch.a, launch.b)}
     read = {role: array for role, array in arrays.items() if role in inputs and array is not None}
     found = {}
     for role, (start, strides) in strides_by_role(request, read).items():
         item, others = read[role].dtype.itemsize, (start, *strides[:1], *strides[2:])
-        misplaced = strides[1] != 1 or any(step * item % VECTOR for step in others)
+        misplaced = (channels[role] > 1 and strides[1] != 1) or any(step * item % VECTOR for step in others)
         found[role] = misplaced and 0 not in read[role].shape
     return found

@@ -7,17 +7,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 from ..dtypes import DTYPES
 from ..problem import ConvProblem, Request
 from .cost import Threads, seconds
 from .device import Device
-from .geometry import digits, divisor
+from .geometry import axes, digits, divisor
 from .kernel import VECTOR, Kernel, Launch
-from .schedule import OPERANDS, Draft, per
+from .schedule import C_TYPES, OPERANDS, THREADS, Draft, per
 
-_ELEMENTS = {2: "unsigned short", 4: "unsigned", 8: "unsigned long long"}
+_ELEMENTS = {2: "unsigned short", 4: "unsigned", 8: "unsigned long long", 16: "Quad"}
 """What elements are copied as, by their size."""
+
+REAL = {"complex64": "float32", "complex128": "float64"}
+"""The dtypes of the parts of complex numbers."""
+
+LANES = 32
+"""Any number but one says that neighbouring threads have neighbouring channels."""
 
 _THREADS = 256
 _TILES = {1: 1024, 2: 256, 4: 256, 8: 128}
@@ -28,7 +35,7 @@ def channels_last(draft: Draft, slot: str) -> Launch:
     """The launch that copies the operand of a slot, "a" or "b", to the workspace, which the draft has then.
 
     It is dense and channels-last, and each group of its channels is padded with zeros to whole vectors: its
-    shape has them all. Filters count as one group. Elements have 2, 4 or 8 bytes.
+    shape has them all. Filters count as one group.
     """
     item = DTYPES[draft.request.dtype].itemsize
     outer, groups, channels, spatial = _extents(draft.problem, draft.request.op, slot)
@@ -58,14 +65,99 @@ def channels_last_seconds(request: Request, problem: ConvProblem, device: Device
     return seconds(request, device, threads, places * groups * (channels + padded) * item)
 
 
+def folded(problem: ConvProblem) -> ConvProblem:
+    """The problem with the taps of its last axis as channels, and one tap there: see cuda_src/folding.cuh."""
+    d, h, _ = problem.input
+    return replace(
+        problem,
+        c=problem.c * problem.filter[2],
+        input=(d, h, problem.output[2]),
+        filter=(*problem.filter[:2], 1),
+        stride=(*problem.stride[:2], 1),
+        dilation=(*problem.dilation[:2], 1),
+        padding=(*problem.padding[:2], (0, 0)),
+    )
+
+
+def fold(draft: Draft, slot: str) -> Launch:
+    """The launch that brings x, "a", or w, "b", to the workspace as that problem has it.
+
+    Its channels are whole vectors.
+    """
+    problem, dtype = draft.problem, draft.request.dtype
+    outer, line = problem.n, problem
+    if slot == "b":  # one window, of the whole axis
+        once, nothing = (1, 1, 1), ((0, 0),) * 3
+        outer = problem.k
+        line = replace(problem, input=problem.filter, stride=once, dilation=once, padding=nothing)
+    item = DTYPES[dtype].itemsize
+    padded = _padded(problem.c * problem.filter[2], item)
+    extents = (*line.input[:2], line.output[2])
+    copy = draft.room((outer, padded, *extents), dtype, channels_last=True)
+    vectors, kernel = padded * item // VECTOR, _fold_kernel(item)
+    items = outer * math.prod(extents) * vectors
+    fields = draft.fields(axis=axes(line), group=divisor(problem.c), items=items)
+    fields["digit"] = digits((vectors, *reversed(extents)))
+    blocks = per(items, kernel.threads)
+    launch = draft.launch(kernel, blocks, fields, a=None, b=getattr(draft, slot), out=copy)
+    setattr(draft, slot, copy)
+    return launch
+
+
+def fold_seconds(request: Request, problem: ConvProblem, device: Device) -> float:
+    """The estimate of that launch for x."""
+    item, kernel = DTYPES[request.dtype].itemsize, _fold_kernel(DTYPES[request.dtype].itemsize)
+    x, places = math.prod(problem.x_shape()), problem.n * math.prod(folded(problem).input)
+    made = places * _padded(problem.c * problem.filter[2], item)
+    blocks = per(made * item, VECTOR * kernel.threads)
+    threads = Threads(blocks, kernel.threads, 8, instructions=100 + 30 * VECTOR // item)
+    return seconds(request, device, threads, (x + made) * item)
+
+
+def real_filters(draft: Draft) -> Launch:
+    """The launch that makes real filters of complex ones in the workspace, which the draft has then as "b".
+
+    They have whole vectors of channels. See cuda_src/complex.cuh.
+    """
+    request, problem = draft.request, draft.problem
+    channels, real = problem.c // problem.groups, REAL[request.dtype]
+    padded = _padded(channels, DTYPES[request.dtype].itemsize)
+    copy = draft.room((2 * problem.k, 2 * padded, *problem.filter), real, channels_last=True)
+    conjugate = request.conjugate if request.op == "fprop" else not request.conjugate
+    fields = draft.fields(channels=channels, conjugate=int(conjugate), lanes=LANES)
+    extents = problem.k, padded, problem.filter
+    launch = draft.per_element(_filters_kernel(request.dtype), extents, fields, a=None, out=copy)
+    draft.b = copy
+    return launch
+
+
+def real_filters_seconds(request: Request, problem: ConvProblem, device: Device) -> float:
+    """The estimate of that launch."""
+    item = DTYPES[request.dtype].itemsize
+    filters = problem.k * _padded(problem.c // problem.groups, item) * math.prod(problem.filter)
+    kernel = _filters_kernel(request.dtype)
+    threads = Threads(per(filters, kernel.threads), kernel.threads, 8, instructions=150)
+    return seconds(request, device, threads, 3 * filters * item)
+
+
 def kernels() -> Iterator[Kernel]:
     """Every instance."""
     yield from (_kernel(item, vectors) for item in _ELEMENTS for vectors in _TILES)
+    yield from map(_filters_kernel, REAL)
+    yield from map(_fold_kernel, _ELEMENTS)
 
 
 def _kernel(itemsize: int, vectors: int) -> Kernel:
     arguments = (_ELEMENTS[itemsize], _THREADS, _TILES[vectors], vectors)
     return Kernel("transform.cuh", "conv_channels_last", arguments, _THREADS, residents=4)
+
+
+def _fold_kernel(itemsize: int) -> Kernel:
+    return Kernel("folding.cuh", "conv_folded", (_ELEMENTS[itemsize],), THREADS)
+
+
+def _filters_kernel(dtype: str) -> Kernel:
+    return Kernel("complex.cuh", "conv_real_filters", (C_TYPES[dtype], C_TYPES[REAL[dtype]]), THREADS)
 
 
 def _tiles(places: int, channels: int, itemsize: int) -> tuple[Kernel, int]:

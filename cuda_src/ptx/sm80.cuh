@@ -117,6 +117,13 @@ __device__ inline unsigned float_to_tf32(float value) {
   return bits;
 }
 
+// Two floats, each rounded to the nearest bfloat16, ties to even; the first one is the lower half of the word.
+__device__ inline unsigned floats_to_bf16x2(float low, float high) {
+  unsigned bits;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
+  return bits;
+}
+
 // a is row g, column t; b is row t, column g; d[i] is row g, column 2 t + i.
 __device__ inline void mma_m8n8k4_f64(double (&d)[2], double a, double b) {
   asm volatile("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"

@@ -30,7 +30,7 @@ UNITS = {
     "float": r"FFMA|FADD|FMUL",
     "double": r"DFMA|DADD|DMUL",
     "multiply": r"IMAD",
-    "integer": r"IADD|VIADD|LOP3|ISETP|LEA|SHF|SEL|PRMT|IMNMX|VIMNMX|PLOP3|IABS|MOV|HADD2|HFMA2",
+    "integer": r"IADD|VIADD|LOP3|ISETP|LEA|SHF|SEL|PRMT|IMNMX|VIMNMX|PLOP3|IABS|MOV|HADD2|HFMA2|F2FP",
 }
 """The unit of an instruction, by the start of its name; others only take an issue slot."""
 
@@ -63,7 +63,7 @@ class Instruction:
     name: str
     target: int | None
     line: tuple[str, int]
-    idle: bool  # part of an activation or of adding to what is there, which no request that is measured does
+    idle: bool  # part of what no request that is measured does: see _idle
     block: int = 0  # of instructions that are run one after the other
 
     def starts(self, pattern: str) -> bool:
@@ -253,8 +253,10 @@ def disassembled(cubin: bytes) -> str:
 
 
 @functools.cache
-def _idle() -> frozenset[int]:
-    """The lines of numerics.cuh that compute activations, finish sums one by one, or add to what is there."""
+def _idle() -> frozenset[tuple[str, int]]:
+    """The lines that compute activations, finish sums one by one, or add to what is there; and those of
+    products by parts that are for subnormal numbers, and for infinite ones and NaN. Each with its file.
+    """
     lines = (jit.SOURCES / "numerics.cuh").read_text().splitlines()
 
     def found(begin: str) -> int:
@@ -265,7 +267,11 @@ def _idle() -> frozenset[int]:
         ("// Finish a thread's sums one after the other", "// COUNT neighbours"),
     )
     adding = (i for i, line in enumerate(lines, 1) if "if (p.accumulate)" in line)
-    return frozenset((*(i for begin, end in spans for i in range(found(begin), found(end))), *adding))
+    numerics = (*(i for begin, end in spans for i in range(found(begin), found(end))), *adding)
+    calls = re.compile(r"multiply_slice<Tile, true>\(|multiply_plainly<Tile>\(|if \(small_a")
+    mma = (jit.SOURCES / "mma.cuh").read_text().splitlines()
+    rare = [("mma.cuh", i) for i, line in enumerate(mma, 1) if calls.search(line)]
+    return frozenset((*(("numerics.cuh", i) for i in numerics), *rare))
 
 
 _LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)")
@@ -296,7 +302,7 @@ def instructions(text: str) -> list[Instruction]:
     block = 0
     for at, name, operands, places in lines:
         goal = re.search(r"`\((\.L_x_\d+)\)", operands) if name.startswith("BRA") else None
-        idle = any(file == "numerics.cuh" and line in _idle() for file, line in places)
+        idle = not _idle().isdisjoint(places)
         block += at in labels.values() or (bool(made) and made[-1].name.startswith("BRA"))
         made.append(
             Instruction(at, name, labels[goal[1]] if goal else None, (*places, ("", 0))[0], idle, block)

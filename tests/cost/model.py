@@ -26,6 +26,9 @@ from cuconv.problem import Request
 from . import code, traffic
 from .gpus import GPUS, Gpu
 
+OF_PARTS = 6
+"""Products of bfloat16 that one of floats takes by parts: see cuda_src/parts.cuh."""
+
 
 @dataclass(frozen=True)
 class Main:
@@ -97,6 +100,9 @@ def of_launch(
     for (space, kind, width), count in asked.items():
         key = ("shared" if space == "shared" else "global", kind, width)
         accesses[key] = accesses.get(key, 0.0) + count.requests / warps
+        if kind == "copy":  # whose writes to shared memory no store makes
+            stores = ("shared", "write", width)
+            accesses[stores] = accesses.get(stores, 0.0) - count.requests / warps
         totals = memory.setdefault(space, [0.0] * 4)
         for i, value in enumerate((count.requests, count.taken, count.least, count.from_l2)):
             totals[i] += value
@@ -142,8 +148,8 @@ def _main(loop: code.Loop, products: str) -> Main:
         if each.access and each.access[0] == "global" and each.access[1] != "write":
             loads[str(each.access[2])] = loads.get(str(each.access[2]), 0) + 1
     return Main(
-        instructions=len(loop.all),
-        multiplies=sum(each.starts(products) for each in loop.all),
+        instructions=sum(not each.idle for each in loop.all),
+        multiplies=sum(each.starts(products) and not each.idle for each in loop.all),
         loads=loads,
         guarded=loop.guarded,
         branches=sum(each.target is not None for each in loop.all),
@@ -224,14 +230,13 @@ def predicted(works: list[Work], request: Request, arch: str) -> Prediction:
 def floor(request: Request, arch: str) -> float:
     """The least seconds by any unit that is as exact as the dtype asks: products, or bytes moved once."""
     gpu, dtype = GPUS[arch], request.dtype
-    rate = gpu.tensor_peak.get(request.precision or dtype)
-    if rate is None:
-        kind = DTYPES[dtype].accumulator
-        wide = kind in ("float64", "complex128", "int64")
-        rate = (
-            gpu.tensor_peak["float64"]
-            if kind == "complex128"
-            else 2 * gpu.lanes["double" if wide else "float"]
-        )
+    kind = dtype if dtype in ("float16", "bfloat16") else DTYPES[dtype].accumulator
+    real = {"complex64": "float32", "complex128": "float64"}.get(kind, kind)
+    if real == "float32" and request.precision is None:
+        rate = max(gpu.tensor_peak["bfloat16"] / OF_PARTS, 2 * gpu.lanes["float"])
+    elif real in ("int32", "int64"):
+        rate = 2 * gpu.lanes["double" if real == "int64" else "float"]
+    else:
+        rate = gpu.tensor_peak[request.precision or real]
     products = request.problem.flops(request.op, dtype) / (rate * gpu.multiprocessors * gpu.clock)
     return max(products, request.bytes / gpu.dram)

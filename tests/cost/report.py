@@ -77,7 +77,8 @@ works. None of these times was measured; a record made on a GPU has them beside 
 This file is written by `python -m tests.cost --update`, from `benchmarks/predictions.json`.
 
 "Floor" is the time of the products on the fastest unit that is as exact as the dtype asks, or of moving each
-operand once, whichever is longer: for 16-bit dtypes and float64 that unit is the tensor cores.
+operand once, whichever is longer. That unit is the tensor cores, which take six products of bfloat16 for one
+of float32 and four of those for one of complex64: see [accuracy.md](accuracy.md).
 """
 
 
@@ -164,14 +165,19 @@ class Entry:
 
 
 def entries() -> dict[tuple[str, str, str], Entry]:
-    """By name, op and layout, each entry on the problems of `home`: its launch with most instructions."""
+    """By name, op and layout, each entry on the problems of `home`: of the launches that multiply, or else of
+    all, the one with most instructions.
+    """
     found: dict[tuple[str, str, str], Entry] = {}
     for case in table.cases(["home"]):
         plan = case.plan()
         row = predictions.rows()[table.name(plan)]
         entry = found.setdefault((plan.algorithm, case.op, case.kind.layout), Entry())
         entry.limits[row["limit"]] += 1
-        work = max(table.works(row), key=lambda work: work.instructions["all"] * work.blocks)
+        work = max(
+            table.works(row),
+            key=lambda work: (work.main.multiplies > 0, work.instructions["all"] * work.blocks),
+        )
         taken, least = (
             sum(totals[i] for space, totals in work.memory.items() if space != "shared") for i in (1, 2)
         )

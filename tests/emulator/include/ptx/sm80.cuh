@@ -120,6 +120,16 @@ __device__ inline unsigned float_to_tf32(float value) {
   return magnitude == 0x7f800000 ? bits : (bits + 0x1000) & 0xffffe000;
 }
 
+inline unsigned emulator_bfloat16(float value) {
+  const unsigned bits = __float_as_uint(value);
+  if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fff;
+  return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+__device__ inline unsigned floats_to_bf16x2(float low, float high) {
+  return emulator_bfloat16(low) | emulator_bfloat16(high) << 16;
+}
+
 __device__ inline void mma_m8n8k4_f64(double (&d)[2], double a, double b, CUDA_PLACE) {
   struct Fragments {
     double* d;

@@ -23,8 +23,13 @@ CHUNK = 12
 """Instances per test: many enough to name a file, few enough for two workers to finish together."""
 
 
-AT_ONCE = (90,)
-"""The capabilities that every run of the tests compiles for; the others take minutes more."""
+AT_ONCE = ((90, ""),)
+"""What every run of the tests compiles: capabilities and twins. The others take minutes more."""
+
+
+def twin(kernel):
+    """A dtype of which a kernel has as many registers as of another: those of bfloat16 are float16's."""
+    return "-bfloat16" if "bfloat16" in kernel.name.lower() else ""
 
 
 def chunks():
@@ -32,11 +37,11 @@ def chunks():
     groups = {}
     for kernel in algorithms.kernels():
         for capability in capabilities(kernel):
-            groups.setdefault((kernel.file, capability), []).append(kernel)
-    for (file, capability), kernels in groups.items():
+            groups.setdefault((kernel.file, capability, twin(kernel)), []).append(kernel)
+    for (file, capability, of), kernels in groups.items():
         for start in range(0, len(kernels), CHUNK):
-            name = f"{file}-{capability}-{start}"
-            marks = () if capability in AT_ONCE else pytest.mark.architectures
+            name = f"{file}{of}-{capability}-{start}"
+            marks = () if (capability, of) in AT_ONCE else pytest.mark.architectures
             yield pytest.param(capability, kernels[start : start + CHUNK], id=name, marks=marks)
 
 

@@ -52,12 +52,11 @@ def test_numbers_without_parts_give_what_plain_sums_do(number):
     x[5, 7], w[:, 7] = number, w[:, 7] * 2.0**-100
     w[9, 7] = 0
     got, plain = sums(x, w, "mma"), sums(x, w, "simt")
-    beyond = ~np.isfinite(np.float32(number)) or number > 3.39e38
-    np.testing.assert_array_equal(
-        got[:, 5] if beyond else got[:0, 5], plain[:, 5] if beyond else plain[:0, 5]
-    )
+    if not number <= 3.39e38 or number == -np.inf:  # which a bfloat16 has
+        np.testing.assert_array_equal(got[:, 5], plain[:, 5])
     assert np.isfinite(got[:, [i for i in range(SUMS) if i != 5]]).all()
-    assert errors(x, w, "mma")[1] <= 29 or not np.isfinite(number)
+    if np.isfinite(number):
+        assert errors(x, w, "mma")[1] <= 29
     assert (untouched[:, 40] != plain[:, 40]).any()
 
 

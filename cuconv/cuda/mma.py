@@ -255,9 +255,7 @@ def estimate(request: Request, device: Device | None) -> float:
     slices = per(chunk, tile.bk)
     fragments, steps = tile.wm // 16 * (tile.wn // 8), tile.bk // product.k
     each, lines = fragments * (steps + 4) + 110, (tile.wm + tile.wn) * tile.bk * item / 64
-    if (
-        product.parts > 1
-    ):  # which are made, put down in 6 bytes, and added with three instructions for each power
+    if product.parts > 1:  # made once by a block, of 6 bytes, and added by three instructions
         share = (tile.bm + tile.bn) * tile.bk / tile.threads * 32
         each, lines = 18 * fragments + 360, ((tile.wm + tile.wn) * tile.bk * 6 + 14 * share) / 128
     # Of a residue pixels are no neighbours in memory: results are stored one by one if these are fastest.
@@ -389,7 +387,7 @@ def _table_bytes(problem: ConvProblem, op: str, tile: Tile, item: int) -> int:
 
 
 def _transformed(request: Request, problem: ConvProblem) -> list[str]:
-    """The slots of the inputs that are not in vectors of channels as they are, nor made real anyway."""
+    """The slots of the inputs that are in no vectors of channels, and are not folded or made real either."""
     vector = VECTOR // DTYPES[request.dtype].itemsize
     channels = {"x": problem.c, "w": problem.c, "dy": problem.k}
     roles = zip("ab", OPERANDS[request.op], strict=False)

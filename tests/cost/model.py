@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cuconv.cuda.kernel import Launch, Strides
+from cuconv.cuda.transform import REAL
 from cuconv.dtypes import DTYPES
 from cuconv.plan import Plan
 from cuconv.problem import Request
@@ -231,7 +232,7 @@ def floor(request: Request, arch: str) -> float:
     """The least seconds by any unit that is as exact as the dtype asks: products, or bytes moved once."""
     gpu, dtype = GPUS[arch], request.dtype
     kind = dtype if dtype in ("float16", "bfloat16") else DTYPES[dtype].accumulator
-    real = {"complex64": "float32", "complex128": "float64"}.get(kind, kind)
+    real = REAL.get(kind, kind)
     if real == "float32" and request.precision is None:
         rate = max(gpu.tensor_peak["bfloat16"] / OF_PARTS, 2 * gpu.lanes["float"])
     elif real in ("int32", "int64"):

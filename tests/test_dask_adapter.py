@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import cuconv
+from cuconv import described
 from cuconv.cuda import jit
 from cuconv.plan import forget
 
@@ -609,12 +610,17 @@ def test_chunks_on_a_gpu_are_planned_for_it():
 def test_tf32_of_the_environment_counts_for_a_named_algorithm(monkeypatch, fresh_plans):
     x, w = X.map_blocks(np.copy), da.from_array(W)
     x._meta = w._meta = OnGPU()
-    with mock.patch.object(tasks, "meta_from_array", return_value=np.empty((0,) * 4, "f4")):
-        with pytest.raises(ValueError, match="algorithm='mma' cannot do"):
-            ours.conv(x, w, algorithm="mma")
-        monkeypatch.setenv("CUPY_TF32", "1")
-        forget()
-        assert ours.conv(x, w, algorithm="mma").shape == (2, 6, 7, 6)
+    with (
+        mock.patch.object(tasks, "meta_from_array", return_value=np.empty((0,) * 4, "f4")),
+        mock.patch.object(described, "make_plan", wraps=described.make_plan) as make_plan,
+    ):
+        for setting, precision in ((None, None), ("1", "tf32")):
+            if setting:
+                monkeypatch.setenv("CUPY_TF32", setting)
+            forget()
+            make_plan.reset_mock()
+            assert ours.conv(x, w, algorithm="mma").shape == (2, 6, 7, 6)
+            assert {call.args[0].precision for call in make_plan.call_args_list} == {precision}
 
 
 def test_a_named_algorithm_has_to_do_every_block():

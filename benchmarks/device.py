@@ -79,6 +79,8 @@ def parts(folder: Path, python: Sequence[str], quick: bool = False) -> list[Part
         rows("home-layouts", 60, "home", "--layout", "channels_last", "--layout", "channels_first"),
         rows("resnet50-float16", 90, "resnet50", *halves),
         rows("vgg16-float16", 90, "vgg16", *halves),
+        rows("grouped-float16", 60, "grouped", *halves),
+        rows("first-float16", 60, "first", *halves),
         *(rows(suite, 90, suite) for suite in SUITES),
         *(
             Part(tool, 120, (*sanitizer.command(tool, python), *one_test), for_tests, sanitizer.ENVIRONMENT)

@@ -16,7 +16,7 @@ import numpy as np
 import cuconv
 from cuconv import dtypes, processor
 from cuconv.cpu import blocking, blockwise, col2im
-from cuconv.cuda import depthwise, fft, mma, schedule, simt
+from cuconv.cuda import depthwise, fft, grouped, mma, schedule, simt
 from cuconv.cuda.kernel import VECTOR
 from cuconv.plan import TABLES, device_of, forget
 from cuconv.problem import ACTIVATIONS, PADDING_MODES
@@ -165,6 +165,21 @@ def seeded_case(seed, backend="cpu"):
     )
 
 
+def suited(case, algorithm):
+    """The case, or one like it with the channels that groups need for `grouped`, which few have by chance."""
+    if algorithm != "grouped":
+        return case
+    rng, problem, groups = np.random.default_rng(case.seed), case.problem, case.problem.groups
+    if groups == 1:
+        channels, filters = map(int, rng.integers(1, 40, 2))
+    else:
+        channels, filters = map(int, rng.choice(grouped.CHANNELS, 2))
+        groups *= 2 if min(channels, filters) < grouped.OCTET else 1
+    problem = dataclasses.replace(problem, c=channels * groups, k=filters * groups, groups=groups)
+    dtype = str(rng.choice([*grouped.PRODUCTS]))
+    return dataclasses.replace(case, problem=problem, dtype=dtype, inputs=None, precision=None)
+
+
 def values(rng, shape, dtype, exact):
     """Random numbers: small integers, whose sums of products are exact, or normal ones."""
     dtype = np.dtype(DTYPES.get(dtype, dtype))
@@ -180,7 +195,12 @@ def values(rng, shape, dtype, exact):
 
 
 def laid_out(array, memory, rng):
-    """The same array with other strides. `broadcast` repeats the first row, so it changes the values."""
+    """The same array with its elements side by side as its layout has them, or with other strides.
+
+    `broadcast` repeats the first row, so it changes the values.
+    """
+    if memory == "plain":
+        return np.ascontiguousarray(array)
     if memory == "reversed":
         return np.ascontiguousarray(array[(slice(None, None, -1),) * array.ndim])[
             (slice(None, None, -1),) * array.ndim
@@ -245,7 +265,8 @@ def workspace(size):
 
     The smallest size also has a GPU's largest tiles, the others the smallest, of tensor cores one of the last
     three; for `depthwise` passes of few taps and blocks of several images, the others weight gradients in
-    parts. In all of these x is not padded in the workspace where there are kernels that read what padding
+    parts; for `grouped` small tiles, many of them for a block, and the smallest size the largest blocks of
+    a warp. In all of these x is not padded in the workspace where there are kernels that read what padding
     shows, of few channels too: their taps are no channels.
     """
     if size == blocking.WORKSPACE:
@@ -254,6 +275,11 @@ def workspace(size):
 
     def tile(problem, request):
         return in_parts(problem, request, 0 if size == 1 else -1 - problem.k // 2 % 3)
+
+    def rank(request, tile, seconds=grouped._rank):
+        one, other = tile.arguments
+        sign = 0 if request.op == "wgrad" else -1 if size == 1 else 1
+        return sign * one, 0 if request.op == "wgrad" else -other, seconds(request, tile)
 
     with (
         mock.patch.object(blocking, "WORKSPACE", size),
@@ -266,6 +292,7 @@ def workspace(size):
         mock.patch.object(mma, "choice", tile),
         mock.patch.object(mma, "_folded", return_value=""),
         mock.patch.multiple(depthwise, **(dict(MOST=3, WAVE=1) if size == 1 else dict(ADDED=0, PARTS=0))),
+        mock.patch.multiple(grouped, MOST=24 if size == 1 else 72, WAVE=1, _rank=rank),
     ):
         forget()
         yield
@@ -446,7 +473,7 @@ def check_seeds(seeds, algorithm="auto", run=None, backend="cpu"):
     for seed in range(seeds.start, seeds.stop + 20_000):
         if seed >= seeds.stop and not missing:
             break
-        case = seeded_case(seed, backend)
+        case = suited(seeded_case(seed, backend), algorithm)
         ops = ops_of(case, algorithm, backend)
         if seed in seeds or missing.intersection(ops):
             check(case, algorithm, run, ops)

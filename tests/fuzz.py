@@ -6,7 +6,7 @@ import sys
 from cuconv.cli.main import at_least
 
 from . import chunked, emulator
-from .cases import ALGORITHMS, ON_GPU, check, ops_of, seeded_case
+from .cases import ALGORITHMS, ON_GPU, check, ops_of, seeded_case, suited
 
 
 def main(arguments=None):
@@ -26,7 +26,8 @@ def main(arguments=None):
     failed = unfit = 0
     for seed in range(arguments.seed, arguments.seed + arguments.count):
         backend, run = ("cuda", emulator.run) if arguments.emulator else ("cpu", None)
-        case, algorithm = seeded_case(seed, backend), arguments.algorithm
+        algorithm = arguments.algorithm
+        case = suited(seeded_case(seed, backend), algorithm)
         ops = ops_of(case, algorithm, backend)
         if not ops:
             unfit += 1

@@ -63,6 +63,9 @@ def test_home_is_measured_where_it_is_named():
             requests = [Request(op, problem, dtype) for problem in home.problems]
             for entry in exact(TABLES["cuda"][op]):
                 applicable = [request for request in requests if entry.applies(request, device) is None]
+                if entry.name == "grouped" and dtype == "float32":
+                    assert not applicable  # it is for 16 bits
+                    continue
                 assert len(applicable) > 1, entry.name
                 assert any(near(entry, request, device) for request in applicable), (entry.name, dtype)
                 measured.add(entry.name)

@@ -446,7 +446,7 @@ def test_a_name_to_avoid_that_is_none(fresh_plans, monkeypatch, capsys):
 
 def test_info_says_what_stands_behind_the_gpus_algorithms(monkeypatch):
     (total,) = TABLES["cuda"]["bgrad"]
-    without = "proven without a device record: depthwise, fft, mma, simt, direct"
+    without = "proven without a device record: depthwise, fft, grouped, mma, simt, direct"
     for recorded, proofs in (
         (False, f"{without}, sum"),
         (True, f"{without}; covered by a device record: sum"),

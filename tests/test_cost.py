@@ -446,6 +446,9 @@ BUDGETS = {
     ("direct", "fprop", "channels_last"): (11.5, 1.0, 0.05, 0),
     ("direct", "wgrad", "channels_first"): (6.6, 1.0, 0.03, 0),
     ("direct", "wgrad", "channels_last"): (9.84, 1.0, 0.02, 0),
+    ("grouped", "dgrad", "channels_last"): (1.18, 1.39, 0.02, 0),
+    ("grouped", "fprop", "channels_last"): (1.93, 1.39, 0.04, 0),
+    ("grouped", "wgrad", "channels_last"): (1.04, 1.36, 0.15, 0),
     ("mma", "dgrad", "channels_first"): (2.31, 1.12, 0.21, 0),
     ("mma", "dgrad", "channels_last"): (1.08, 1.18, 0.09, 0),
     ("mma", "fprop", "channels_first"): (1.16, 1.06, 0.22, 0),
@@ -494,6 +497,24 @@ def test_rates_of_single_precision_and_complex_numbers(suite, dtype, layout):
             found.setdefault(case.op, []).append(case.problem.flops(case.op, dtype) / seconds)
     for op, least in RATES[suite, dtype, layout].items():
         assert least < geometric_mean(found[op]) / 1e12 < 1.2 * least, op
+
+
+OF_FLOOR = {
+    # Times over the least that memory and multipliers allow, launches counted: geometric means.
+    ("grouped", "float16", "channels_last"): {"fprop": 2.3, "dgrad": 2.7, "wgrad": 3.1},
+    ("first", "float16", "channels_last"): {"fprop": 3.3, "dgrad": 5.7, "wgrad": 3.1},
+}
+
+
+@pytest.mark.parametrize(("suite", "dtype", "layout"), OF_FLOOR)
+def test_few_channels_are_near_the_floor(suite, dtype, layout):
+    """By the model; less than these is a reason to lower them."""
+    found = {}
+    for case in table.cases([suite]):
+        if case.kind == table.Kind(dtype, layout):
+            found.setdefault(case.op, []).append(predictions.rows()[table.name(case.plan())]["of_floor"])
+    for op, most in OF_FLOOR[suite, dtype, layout].items():
+        assert 0.9 * most < geometric_mean(found[op]) < most, op
 
 
 def test_estimates_agree_with_predictions():

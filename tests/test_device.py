@@ -53,7 +53,9 @@ def test_the_whole_script(tmp_path, monkeypatch, capsys):
 
     made = record.read(tmp_path / summary.RECORD)
     assert made.environment.processor == "Emulated device"
-    assert {key.suite for key in made.rows} == {"home", "resnet50", "vgg16", *device.SUITES}
+    assert {key.suite for key in made.rows} == {
+        "home", "resnet50", "vgg16", "grouped", "first", *device.SUITES
+    }  # fmt: skip
     asked = {(key.suite, key.dtype, key.layout) for key in made.rows}
     assert {("home", "float16", "channels_last"), ("home", "float64", "channels_first")} < asked
     assert {("vgg16", "float16", "channels_last"), ("scientific", "complex64", "channels_first")} < asked
@@ -61,6 +63,8 @@ def test_the_whole_script(tmp_path, monkeypatch, capsys):
         algorithms = {"sum"} if row.key.op == "bgrad" else {"simt", "direct"}
         if row.key.op != "bgrad" and row.key.dtype != "float32":  # whose sums of 18 products are plain
             algorithms.add("mma")
+        if row.key.op != "bgrad" and row.key.dtype == "float16":
+            algorithms.add("grouped")
         assert {timing.contender for timing in row.ours} == algorithms
         assert all(timing.median_s for timing in row.ours)
 

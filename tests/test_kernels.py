@@ -14,7 +14,7 @@ import cuconv
 from cuconv import activations
 from cuconv.cli.check import PROBLEMS as PLAIN_PROBLEMS
 from cuconv.cpu import blocking
-from cuconv.cuda import algorithms, depthwise, direct, jit, mma, schedule, simt, sums
+from cuconv.cuda import algorithms, depthwise, direct, grouped, jit, mma, schedule, simt, sums
 from cuconv.cuda.geometry import divisor
 from cuconv.plan import INPUTS
 from cuconv.problem import ACTIVATIONS, LAYOUTS, PADDING_MODES
@@ -67,7 +67,22 @@ TENSOR = (
     "n1c24d3h4w5 k17t2r3s2 sd1sh2sw1 p1",
     "n1c16h5w4 k20r3s2 ph0:2pw3:1 symmetric",
 )
-FAMILIES = {"direct": direct, "simt": simt, "depthwise": depthwise, "mma": mma}
+# Groups of few channels: two in an octet, as many as a set has, with more filters than channels and fewer;
+# and a single one.
+GROUPED = (
+    "n1c3h9w8 k20r3s3 sh2sw1 p1",
+    "n1c70h3w4 k40r1s2 pw1",
+    "n2c20w9 k5s3 p1",
+    "n2c16w37 k16s5 g4 sw2 dw3 pw2",
+    "n2c16h9w11 k16r3s3 g4 p1",
+    "n1c32h7w6 k32r3s2 g2 p1 sh2sw1",
+    "n1c32h5w9 k64r2s3 g2 p2 dh2",
+    "n1c64h5w6 k16r2s3 g2 p1 circular",
+    "n2c8h11w13 k16r5s5 g2 p2",
+    "n1c48d1h6w5 k24t1r3s2 g6 pd0ph1pw1",
+)
+OWN = {"depthwise": LANES, "grouped": GROUPED}
+FAMILIES = {"direct": direct, "simt": simt, "depthwise": depthwise, "grouped": grouped, "mma": mma}
 OF_DTYPES = [
     # Of bfloat16 there are the instances of float16, which differ in how elements are rounded.
     pytest.param(dtype, name, marks=pytest.mark.long if dtype == "bfloat16" and name != "direct" else ())
@@ -89,7 +104,7 @@ def test_every_entry_of_the_table(dtype, algorithm):
     with mock.patch.object(emulator.ops, "run_plan", recorded):
         for rank, lines in PROBLEMS.items():
             checked = 0
-            for line in (*lines, *DEPTHWISE, *VECTORS, *(LANES if algorithm == "depthwise" else TENSOR)):
+            for line in (*lines, *DEPTHWISE, *VECTORS, *OWN.get(algorithm, TENSOR)):
                 case = Case(cuconv.ConvProblem.parse(line), dtype)
                 if case.problem.rank == rank and applies(case, algorithm, "fprop", "cuda"):
                     for precision in precisions(dtype, algorithm):
@@ -101,6 +116,7 @@ def test_every_entry_of_the_table(dtype, algorithm):
         "direct": [*sums.kernels(dtype), *schedule.padding_kernels()],
         "simt": schedule.reduce_kernels(),
         "mma": schedule.reduce_kernels(),
+        "grouped": schedule.reduce_kernels(),
     }
     expected = {kernel for kernel in around.get(algorithm, ()) if kernel.arguments[0] in of_dtype}
     expected |= {*FAMILIES[algorithm].kernels(dtype)}
@@ -253,7 +269,7 @@ def test_what_a_kernel_does_not_know_ends_the_launch(choices, choice, number, dt
 def check_in_all_ways(problem, dtype, algorithm, precision=None):
     more = algorithm == "mma" or (algorithm, dtype) == ("simt", "float32")  # tiles than two
     for layout in ("channels_first", "channels_last"):
-        sizes = (1, 2000) if algorithm == "depthwise" else (1, blocking.WORKSPACE)
+        sizes = (1, 2000) if algorithm in ("depthwise", "grouped") else (1, blocking.WORKSPACE)
         for size in (1, 2000, blocking.WORKSPACE) if more else sizes:
             case = Case(problem, dtype, layout, bias=True, workspace=size, precision=precision)
             check(case, algorithm, emulator.run)
@@ -266,7 +282,8 @@ def test_seeded_cases(part):
 
 @pytest.mark.parametrize("algorithm", KERNELS)
 def test_seeded_cases_by_name(algorithm):
-    check_seeds(range(10_000, 10_150), algorithm, emulator.run, "cuda")
+    count = 40 if algorithm == "grouped" else 150  # of which nearly all apply
+    check_seeds(range(10_000, 10_000 + count), algorithm, emulator.run, "cuda")
 
 
 @pytest.mark.parametrize("precision", [None, "tf32"])
@@ -374,9 +391,16 @@ SURROUNDED = (
     "n2c2d5h5w3 k2t2r3s2 g2 sd2sh1sw2 dd1dh2dw1 p2",
     "n1c2w19 k2s4 g2 pw3:0",
 )
+IN_OCTETS = (
+    "n1c16h4w5 k16r3s3 g4 p1",
+    "n1c16h4w5 k8r2s3 g2 sh2sw1 p1",
+    "n1c8h3w5 k16r2s2 g2 pw2:1",
+    "n1c3h4w5 k9r3s2 p1",
+)
+"""Groups of which two share octets, whose infinities are not to meet, and a single one that fills none."""
 
 
-@pytest.mark.parametrize("line", SURROUNDED)
+@pytest.mark.parametrize("line", [*SURROUNDED, *IN_OCTETS])
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_zeros_are_multiplied_as_any_cell_is(op, line):
@@ -385,8 +409,8 @@ def test_zeros_are_multiplied_as_any_cell_is(op, line):
     shapes = {"x": problem.x_shape(), "w": problem.w_shape(), "dy": problem.y_shape()}
     geometry = (problem.stride, problem.dilation, problem.padding, problem.groups)
     plain = getattr(ZerosMultiplied(shapes["x"], shapes["w"], *geometry), op)
-    finite = []
-    for changed, number, dtype in itertools.product(INPUTS[op], (np.inf, np.nan), ("float32", "complex64")):
+    finite, dtypes = [], ("float16",) if line in IN_OCTETS else ("float32", "complex64")
+    for changed, number, dtype in itertools.product(INPUTS[op], (np.inf, np.nan), dtypes):
         operands = {role: rng.integers(-1, 2, shapes[role]).astype(dtype) for role in INPUTS[op]}
         operands[changed].flat[rng.integers(operands[changed].size)] = number
         expected = plain(*operands.values())
@@ -437,7 +461,9 @@ def test_division_by_multiplication():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the sanitizer's library is loaded as Linux does it")
-@pytest.mark.parametrize(("algorithm", "count"), [("auto", 12), ("simt", 8), ("depthwise", 40), ("mma", 30)])
+@pytest.mark.parametrize(
+    ("algorithm", "count"), [("auto", 10), ("simt", 8), ("depthwise", 40), ("grouped", 8), ("mma", 16)]
+)
 def test_sanitized(algorithm, count):
     """A subset of the cases with the kernels compiled for AddressSanitizer."""
     command = [sys.executable, "-m", "tests.fuzz", "--emulator", "--algorithm", algorithm]

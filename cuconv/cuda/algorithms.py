@@ -8,7 +8,7 @@ from types import ModuleType
 from ..dtypes import DTYPES
 from ..problem import Request
 from ..table import Algorithm, Table
-from . import depthwise, direct, fft, mma, simt, sums, transform
+from . import depthwise, direct, fft, grouped, mma, simt, sums, transform
 from .device import Device
 from .kernel import Kernel
 from .schedule import padding_kernels, padding_seconds, reduce_kernels, scheduled, widening_kernels
@@ -30,6 +30,7 @@ def _entry(name: str, family: ModuleType, *, recorded: bool) -> Algorithm:
 _CONVOLUTIONS = (
     _entry("depthwise", depthwise, recorded=False),
     fft.ENTRY,
+    _entry("grouped", grouped, recorded=False),
     _entry("mma", mma, recorded=False),
     _entry("simt", simt, recorded=False),
     _entry("direct", direct, recorded=False),
@@ -47,6 +48,6 @@ TABLE: Table = {
 def kernels() -> list[Kernel]:
     """Every instance that a plan can name."""
     found = [*widening_kernels(), *padding_kernels(), *transform.kernels(), *reduce_kernels()]
-    for family in (direct, simt, depthwise, mma, sums):
+    for family in (direct, simt, depthwise, grouped, mma, sums):
         found += [kernel for dtype in DTYPES for kernel in family.kernels(dtype)]
     return found

@@ -124,9 +124,9 @@ class Launch:
     """One kernel over `blocks` blocks. a, b and out name an operand by its role, or lie in the workspace.
 
     `fields` are the members of Params that are known before the arrays are; `axes` is the order in which
-    the kernel takes the three spatial axes. `vectors` says that both inputs have to be readable in vectors of
-    channels: see `strides.not_in_vectors`; `reals` then, that complex ones are read as real ones of twice the
-    channels.
+    the kernel takes the three spatial axes. `vectors` are the slots of inputs that have to be readable in
+    vectors of channels: see `strides.not_in_vectors`; `reals` those of complex ones that are read as real
+    ones of twice the channels.
     """
 
     kernel: Kernel
@@ -137,7 +137,7 @@ class Launch:
     fields: tuple[tuple[str, Any], ...]
     axes: tuple[int, int, int] = (0, 1, 2)
     shared_bytes: int = 0
-    vectors: bool = False
+    vectors: tuple[str, ...] = ()
     reals: tuple[str, ...] = ()
 
     def params(self, strides_by_role: Mapping[str, Strides]) -> np.ndarray:

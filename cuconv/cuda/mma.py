@@ -174,7 +174,7 @@ def build(draft: Draft) -> list[Launch]:
     return launches + split_sum(
         replace(draft, problem=whole), kernel, math.prod(blocks), draft.fields() | fields, (splits, chunk),
         channels_last=True, seen=result_shape(draft.problem, op) if of_folded else None,
-        shared_bytes=_shared_bytes(op, product, tile, item, shown), vectors=True,
+        shared_bytes=_shared_bytes(op, product, tile, item, shown), vectors=("a", "b"),
         reals=() if not is_complex else ("a", "b") if op == "wgrad" else ("a",),
     )  # fmt: skip
 

@@ -105,7 +105,8 @@ def build(draft: Draft) -> list[Launch]:
     fields = {"items": math.prod(result_shape(problem, request.op)), "digit": digits(blocks)}
     return split_sum(
         draft, kernel, math.prod(blocks), fields, (splits, chunk), request.layout == "channels_last",
-        vectors=vector > 1, shared_bytes=_table_bytes(request, problem, tile) if shown else 0,
+        vectors=("a", "b") if vector > 1 else (),
+        shared_bytes=_table_bytes(request, problem, tile) if shown else 0,
     )  # fmt: skip
 
 

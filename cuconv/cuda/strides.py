@@ -45,7 +45,7 @@ def not_in_vectors(
     """
     problem = request.problem
     channels = {"x": problem.c, "w": problem.c // max(problem.groups, 1), "dy": problem.k}
-    inputs = {role for launch in launches if launch.vectors for role in (launch.a, launch.b)}
+    inputs = {getattr(launch, slot) for launch in launches for slot in launch.vectors}
     read = {role: array for role, array in arrays.items() if role in inputs and array is not None}
     found = {}
     for role, (start, strides) in strides_by_role(request, read).items():

@@ -255,7 +255,7 @@ def disassembled(cubin: bytes) -> str:
 @functools.cache
 def _idle() -> frozenset[tuple[str, int]]:
     """The lines that compute activations, finish sums one by one, or add to what is there; and those of
-    products by parts that are for subnormal numbers, and for infinite ones and NaN. Each with its file.
+    products that are for subnormal numbers, and for infinite ones and NaN. Each with its file.
     """
     lines = (jit.SOURCES / "numerics.cuh").read_text().splitlines()
 
@@ -268,9 +268,16 @@ def _idle() -> frozenset[tuple[str, int]]:
     )
     adding = (i for i, line in enumerate(lines, 1) if "if (p.accumulate)" in line)
     numerics = (*(i for begin, end in spans for i in range(found(begin), found(end))), *adding)
-    calls = re.compile(r"multiply_slice<Tile, true>\(|multiply_plainly<Tile>\(|if \(small_a")
-    mma = (jit.SOURCES / "mma.cuh").read_text().splitlines()
-    rare = [("mma.cuh", i) for i, line in enumerate(mma, 1) if calls.search(line)]
+    calls = re.compile(
+        r"multiply_slice<Tile, true>\(|multiply_plainly<Tile>\(|if \(small_a"
+        r"|multiply_block<Product, FRAGMENTS, true>\(|put_block\(.* only \*"
+    )
+    rare = [
+        (name, i)
+        for name in ("mma.cuh", "grouped.cuh")
+        for i, line in enumerate((jit.SOURCES / name).read_text().splitlines(), 1)
+        if calls.search(line)
+    ]
     return frozenset((*(("numerics.cuh", i) for i in numerics), *rare))
 
 

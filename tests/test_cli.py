@@ -238,7 +238,7 @@ def emulated_check(monkeypatch, fresh_plans, capsys):
         return status, capsys.readouterr().out.splitlines()
 
     monkeypatch.setattr(check, "PROBLEMS", ("n1c2w9 k4s3 p1", "n1c2h5w6 k2r3s2 g2 p1 circular"))
-    monkeypatch.setattr(check, "COLUMNS", ("float32", check.BYTES, check.TF32))
+    monkeypatch.setattr(check, "COLUMNS", ("float16", "float32", check.BYTES, check.TF32))
     return run
 
 
@@ -279,7 +279,7 @@ def test_check_says_which_entry_fails_and_how_to_avoid_it(emulated_check, monkey
     status, lines = emulated_check()
     assert status == 1
     failures = [line for line in lines if line.startswith("simt fprop ")]
-    assert [line.split()[2] for line in failures] == ["float32", check.BYTES, check.TF32]
+    assert [line.split()[2] for line in failures] == ["float16", "float32", check.BYTES, check.TF32]
     assert all(line.endswith(words) for line in failures)
     assert sum("FAILED" in line for line in lines) == 1
     others = [entry for of_op in TABLES["cuda"].values() for entry in of_op if entry.exact][1:]
@@ -299,10 +299,10 @@ def test_check_ends_where_the_gpu_answers_no_more(emulated_check, monkeypatch):
     status, lines = emulated_check()
     assert status == 1
     assert [line.split()[:3] for line in lines if "raised RuntimeError" in line] == [
-        ["mma", "fprop", "float32"]
+        ["grouped", "fprop", "float16"]
     ]
     assert "Since then the GPU refuses all work of this process: leave out what failed" in lines
-    assert lines[-1] == "CUCONV_AVOID=depthwise,mma, and auto and tune leave out what failed."
+    assert lines[-1] == "CUCONV_AVOID=depthwise,grouped, and auto and tune leave out what failed."
 
 
 @pytest.mark.parametrize("seed", ["-1", "1.5", "", "0x1"])

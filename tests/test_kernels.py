@@ -44,6 +44,8 @@ DEPTHWISE = (
     "n2c8w37 k8s4 g8 pw3:0",
     "n1c4h11w9 k4r3s3 g4 sh2sw2 dh2dw2 p2",
 )
+# Groups of several channels: their strips, of stride 2 from either residue on.
+SEVERAL = ("n2c8h13w5 k12r3s3 g4 p1", "n1c6h9w11 k4r3s3 g2 sh2sw2 p1", "n1c6h9w11 k4r3s3 g2 sh2sw2")
 # Channels for a warp, but not whole ones: unrolled filters, strided ones, lines; and what padding shows.
 LANES = (
     "n3c18h9w6 k18r3s3 g18 p1",
@@ -81,11 +83,12 @@ GROUPED = (
     "n2c8h11w13 k16r5s5 g2 p2",
     "n1c48d1h6w5 k24t1r3s2 g6 pd0ph1pw1",
 )
-OWN = {"depthwise": LANES, "grouped": GROUPED}
+OWN = {"depthwise": (*LANES, *SEVERAL), "grouped": GROUPED}
 FAMILIES = {"direct": direct, "simt": simt, "depthwise": depthwise, "grouped": grouped, "mma": mma}
+ALIKE = ("bfloat16", "int64", "complex128")
+"""Their instances are those of float16, int32 and complex64, but for sizes, and how elements are rounded."""
 OF_DTYPES = [
-    # Of bfloat16 there are the instances of float16, which differ in how elements are rounded.
-    pytest.param(dtype, name, marks=pytest.mark.long if dtype == "bfloat16" and name != "direct" else ())
+    pytest.param(dtype, name, marks=pytest.mark.long if dtype in ALIKE and name != "direct" else ())
     for dtype in DTYPES
     for name, family in FAMILIES.items()
     if [*family.kernels(dtype)]

@@ -428,7 +428,9 @@ def test_dense_layers_of_64_channels_and_more_are_for_tensor_cores(suite, kind):
         if min(problem.c, problem.k) >= 64 and not copied:
             dtype, precision = KINDS[kind]
             request = Request(op, problem, dtype, layout, precision=precision)
-            assert picked(request) == "mma", str(request)
+            # Of 64 by 64 channels `grouped` needs fewer of 16 bits from the second-level cache.
+            narrow = max(problem.c, problem.k) == 64 and DTYPES[dtype].itemsize == 2
+            assert picked(request) in ("mma", *["grouped"] * narrow), str(request)
 
 
 def test_every_entry_is_picked_for_some_listed_problem():

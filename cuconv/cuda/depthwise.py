@@ -1,4 +1,4 @@
-"""`depthwise`: groups == C, by tiles in shared memory. See cuda_src/depthwise.cuh."""
+"""`depthwise`: groups of one channel, or few, by tiles in shared memory. See cuda_src/depthwise.cuh."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ SHARED = 63 << 10
 MOST = 4096
 """Taps of a line, or lines of them, in a pass."""
 
+MOST_CHANNELS = 16
+"""Channels of x that a group may have."""
+
 LANES = 32
 """Channels that neighbouring threads have in channels-last arrays."""
 
@@ -42,7 +45,10 @@ WAVE = 132
 START, ADDED, PARTS = 0.3, 0.7, 1.501
 """In tiles, what a block takes before its first one, or to add up its threads' sums; and a second launch."""
 
-reads_padding = padding_is_near
+
+def reads_padding(request: Request) -> bool:
+    problem = request.problem
+    return problem.c == problem.groups and padding_is_near(request)
 
 
 def build(draft: Draft) -> list[Launch]:
@@ -56,17 +62,20 @@ def build(draft: Draft) -> list[Launch]:
         "lanes": _lanes(request, view),
         "digit": digits((*grid.digits, tile.along, tile.across)),
         "pixel": tuple(map(divisor, grid.passes)),
+        "group": divisor(grid.shares),
         "chunk": grid.chunk,
         "items": grid.items,
     }
     if not view.shown:
         fields["mode"] = 0  # also where all of an axis's padding crops
-    kernel = _kernel(view.template, request.dtype, view.last, view.shown, view.shape)
+    kernel = _kernel(view.template, request.dtype, view.last, view.shown, view.shape, view.several)
     if request.op == "wgrad":
         return split_sum(
             draft, kernel, math.prod(grid.digits), fields, (grid.runs, grid.chunk),
             axes=view.order, shared_bytes=tile.shared_bytes,
         )  # fmt: skip
+    sources, results = _of_group(request.op, problem)
+    fields |= {"filters": sources, "splits": tile.together, "items": results}
     return [
         draft.launch(
             kernel, grid.blocks, draft.fields(**fields), axes=view.order, shared_bytes=tile.shared_bytes
@@ -76,8 +85,10 @@ def build(draft: Draft) -> list[Launch]:
 
 def applies(request: Request, device: Device | None) -> str | None:
     problem = seen_by(reads_padding, request)
-    if problem.c != problem.groups:
-        return f"it needs groups == C, and groups is {problem.groups}, C {problem.c}"
+    several = problem.c != problem.groups
+    if several and not _has_several(request, problem):
+        one = f"it needs groups == C, and groups is {problem.groups}, C {problem.c}"
+        return f"{one}, or groups of {MOST_CHANNELS} channels at the most and 3x3 filters, in float32"
     if reason := beyond_32_bits(request):
         return reason
     view = _view(request, problem)
@@ -99,13 +110,14 @@ def estimate(request: Request, device: Device | None) -> float:
     view = _view(request, problem)
     assert view is not None
     grid, tile, wgrad = _grid(request, problem, view), view.tile, request.op == "wgrad"
-    multiplier = problem.k // max(problem.c, 1)
+    sources, results = _of_group(request.op, problem)
+    multiplier = problem.k // problem.groups
     if wgrad:
         passes, parts = grid.chunk, grid.runs  # of one block
         once = 1000 + 30 * max(view.shape.taps_r * view.shape.taps_s, 16)
     else:
-        sources = multiplier if request.op == "dgrad" else 1
-        passes = grid.chunk * math.prod(grid.passes) * problem.filter[view.order[0]] * sources
+        passes = grid.chunk * math.prod(grid.passes[:2]) * problem.filter[view.order[0]]
+        passes *= sources // tile.together * per(results, max(grid.shares, 1) * tile.aside)
         once, parts = 300, 1
     size = float(request.bytes)
     if multiplier > 1 and request.layout == "channels_last":  # a block has one of so many neighbours in y
@@ -113,7 +125,7 @@ def estimate(request: Request, device: Device | None) -> float:
     waits, lines = _contention(view, wgrad)
     threads = Threads(
         grid.blocks, THREADS, 2,
-        instructions=once + passes * tile.instructions * (_more_of_a_gradient(view) if wgrad else 1),
+        instructions=once + passes * tile.instructions * _more(view, wgrad),
         products=real_products(request) * passes * tile.products,
         waits=passes * waits,
         lines=passes * lines,
@@ -126,6 +138,8 @@ def _contention(view: View, wgrad: bool) -> tuple[float, float]:
     shape, short = view.shape, view.width <= 8
     if view.last:
         return (10 if wgrad else 7) + (shape.step == 2) - 3 * short, 0
+    if view.several:  # which read the same ones
+        return 3, 0
     vectors = (shape.rows + shape.taps_r) * per(shape.out + shape.taps_s, 4)
     # Vectors of short lines meet in banks, most of all those of whole planes.
     if short and shape.taps_r == 3:
@@ -134,8 +148,13 @@ def _contention(view: View, wgrad: bool) -> tuple[float, float]:
     return 3, vectors * (8 if view.width <= 16 else 4)
 
 
-def _more_of_a_gradient(view: View) -> float:
-    """How many times a tile's instructions it takes: threads share lines, of which there may be few."""
+def _more(view: View, wgrad: bool) -> float:
+    """How many times a tile's instructions it takes."""
+    if view.several:
+        return 1.45 if wgrad else 1.6 if max(view.shape.step, view.shape.spread) > 1 else 1.15
+    if not wgrad:
+        return 1
+    # Threads share lines, of which there may be few.
     if not view.shape.taps_r and view.tile.along * view.tile.across * view.tile.held <= LANES:
         return 1.9
     return 1 if view.last else 1.15
@@ -181,6 +200,11 @@ def _unrolled(dtype: str, op: str) -> tuple[Shape, ...]:
     return _WGRADS if op == "wgrad" else _GATHERS
 
 
+def _of_several(shapes: tuple[Shape, ...]) -> tuple[Shape, ...]:
+    """Those for groups of several channels, in float32: for 16 bits there are tensor cores."""
+    return tuple(shape for shape in shapes if shape.taps_r == shape.taps_s == 3)
+
+
 def _any(dtype: str) -> tuple[Shape, Shape]:
     """Those for any filter: of planes, and of lines."""
     item = DTYPES[DTYPES[dtype].accumulator].itemsize
@@ -203,12 +227,19 @@ def kernels(dtype: str) -> Iterator[Kernel]:
         yield _kernel("conv_residues_depthwise", dtype, False, False, shape)
         yield _kernel("conv_gather_depthwise", dtype, False, True, shape)
         yield _kernel("conv_wgrad_depthwise", dtype, False, True, shape)
+    if dtype == "float32":
+        for shape in _of_several(_GATHERS):
+            yield _kernel("conv_gather_depthwise", dtype, False, False, shape, several=True)
+        for shape in _of_several(_WGRADS):
+            yield _kernel("conv_wgrad_depthwise", dtype, False, False, shape, several=True)
 
 
-def _kernel(template: str, dtype: str, last: bool, shown: bool, shape: Shape) -> Kernel:
+def _kernel(
+    template: str, dtype: str, last: bool, shown: bool, shape: Shape, several: bool = False
+) -> Kernel:
     arguments: tuple[int, ...] = {
-        "conv_gather_depthwise": (last, shown, *shape),
-        "conv_wgrad_depthwise": (last, shown, *shape[:5]),
+        "conv_gather_depthwise": (last, shown, *shape, *(1,) * several),
+        "conv_wgrad_depthwise": (last, shown, *shape[:5], *(1,) * several),
         "conv_residues_depthwise": shape[:2],
     }[template]
     many_registers = template == "conv_residues_depthwise" or dtype == "complex128"
@@ -237,14 +268,16 @@ class Line(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """What a block does at once: strips along columns and rows, and channels; how many passes the taps of
-    columns and rows take; cells in a line; shared memory; a thread's instructions and products in a pass; and
-    the cost of all tiles, to compare.
+    """What a block does at once: strips along columns and rows, and groups, with so many of their channels
+    together and so many results aside; how many passes the taps of columns and rows take; cells in a line;
+    shared memory; a thread's instructions and products in a pass; and the cost of all tiles, to compare.
     """
 
     along: int
     across: int
     held: int
+    together: int
+    aside: int
     cut_s: int
     cut_r: int
     cells: int
@@ -256,7 +289,7 @@ class Tile(NamedTuple):
 
 class View(NamedTuple):
     """A request as a template sees it: the order of axes, whether threads lie along channels, whether the
-    padding shows cells, and the cheapest tile.
+    padding shows cells, whether a gather's groups have several channels, and the cheapest tile.
     """
 
     template: str
@@ -266,6 +299,7 @@ class View(NamedTuple):
     columns: Line
     last: bool
     shown: bool
+    several: bool
     tile: Tile
 
     @property
@@ -279,9 +313,12 @@ class View(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """What blocks are numbered by, and how often: `runs` of `chunk` images, or of `items` in all."""
+    """What blocks are numbered by, and how often: `runs` of `chunk` images, or of `items` in all. A group's
+    results, or pairs of channels, come in so many `shares`.
+    """
 
     digits: tuple[int, int, int, int]
+    shares: int
     residues: int
     runs: int
     chunk: int
@@ -295,12 +332,24 @@ class Grid(NamedTuple):
 
 def _view(request: Request, problem: ConvProblem) -> View | None:
     """None where cells that one strip meets are too far apart for shared memory."""
-    # What is unrolled rounds sums or what relu makes of them, nothing else, and shows no cell but itself.
+    shown, plain = reads_padding(request), _is_plain(request)
+    return _seen(request.op, request.dtype, request.layout == "channels_last", plain, shown, problem)
+
+
+def _is_plain(request: Request) -> bool:
+    """What is unrolled rounds sums or what relu makes of them, nothing else, and shows no cell but itself."""
     folded = request.op == "dgrad" and request.problem.padding_mode != "zeros"
     fused = request.activation not in (None, "relu") or request.accumulate or request.conjugate_sum
-    shown = reads_padding(request)
-    plain = not shown and (request.op == "wgrad" or not (folded or fused))
-    return _seen(request.op, request.dtype, request.layout == "channels_last", plain, shown, problem)
+    return not reads_padding(request) and (request.op == "wgrad" or not (folded or fused))
+
+
+def _has_several(request: Request, problem: ConvProblem) -> bool:
+    """Whether there are kernels for groups of so many channels."""
+    few = 0 < problem.c <= MOST_CHANNELS * problem.groups
+    shapes = _of_several(_WGRADS if request.op == "wgrad" else _GATHERS)
+    order = _order(problem)
+    fit = any(_fits(shape, request.op, problem, order) for shape in shapes)
+    return request.dtype == "float32" and few and _is_plain(request) and fit
 
 
 @functools.lru_cache(4096)
@@ -309,7 +358,9 @@ def _seen(
 ) -> View | None:
     order = _order(problem)
     template = "conv_wgrad_depthwise" if op == "wgrad" else "conv_gather_depthwise"
-    shape = next((each for each in _unrolled(dtype, op) if plain and _fits(each, op, problem, order)), None)
+    several = problem.c != problem.groups
+    shapes = _unrolled(dtype, op) if plain else ()
+    shape = next((each for each in shapes if _fits(each, op, problem, order)), None)
     kind = op
     if shape is None:
         kind = "taps" if op == "wgrad" else op  # a gather of taps
@@ -321,11 +372,15 @@ def _seen(
     shape = shape or _any(dtype)[rows.results == 1]
     few_taps = problem.filter[order[1]] * problem.filter[order[2]] <= 64
     usual = not shown and template != "conv_residues_depthwise"
-    last = channels_last and problem.c >= LANES // 2 and few_taps and usual and _has_lanes(dtype)
+    last = (
+        channels_last and not several and problem.c >= LANES // 2 and few_taps and usual and _has_lanes(dtype)
+    )
+    of_group = _of_group(op, problem)
     for lanes in (True, False) if last else (False,):
-        tiles = _tiles(op, dtype, problem.c, shape, rows, columns, lanes)
+        once = problem.filter[order[0]] == 1
+        tiles = _tiles(op, dtype, problem.groups, of_group, several, once, shape, rows, columns, lanes)
         if tile := min(tiles, key=lambda tile: tile.cost, default=None):
-            return View(template, shape, order, rows, columns, lanes, shown, tile)
+            return View(template, shape, order, rows, columns, lanes, shown, several, tile)
     return None
 
 
@@ -396,21 +451,34 @@ def _axes(request: Request, problem: ConvProblem, view: View) -> tuple[object, .
 def _grid(request: Request, problem: ConvProblem, view: View) -> Grid:
     first, shape, tile = view.order[0], view.shape, view.tile
     tiles = view.columns.tiles(view.width), view.rows.tiles(view.height)
-    channels = per(problem.c, tile.held)
-    if request.op != "dgrad":
-        channels *= problem.k // max(problem.c, 1)
+    sources, results = _of_group(request.op, problem)
+    groups = per(problem.groups, tile.held)
     if request.op == "wgrad":
+        shares = results * sources
+        channels = groups * (1 if view.several else shares)
         cells, taps = problem.output[first], problem.filter[first]
         passes = tiles if shape.taps_r else (tile.cut_s, tile.cut_r)
         digits = (*((1, 1) if shape.taps_r else tiles), channels, taps)
         items = problem.n * cells * math.prod(passes)
-        return Grid(digits, 1, *_cut(items, math.prod(digits)), items, (*passes, cells))
+        return Grid(digits, shares, 1, *_cut(items, math.prod(digits)), items, (*passes, cells))
     cells, residues = (problem.output if request.op == "fprop" else problem.input)[first], 1
     if view.template == "conv_residues_depthwise":
         cells, residues = per(cells, problem.stride[first]), math.prod(problem.stride)
-    chunk = _images(problem.n, math.prod(tiles) * channels * cells * residues)
-    runs = per(problem.n, chunk)
-    return Grid((*tiles, channels, cells), residues, runs, chunk, 0, (tile.cut_s, tile.cut_r, 1))
+    # As few shares of the results as keep all multiprocessors busy.
+    blocks = math.prod(tiles) * groups * cells * residues
+    runs = per(results, tile.aside)
+    most = min(runs, per(2 * WAVE, max(blocks * problem.n, 1))) if view.several else runs
+    shares = per(runs, per(runs, most)) if results else 0
+    chunk = _images(problem.n, blocks * shares)
+    digits = (*tiles, groups * shares, cells)
+    cuts = (tile.cut_s, tile.cut_r, tile.aside)
+    return Grid(digits, shares, residues, per(problem.n, chunk), chunk, 0, cuts)
+
+
+def _of_group(op: str, problem: ConvProblem) -> tuple[int, int]:
+    """The channels that a group has of the source, and of the result; in wgrad of x and of dy."""
+    channels, filters = problem.c // problem.groups, problem.k // problem.groups
+    return (filters, channels) if op == "dgrad" else (channels, filters)
 
 
 def _rounds(blocks: int) -> float:
@@ -442,24 +510,42 @@ def _lanes(request: Request, view: View) -> int:
     """How many threads copy neighbouring channels of a position, a power of two."""
     if request.layout != "channels_last":
         return 1
-    return LANES if view.last else min(1 << (view.tile.held - 1).bit_length(), LANES)
+    tile = view.tile
+    return LANES if view.last else min(1 << (tile.held * tile.together - 1).bit_length(), LANES)
 
 
 # -- tiles --------------------------------------------------------------------------------------------
 
 
 def _tiles(
-    op: str, dtype: str, channels: int, shape: Shape, rows: Line, columns: Line, last: bool
-) -> Iterator[Tile]:
-    """Tiles whose cells fit in shared memory."""
+    op: str, dtype: str, groups: int, of_group: tuple[int, int], several: bool, once: bool,
+    shape: Shape, rows: Line, columns: Line, last: bool,
+) -> Iterator[Tile]:  # fmt: skip
+    """Tiles whose cells fit in shared memory; `once` says that the first axis has one tap."""
     slots = THREADS // LANES if last else THREADS
     for along in _shares(per(per(columns.results, columns.apart), shape.out), slots):
         for across in _shares(per(per(rows.results, rows.apart), shape.rows), slots // along):
-            most = LANES if last else max(min(channels, slots // (along * across)), 1)
-            for held in (LANES,) if last else dict.fromkeys((most, per(most, 2), per(most, 4), 1)):
-                found = _fitted(op, dtype, channels, shape, rows, columns, last, along, across, held)
-                if found:
-                    yield found
+            room = slots // (along * across)
+            all_results = math.prod(of_group) if op == "wgrad" else of_group[1]
+            for aside in dict.fromkeys((1, max(min(all_results, room), 1) if several else 1)):
+                if op == "wgrad" and several and aside != all_results:
+                    continue  # of pairs a block has all
+                most = LANES if last else max(min(groups, room // aside), 1)
+                for held in (LANES,) if last else dict.fromkeys((most, per(most, 2), per(most, 4), 1)):
+                    for together in _together(op, of_group[0], several):
+                        found = _fitted(
+                            op, dtype, groups, of_group, several, once, shape, rows, columns, last,
+                            along, across, held, together, aside,
+                        )  # fmt: skip
+                        if found:
+                            yield found
+
+
+def _together(op: str, sources: int, several: bool) -> Iterator[int]:
+    """How many channels of the source a block may have at once."""
+    yield max(sources, 1) if several else 1
+    if several and sources > 1 and op != "wgrad":
+        yield 1
 
 
 def _shares(strips: int, most: int) -> Iterator[int]:
@@ -469,10 +555,12 @@ def _shares(strips: int, most: int) -> Iterator[int]:
 
 
 def _fitted(
-    op: str, dtype: str, channels: int, shape: Shape, rows: Line, columns: Line,
-    last: bool, along: int, across: int, held: int,
+    op: str, dtype: str, groups: int, of_group: tuple[int, int], several: bool, once: bool,
+    shape: Shape, rows: Line, columns: Line, last: bool,
+    along: int, across: int, held: int, together: int, aside: int,
 ) -> Tile | None:  # fmt: skip
     """A tile with as few passes as fit, if one does."""
+    planes = held * together
     unrolled, item = shape.taps_r > 0, DTYPES[DTYPES[dtype].accumulator].itemsize
     height, width = across * shape.rows, along * shape.out
     cut_r, cut_s = (1, 1) if unrolled else (max(per(line.taps, MOST), 1) for line in (rows, columns))
@@ -482,13 +570,14 @@ def _fitted(
         taps_r, taps_s = per(max(rows.taps, 1), cut_r), per(max(columns.taps, 1), cut_s)
         lines = ((height - 1) * rows.step + taps_r - 1 + shape.odd) // shape.spread + 1
         cells = ((width - 1) * columns.step + taps_s - 1 + shape.odd) // shape.spread + 1
-        brought = _shelf(last, held, lines, cells)
+        brought = _shelf(last, planes, lines, cells, item if several else 0)
         if op == "wgrad":
-            others = _shelf(last, held, *((height, width) if unrolled else (taps_r, taps_s)))
+            of_dy = (height, width) if unrolled else (taps_r, taps_s)
+            others = _shelf(last, held * max(aside // together, 1), *of_dy, item if several else 0)
             least = (8 if item > 8 else 16) * THREADS  # to add up
         else:
             line = per(taps_s, 4) * 4 if not unrolled else taps_s
-            weights = taps_r * taps_s * (LANES + 1) if last else held * (taps_r * line | unrolled)
+            weights = taps_r * taps_s * (LANES + 1) if last else planes * aside * (taps_r * line | unrolled)
             others = per(weights, 4) * 4
             least = others + (0 if unrolled else THREADS * shape.rows * shape.out)  # to finish one by one
         # Lines are read in vectors, which may go a little past the last one.
@@ -502,26 +591,35 @@ def _fitted(
         else:
             cut_s = per(columns.taps, max(taps_s - max(4, taps_s // 4), 4))
     # Instructions of warps: cells come in vectors or one by one; then products, perhaps of groups of threads.
-    strips = along * across * (LANES if last else held)
-    groups = max(THREADS // strips, 1) if op == "wgrad" and not unrolled else 1
-    warps = min(per(strips * groups, 32), THREADS // 32)
-    products = shape.rows * shape.out * taps_r * taps_s / groups
+    strips = along * across * (LANES if last else held * aside)
+    sharing = max(THREADS // strips, 1) if op == "wgrad" and not unrolled else 1
+    warps = min(per(strips * sharing, 32), THREADS // 32)
+    products = shape.rows * shape.out * taps_r * taps_s / sharing
+    if several and op != "wgrad":  # of spread taps only some meet
+        products *= together / shape.spread**2
     real = 4 if DTYPES[dtype].kind == "c" else 1
-    instructions = (brought + others) / 32 * (5 if last else 5 + 14 / held)
+    # Results, and channels of the source, one after the other.
+    results = 1 if op == "wgrad" else max(per(of_group[1], aside), 1)
+    passes = 1 if op == "wgrad" else max(of_group[0] // together, 1)
+    # Cells stay for all results of a group, if they are there at once.
+    share = 1 / results if several and passes * cut_r * cut_s == 1 and once else 1
+    instructions = (share * brought + others) / 32 * (5 if last else 5 + 14 / planes)
     instructions += warps * real * products * (1.15 if unrolled else 1.6)
     instructions += warps * (0 if op == "wgrad" else 9 * shape.rows * shape.out)
     instructions += THREADS / 32 * 120
     # A sector takes the L2 about as long as four instructions take a multiprocessor.
     stored = DTYPES[dtype].itemsize
-    sectors = lines * held * (cells * stored / 32 + (0 if last else 1))
-    blocks = rows.tiles(height) * columns.tiles(width) * per(channels, held)
-    cost = blocks * (cut_r * cut_s * (instructions + 4 * sectors) + THREADS / 32 * 150)
+    sectors = share * lines * planes * (cells * stored / 32 + (0 if last else 1))
+    blocks = rows.tiles(height) * columns.tiles(width) * per(groups, held)
+    cost = results * passes * blocks * (cut_r * cut_s * (instructions + 4 * sectors) + THREADS / 32 * 150)
     return Tile(
-        along, across, held, cut_s, cut_r, cells, per(size, 16) * 16,
+        along, across, held, together, aside, cut_s, cut_r, cells, per(size, 16) * 16,
         instructions / (THREADS / 32), products * warps / (THREADS / 32), cost,
     )  # fmt: skip
 
 
-def _shelf(last: bool, held: int, lines: int, width: int) -> int:
-    """Elements of a Shelf in depthwise.cuh."""
-    return lines * width * LANES if last else held * lines * per(width, 4) * 4
+def _shelf(last: bool, held: int, lines: int, width: int, apart: int) -> int:
+    """Elements of a Shelf in depthwise.cuh, of so many bytes if its lines are to be apart."""
+    line = per(width, 4) * 4
+    line += 4 if apart and line % (128 // apart) == 0 else 0
+    return lines * width * LANES if last else held * lines * line

@@ -293,13 +293,18 @@ def _first(request: Request, most: int) -> Tile | None:
     """The tile, of so many slots at the most, by which all is done first on an H200."""
     problem, op = zero_padded(request), request.op
     _, height, width = pixels(problem, op)
-    found = (
-        _of_pixels(problem, op, max(per(width, across), 1), max(per(height, along), 1), arguments)
-        for arguments in _fitting(_channels(problem), op, problem)
+    sizes = (
+        (max(per(width, across), 1), max(per(height, along), 1))
         for across in _cuts(width)
         for along in _cuts(height)
     )
-    fit = (tile for tile in found if tile.slots <= most and tile.shared_bytes <= SHARED)
+    fit = (
+        tile
+        for wide, high in sizes
+        if per(wide, OCTET) * OCTET * high <= most
+        for arguments in _fitting(_channels(problem), op, problem)
+        if (tile := _of_pixels(problem, op, wide, high, arguments)).shared_bytes <= SHARED
+    )
     return min(fit, key=lambda tile: _rank(request, tile), default=None)
 
 

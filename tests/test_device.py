@@ -63,8 +63,8 @@ def test_the_whole_script(tmp_path, monkeypatch, capsys):
         algorithms = {"sum"} if row.key.op == "bgrad" else {"simt", "direct"}
         if row.key.op != "bgrad" and row.key.dtype != "float32":  # whose sums of 18 products are plain
             algorithms.add("mma")
-        if row.key.op != "bgrad" and row.key.dtype == "float16":
-            algorithms.add("grouped")
+        if row.key.op != "bgrad" and row.key.dtype in ("float16", "float32"):
+            algorithms.add("grouped" if row.key.dtype == "float16" else "depthwise")
         assert {timing.contender for timing in row.ours} == algorithms
         assert all(timing.median_s for timing in row.ours)
 

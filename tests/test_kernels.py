@@ -132,8 +132,13 @@ def precisions(dtype, algorithm):
 
 
 def ways(dtype, algorithms=KERNELS):
-    """Algorithms, each with each of these."""
-    return [(algorithm, precision) for algorithm in algorithms for precision in precisions(dtype, algorithm)]
+    """Algorithms that there are for a dtype, each with each of these."""
+    return [
+        (algorithm, precision)
+        for algorithm in algorithms
+        if algorithm != "grouped" or dtype in grouped.PRODUCTS
+        for precision in precisions(dtype, algorithm)
+    ]
 
 
 """What has to be permitted for an entry to apply, by dtype and name."""

@@ -458,7 +458,7 @@ def test_forget(cupy, monkeypatch):
     forget()
     call()
     assert [launched.kernel.template for launched in cupy.launched][-2:] == [
-        "conv_fprop_simt",
+        "conv_gather_depthwise",
         "conv_fprop_direct",
     ]
 

@@ -73,7 +73,7 @@ def test_the_whole_script(tmp_path, monkeypatch, capsys):
     for line in (
         "# Emulated device",
         "| check | passed |",
-        "26 calls, 3 runs of each: none not bitwise equal |",
+        "32 calls, 3 runs of each: none not bitwise equal |",
         "| ncu | not installed: ncu | 0 |",
         "| scientific | complex64 | channels-first | 1 |",
         "    microseconds of the host per call, on a GPU",

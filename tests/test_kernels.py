@@ -87,8 +87,16 @@ OWN = {"depthwise": (*LANES, *SEVERAL), "grouped": GROUPED}
 FAMILIES = {"direct": direct, "simt": simt, "depthwise": depthwise, "grouped": grouped, "mma": mma}
 ALIKE = ("bfloat16", "int64", "complex128")
 """Their instances are those of float16, int32 and complex64, but for sizes, and how elements are rounded."""
+AS_FLOAT32 = {("float64", "simt"), ("float64", "depthwise"), ("float16", "depthwise")}
+"""Whose instances are those of float32, but for the same."""
 OF_DTYPES = [
-    pytest.param(dtype, name, marks=pytest.mark.long if dtype in ALIKE and name != "direct" else ())
+    pytest.param(
+        dtype,
+        name,
+        marks=pytest.mark.long
+        if (dtype in ALIKE and name != "direct") or (dtype, name) in AS_FLOAT32
+        else (),
+    )
     for dtype in DTYPES
     for name, family in FAMILIES.items()
     if [*family.kernels(dtype)]

@@ -82,7 +82,13 @@ WAYS = (
 )
 
 
-@pytest.mark.parametrize(("kind", "number"), TILES)
+@pytest.mark.parametrize(
+    ("kind", "number"),
+    [  # of complex64 they are float32's
+        pytest.param(*tile, marks=pytest.mark.long if tile[0] == "complex64" and tile[1] else ())
+        for tile in TILES
+    ],
+)
 def test_every_tile_in_one_part_and_in_several(kind, number):
     """With bias and activation after the last part, out with strides of its own, and x padded circularly."""
     dtype, precision = KINDS[kind]

@@ -600,8 +600,8 @@ def test_chunks_on_a_gpu_are_planned_for_it():
     w._meta = OnGPU()
     with pytest.raises(ValueError, match="algorithm='mec' is for arrays on the CPU"):
         ours.conv(x, w, algorithm="mec")
-    with pytest.raises(ValueError, match="algorithm='depthwise' cannot do"):
-        ours.conv(x, w, algorithm="depthwise")
+    with pytest.raises(ValueError, match="algorithm='grouped' cannot do"):
+        ours.conv(x, w, algorithm="grouped")
     for algorithm in ("simt", "tune", "auto"):
         with mock.patch.object(tasks, "meta_from_array", return_value=np.empty((0,) * 4, "f4")):
             assert ours.conv(x, w, algorithm=algorithm).shape == (2, 6, 7, 6)

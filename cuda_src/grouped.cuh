@@ -19,9 +19,10 @@
 // Of taps that do not exist, pixels beyond a tile and cells beside the source, zeros are multiplied by zeros. Tensor
 // cores truncate: sums of 32 products start from zero, and are added with rounding. All orders are fixed.
 //
-// What launches say (cuda/grouped.py): digit[] counts sets of groups, then in dgrad residues of w and h, in wgrad runs
-// of taps; digit[4] and digit[5] are a tile's pixels along the last axis and the one before; pixel[] counts a plane's
-// tiles; `group` is how many groups a set has; `chunk` is how many tiles a block does.
+// What launches say (cuda/grouped.py): digit[] counts sets of groups, or in wgrad of a single one's channels and
+// filters, then in dgrad residues of w and h, in wgrad runs of taps; digit[4] and digit[5] are a tile's pixels along the
+// last axis and the one before; pixel[] counts a plane's tiles; `group` is how many groups a set has; `chunk` is how
+// many tiles a block does.
 //
 // Preconditions (cuda/grouped.py): the first axis has one cell; groups have 4, 8, 16 or 32 channels and filters, and
 // all of them together whole octets, or there is a single one; channels of what is read in planes are contiguous, whole
@@ -145,7 +146,7 @@ __device__ inline void copy_cells(unsigned char* to, int pitch, CellShare share,
   }
 }
 
-// Hands out shared memory, in the order of `_bytes` in cuda/grouped.py.
+// Hands out shared memory, of which `_of_pixels` in cuda/grouped.py counts the bytes.
 struct Memory {
   unsigned char* next;
 

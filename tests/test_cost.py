@@ -490,13 +490,22 @@ RATES = {
 @pytest.mark.parametrize(("suite", "dtype", "layout"), RATES)
 def test_rates_of_single_precision_and_complex_numbers(suite, dtype, layout):
     """Of real products, by the model; more than these is a reason to raise them."""
-    found = {}
-    for case in table.cases([suite]):
-        if case.kind == table.Kind(dtype, layout) and case.problem.c > 3:
-            seconds = predictions.rows()[table.name(case.plan())]["seconds"]
-            found.setdefault(case.op, []).append(case.problem.flops(case.op, dtype) / seconds)
     for op, least in RATES[suite, dtype, layout].items():
-        assert least < geometric_mean(found[op]) / 1e12 < 1.2 * least, op
+        rates = [
+            case.problem.flops(op, dtype) / row["seconds"]
+            for case, row in kept_rows(suite, table.Kind(dtype, layout), op)
+            if case.problem.c > 3
+        ]
+        assert least < geometric_mean(rates) / 1e12 < 1.2 * least, op
+
+
+def kept_rows(suite, kind, op):
+    """Each case of that kind, and what is predicted for it."""
+    return [
+        (case, predictions.rows()[table.name(case.plan())])
+        for case in table.cases([suite])
+        if case.kind == kind and case.op == op
+    ]
 
 
 OF_FLOOR = {
@@ -510,12 +519,9 @@ OF_FLOOR = {
 @pytest.mark.parametrize(("suite", "dtype", "layout"), OF_FLOOR)
 def test_few_channels_are_near_the_floor(suite, dtype, layout):
     """By the model; less than these is a reason to lower them."""
-    found = {}
-    for case in table.cases([suite]):
-        if case.kind == table.Kind(dtype, layout):
-            found.setdefault(case.op, []).append(predictions.rows()[table.name(case.plan())]["of_floor"])
     for op, most in OF_FLOOR[suite, dtype, layout].items():
-        assert 0.9 * most < geometric_mean(found[op]) < most, op
+        rows = kept_rows(suite, table.Kind(dtype, layout), op)
+        assert 0.9 * most < geometric_mean(row["of_floor"] for _, row in rows) < most, op
 
 
 def test_estimates_agree_with_predictions():

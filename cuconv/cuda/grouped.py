@@ -40,7 +40,7 @@ wgrad: pixels of a slice, pairs of taps that registers have, and jobs of a block
 """
 
 MOST = 128
-"""Pixels of a tile."""
+"""Slots of a tile, for its pixels."""
 
 SHARED = 96 << 10
 """Bytes of shared memory that a block may have."""
@@ -343,8 +343,7 @@ def _of_pixels(problem: ConvProblem, op: str, wide: int, high: int, arguments: A
             groups = max(SET // max(of.channels, of.filters), of.bundled)
         sources, results = of.sides(op)
         planes, blocks = groups * sources // OCTET, per(slots, 16 * m)
-        taps = gemm_k(problem, op) // ((problem.c if op == "fprop" else problem.k) // problem.groups)
-        steps = per(taps * sources * of.bundled, 2 * OCTET)
+        steps = per(gemm_k(problem, op, sources) * of.bundled, 2 * OCTET)
         shared = VECTOR + 48 * steps + 8 * 16 * m * blocks + 256 * groups * results // OCTET * steps
         shared += 2 * VECTOR * planes * _pitch(cells, planes) + 4 * 16 * m * blocks * (groups * results + 8)
     else:

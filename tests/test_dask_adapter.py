@@ -1,5 +1,6 @@
 """cuconv.dask: equal to the call on whole arrays, lazy, and on a cluster that loses workers."""
 
+import cProfile
 import inspect
 import math
 import os
@@ -358,13 +359,19 @@ def test_channels_are_summed_in_parts_where_they_are_cut():
 
 
 def test_graphs_grow_by_little_for_every_block():
-    """Under a millisecond to make each, and of tasks only what windows, neighbours and blocks ask for."""
+    """Few calls to make each, and of tasks only what windows, neighbours and blocks ask for.
+
+    Calls are counted, since what they take depends on what else a machine and its process have in hand.
+    """
     x = da.zeros((16, 8, 256, 256), chunks=(1, 8, 32, 32), dtype="f4")
-    start = time.process_time()
-    y = ours.conv(x, np.zeros((8, 8, 3, 3), "f4"), padding=1)
-    tasks_per_block = len(dict(y.__dask_graph__())) / math.prod(y.numblocks)
-    assert (time.process_time() - start) / math.prod(y.numblocks) < 1e-3
-    assert tasks_per_block < 1 + 8 + 1 + 1 + 0.1  # a chunk, its neighbours' halos, the window, the block
+    w = np.zeros((8, 8, 3, 3), "f4")
+    profile = cProfile.Profile()
+    with profile:
+        y = ours.conv(x, w, padding=1)
+        graph = dict(y.__dask_graph__())
+    blocks = math.prod(y.numblocks)
+    assert sum(entry.callcount for entry in profile.getstats()) < 500 * blocks
+    assert len(graph) < (1 + 8 + 1 + 1 + 0.1) * blocks  # a chunk, neighbours' halos, window, block
 
 
 # -- more than fits into memory -----------------------------------------------------------------------------

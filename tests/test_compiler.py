@@ -23,8 +23,10 @@ CHUNK = 12
 """Instances per test: many enough to name a file, few enough for two workers to finish together."""
 
 
-AT_ONCE = ((90, ""),)
-"""What every run of the tests compiles: capabilities and twins. The others take minutes more."""
+AT_ONCE, SHARE = ((90, ""),), 3
+"""Of which capabilities and twins every run of the tests compiles one of so many instances. The others take
+minutes more.
+"""
 
 
 def twin(kernel):
@@ -39,10 +41,12 @@ def chunks():
         for capability in capabilities(kernel):
             groups.setdefault((kernel.file, capability, twin(kernel)), []).append(kernel)
     for (file, capability, of), kernels in groups.items():
-        for start in range(0, len(kernels), CHUNK):
-            name = f"{file}{of}-{capability}-{start}"
-            marks = () if (capability, of) in AT_ONCE else pytest.mark.architectures
-            yield pytest.param(capability, kernels[start : start + CHUNK], id=name, marks=marks)
+        first = kernels[::SHARE] if (capability, of) in AT_ONCE else []
+        rest = [kernel for kernel in kernels if kernel not in first]
+        for some, kind, marks in ((first, "first", ()), (rest, "rest", pytest.mark.architectures)):
+            for start in range(0, len(some), CHUNK):
+                name = f"{file}{of}-{capability}-{kind}-{start}"
+                yield pytest.param(capability, some[start : start + CHUNK], id=name, marks=marks)
 
 
 @pytest.mark.parametrize(("capability", "kernels"), list(chunks()))

@@ -38,6 +38,7 @@ def page(folder):
     return (folder / summary.PAGE).read_text()
 
 
+@pytest.mark.long
 def test_the_whole_script(tmp_path, monkeypatch, capsys):
     """Every part on a small problem; what only a GPU's machine has is said to be missing."""
     pytest.importorskip("threadpoolctl")

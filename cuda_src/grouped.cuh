@@ -16,13 +16,22 @@
 // again for one group after the other, with zeros for all the other has. In wgrad what channels and filters of
 // different groups make is not stored.
 //
+// Of a layer with few channels, fprop and wgrad see taps of a line side by side in an octet (x is folded so: see
+// folding.cuh; w and dw are not). What a line's last octet has too much is left out in the same way: w is zero there,
+// infinite sums are done again without those cells, and wgrad does not store what they make.
+//
+// Of a layer with few channels, dgrad may do all residues of the stride together: places of dx, one cell of each residue,
+// are its pixels, and their channels its results, side by side. Where the filter is no multiple of the stride some
+// residues have one tap less, for which w has a zero; infinite sums are done again residue by residue.
+//
 // Of taps that do not exist, pixels beyond a tile and cells beside the source, zeros are multiplied by zeros. Tensor
 // cores truncate: sums of 32 products start from zero, and are added with rounding. All orders are fixed.
 //
 // What launches say (cuda/grouped.py): digit[] counts sets of groups, or in wgrad of a single one's channels and
-// filters, then in dgrad residues of w and h, in wgrad runs of taps; digit[4] and digit[5] are a tile's pixels along the
-// last axis and the one before; pixel[] counts a plane's tiles; `group` is how many groups a set has; `chunk` is how
-// many tiles a block does.
+// filters, then in dgrad residues of w and h, in wgrad runs of taps; digit[3] says how many channels of a group are one
+// tap's, and pixel[2] how many of them the last octet of a line has; digit[4] and digit[5] are a tile's pixels along the
+// last axis and the one before; pixel[0] and pixel[1] count a plane's tiles; `group` is how many groups a set has;
+// `chunk` is how many tiles a block does.
 //
 // Preconditions (cuda/grouped.py): the first axis has one cell; groups have 4, 8, 16 or 32 channels and filters, and
 // all of them together whole octets, or there is a single one; channels of what is read in planes are contiguous, whole
@@ -110,17 +119,15 @@ __device__ inline int plane_pitch(int cells, int planes) {
 
 // Which octets of lines of cells a thread copies: of one plane, every so many cells, a place and steps in lines.
 struct CellShare {
-  int plane, cell, step, i, j, step_i, step_j, wide;
+  int plane, i, j, step_i, step_j, wide;
 
-  __device__ CellShare(int threads, int planes, int wide)
-      : plane(threadIdx.x & (planes - 1)),
-        cell(threadIdx.x >> logarithm(planes)),
-        step(threads >> logarithm(planes)),
-        i(cell / wide),
-        j(cell - i * wide),
-        step_i(step / wide),
-        step_j(step - step_i * wide),
-        wide(wide) {}
+  __device__ CellShare(int threads, int planes, int wide) : plane(threadIdx.x & (planes - 1)), wide(wide) {
+    const int cell = threadIdx.x >> logarithm(planes), step = threads >> logarithm(planes);
+    i = cell / wide;
+    j = cell - i * wide;
+    step_i = step / wide;
+    step_j = step - step_i * wide;
+  }
 };
 
 // Brings lines of cells, the first of which is at (row, column), to a plane for each octet; zeros beside the image.
@@ -165,17 +172,30 @@ struct alignas(8) CellPlace {
   int there, offset;
 };
 
-// A unit of gemm_k, an octet of a tap: where it is among cells, and in a filter; its first channel.
+struct alignas(4) RowColumn {
+  short row, column;
+};
+
+// A unit of gemm_k, an octet of a tap: where it is among cells, and in a filter; its first channel, and how many exist
+// of each group; how many residues of dx's rows and columns have the tap.
 struct UnitPlace {
   CellPlace cells;
   Index filter;
-  int channel;
+  struct alignas(4) {
+    short first, existing;
+  } channels;
+  RowColumn residues;
+};
+
+// What of results shares no unit, or not all, with what is beside it: a group of a bundle, or a residue.
+struct Portion {
+  int group, row, column;
 };
 
 // A slot's pixel in the tile, and where its cell of the first tap is; where there is none, that of another, and row -1.
 struct alignas(8) PixelPlace {
   int cell;
-  short row, column;
+  RowColumn at;
 };
 
 // A tile's sums in shared memory: a line of all results for each pixel.
@@ -194,9 +214,18 @@ struct Factors {
   int cells, steps, sources;
 };
 
-// If MASKED, only of channels that belong to group `only` of the bundle.
+// Which bits of a lane's word, of two neighbouring channels, a unit has for such a portion.
+__device__ inline unsigned bits_of(const UnitPlace& unit, const Portion& portion, int sources) {
+  const int channel = unit.channels.first + threadIdx.x % 4 * 2 - portion.group * sources;
+  const int left = unit.channels.existing - channel;
+  const bool none = channel < 0 || portion.row >= unit.residues.row || portion.column >= unit.residues.column;
+  return none || left <= 0 ? 0 : left > 1 ? ~0u : 0xffffu;
+}
+
+// If MASKED, only what a portion of the results has.
 template <typename Product, bool MASKED = false, int M, int FRAGMENTS>
-__device__ inline void multiply_block(const Factors& factors, float (&sum)[M][FRAGMENTS][4], int only = 0) {
+__device__ inline void multiply_block(const Factors& factors, float (&sum)[M][FRAGMENTS][4],
+                                      const Portion& portion = {}) {
   const int lane = threadIdx.x % 32, steps = factors.steps;
   int row[M];  // where the cells of the lane's row of an ldmatrix are
 #pragma unroll
@@ -222,14 +251,18 @@ __device__ inline void multiply_block(const Factors& factors, float (&sum)[M][FR
         b[j][0] = words.value[0];
         b[j][1] = words.value[1];
       }
+      unsigned bits[2];
+      if (MASKED)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          bits[half] = bits_of(factors.units[2 * step + half], portion, factors.sources);
 #pragma unroll
       for (int i = 0; i < M; ++i) {
         typename Product::A a;
         ldmatrix(a, place + row[i] * unit.there);
         if (MASKED)
 #pragma unroll
-          for (int word = 0; word < 4; ++word)
-            if ((factors.units[2 * step + word / 2].channel + lane % 4 * 2) / factors.sources != only) a[word] = 0;
+          for (int word = 0; word < 4; ++word) a[word] &= bits[word / 2];
 #pragma unroll
         for (int j = 0; j < FRAGMENTS; ++j) Product::add(part[i][j], a, b[j]);
       }
@@ -243,33 +276,27 @@ __device__ inline void multiply_block(const Factors& factors, float (&sum)[M][FR
   }
 }
 
-// Leaves a block's sums in the tile's lines, those of results first, first + 1, ..., end - 1 of a bundle. `result` is
-// the lane's first one.
-template <int M, int FRAGMENTS>
-__device__ inline void put_block(const float (&sum)[M][FRAGMENTS][4], float* line, int pitch, int result, int first,
-                                 int end) {
+// Leaves a block's sums in the tile's lines; if MASKED only those of the results first, first + 1, ..., end - 1.
+// `result` is the lane's first one.
+template <bool MASKED, int M, int FRAGMENTS>
+__device__ inline void put_block(const float (&sum)[M][FRAGMENTS][4], float* line, int pitch, int result = 0,
+                                 int first = 0, int end = 0) {
 #pragma unroll
   for (int i = 0; i < M; ++i)
 #pragma unroll
     for (int j = 0; j < FRAGMENTS; ++j)
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-        if (result + 8 * j >= first && result + 8 * j < end) {
+      for (int half = 0; half < 2; ++half) {
+        float* const to = line + (16 * i + 8 * half) * pitch + 8 * j;
+        if constexpr (MASKED) {
+#pragma unroll
+          for (int e = 0; e < 2; ++e)
+            if (result + 8 * j + e >= first && result + 8 * j + e < end) to[e] = sum[i][j][2 * half + e];
+        } else {
           const Pack<float, 2> two{sum[i][j][2 * half], sum[i][j][2 * half + 1]};
-          *reinterpret_cast<Pack<float, 2>*>(line + (16 * i + 8 * half) * pitch + 8 * j) = two;
+          *reinterpret_cast<Pack<float, 2>*>(to) = two;
         }
-}
-
-template <int COUNT, int FRAGMENTS>
-__device__ inline bool all_finite(const float (&sum)[COUNT][FRAGMENTS][4]) {
-  bool finite = true;
-#pragma unroll
-  for (int i = 0; i < COUNT; ++i)
-#pragma unroll
-    for (int j = 0; j < FRAGMENTS; ++j)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) finite = finite & (fabsf(sum[i][j][e]) < __uint_as_float(0x7f800000));
-  return finite;
+      }
 }
 
 // Calls put(pixel, channel, sums) for packs of V channels of a tile's pixels.
@@ -290,15 +317,15 @@ __device__ inline void store_lines(const Params& p, const GatherAxis (&axis)[3],
                                    int existing, Index channel, void* out, const void* bias) {
   const Index start = p.out_start + tile.image * p.out[0] + channel * p.out[1];
   const auto place_of = [&](int i) -> Index {
-    const PixelPlace pixel = pixels[i];
+    const RowColumn pixel = pixels[i].at;
     const int row = tile.row + pixel.row, column = tile.column + pixel.column;
     if (pixel.row < 0 || row >= axis[1].outputs || column >= axis[2].outputs) return NONE;
     return start + axis[1].cell(row) * p.out[3] + axis[2].cell(column) * p.out[4];
   };
   const Index strides = start | p.out[0] | p.out[3] | p.out[4];
   const bool octets = (reinterpret_cast<size_t>(out) | strides * int(sizeof(T))) % OCTET == 0;
-  if (p.out[1] == 1 && octets && existing % 8 == 0 && !bias && p.activation == IDENTITY && !p.accumulate &&
-      !p.partial) {
+  const bool only_rounded = !bias && p.activation == IDENTITY && !p.accumulate && !p.partial;
+  if (p.out[1] == 1 && octets && existing % 8 == 0 && only_rounded) {
     each_pack<8, THREADS>(lines, count, columns, existing, [&](int i, int first, const Pack<float, 4>* sums) {
       const Index at = place_of(i);
       if (at == NONE) return;
@@ -318,35 +345,161 @@ __device__ inline void store_lines(const Params& p, const GatherAxis (&axis)[3],
     for (int i = threadIdx.x; i < count; i += THREADS) {
       const Index at = place_of(i);
       if (at == NONE) continue;
+      const float* const sums = lines.sums + i * lines.pitch;
+      if (only_rounded) {
+        T* to = static_cast<T*>(out) + at;
+#pragma unroll 4
+        for (int j = 0; j < existing; ++j, to += p.out[1]) *to = Narrow<T>::from(sums[j]);
+      } else {
 #pragma unroll 1
-      for (int j = 0; j < existing; ++j)
-        finish<T>(p, out, at + j * p.out[1], lines.sums[i * lines.pitch + j], bias, channel + j);
+        for (int j = 0; j < existing; ++j) finish<T>(p, out, at + j * p.out[1], sums[j], bias, channel + j);
+      }
     }
   }
 }
 
-// Brings an octet of channels of a filter from global memory, at once if it is whole; zeros for what its group has not.
+// All residues of dx at once. Outputs are places, numbered from the first that has a cell; `cell` is where the first
+// residue has one. Taps are that residue's, last first.
+__device__ inline GatherAxis axis_of_places(const Axis& a) {
+  const int stride = int(a.stride), padding = int(a.padding), taps = int(a.filter + stride - 1) / stride;
+  const auto place = [&](int cell) { return cell >= 0 ? cell / stride : -((stride - 1 - cell) / stride); };
+  const int first = place(padding), dilation = int(a.dilation);
+  return {place(int(a.input) - 1 + padding) - first + 1,
+          int(a.output),
+          taps,
+          1,
+          dilation,
+          first - (taps - 1) * dilation,
+          first * stride - padding,
+          stride,
+          (taps - 1) * stride,
+          -stride};
+}
+
+// How many residues have a tap of such an axis: the first one may be beyond the filter.
+__device__ inline int residues_of_tap(const Axis& a, int tap) {
+  const int stride = int(a.stride);
+  return tap > 0 ? stride : int(a.filter) - (int(a.filter) - 1) / stride * stride;
+}
+
+// The residues of dx's rows and columns, and the channels that each has.
+struct Residues {
+  int rows, columns, channels;
+};
+
+// Stores a tile's lines of sums where a line has all channels of a place's residues. Threads go along a line of dx: over
+// its cells, and over channels too where these are neighbours in memory.
+template <typename T, int THREADS>
+__device__ inline void store_residues(const Params& p, const GatherAxis (&axis)[3], const Lines& lines,
+                                      const PixelPlace* pixels, int count, const TilePlace& tile,
+                                      const Residues& residues, void* out, const void* bias) {
+  const int channels = residues.channels;
+  const bool across = p.out[1] == 1 && p.out[4] == channels;
+  const int unit = across ? channels : 1, length = residues.columns * unit;
+  const bool only_rounded = !bias && p.activation == IDENTITY && !p.accumulate && !p.partial;
+  const Index step = across ? 1 : p.out[4], end = p.axis[2].input * unit;
+#pragma unroll 1
+  for (int line = 0; line < residues.rows * channels / unit; ++line) {
+    const int row = across ? line : line / channels, channel = across ? 0 : line - row * channels;
+    const float* const sums = lines.sums + row * residues.columns * channels + channel;
+    int i = int(threadIdx.x) / length, place = int(threadIdx.x) - i * length;
+#pragma unroll 1
+    while (i < count) {
+      const RowColumn pixel = pixels[i].at;
+      const Index h = axis[1].cell(tile.row + pixel.row) + row;
+      const Index at_line = axis[2].cell(tile.column + pixel.column) * unit + place;
+      if (pixel.row >= 0 && h >= 0 && h < p.axis[1].input && at_line >= 0 && at_line < end) {
+        const Index at = p.out_start + tile.image * p.out[0] + channel * p.out[1] + h * p.out[3] + at_line * step;
+        const float sum = sums[i * lines.pitch + (across ? place : place * channels)];
+        if (only_rounded)
+          static_cast<T*>(out)[at] = Narrow<T>::from(sum);
+        else
+          finish<T>(p, out, at, sum, bias, across ? place % channels : channel);
+      }
+      i += THREADS / length;
+      place += THREADS % length;
+      if (place >= length) {
+        place -= length;
+        ++i;
+      }
+    }
+  }
+}
+
+// The filters of a set in global memory, and their strides. `groups` exist, of whose `results` so many exist; octets have
+// `sources` channels of each of the `bundled` groups, or `of_tap` of a tap and then those of the next.
 template <typename T>
-__device__ inline Pack<unsigned, 4> filter_octet(const T* filter, int channel, int sources, Index channel_stride,
-                                                 bool whole, bool there) {
-  if (whole)
+struct Filters {
+  const T* data;
+  Index group_stride, result_stride, channel_stride, row_stride, column_stride;
+  int groups, results, existing, sources, bundled, of_tap;
+  Residues residues;
+};
+
+// Brings an octet of a filter's channels, `existing` of which a group has; zeros for what is not there. WHOLE octets are
+// so in memory, aligned; SIDE_BY_SIDE there may be channels of several taps.
+template <bool WHOLE, bool SIDE_BY_SIDE, typename T>
+__device__ inline Pack<unsigned, 4> filter_octet(const Filters<T>& w, const T* filter, int channel, int existing,
+                                                 bool there) {
+  if (WHOLE)
     return load_if(reinterpret_cast<const Pack<unsigned, 4>*>(filter + channel),
-                   there && unsigned(channel) < unsigned(sources));
+                   there && unsigned(channel) < unsigned(existing));
   Pack<unsigned, 4> octet{};
+  int of_tap = channel;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
-    const bool inside = there && unsigned(channel + i) < unsigned(sources);
-    octet.value[i / 2] |= unsigned(load_if(filter + (channel + i) * channel_stride, inside).bits) << i % 2 * 16;
+    const bool inside = there && unsigned(channel + i) < unsigned(existing);
+    octet.value[i / 2] |= unsigned(load_if(filter + of_tap * w.channel_stride, inside).bits) << i % 2 * 16;
+    if (++of_tap < w.of_tap || !SIDE_BY_SIDE) continue;
+    of_tap = 0;
+    filter += w.column_stride;
   }
   return octet;
 }
 
-// The source has `channels` in a group, the result `of_result`; filter_stride and channel_stride are those of w between
-// the result's and the source's channels. A warp multiplies 16 M pixels at once.
-template <typename Product, int M, int FRAGMENTS>
+// Brings all filters to shared memory, in the order in which lanes read fragments of them; rows are 2^rows results.
+template <int THREADS, bool WHOLE, bool SIDE_BY_SIDE, bool TOGETHER, typename T>
+__device__ inline void put_filters(Pack<unsigned, 2>* filters, const UnitPlace* units, int steps, int rows,
+                                   const Filters<T>& w) {
+  // A warp has many rows of a step, or eight of four, whichever are neighbours in w: rows go to different banks.
+  const bool apart = WHOLE || w.result_stride >= w.channel_stride;
+  const int all = round_up(steps, 4) << rows;
+#pragma unroll 1
+  for (int i = threadIdx.x; i < all; i += THREADS) {
+    const int row = apart ? i % 8 | (i >> 5 & ((1 << rows) / 8 - 1)) * 8 : i & ((1 << rows) - 1);
+    const int step = apart ? i / 8 % 4 | i >> (rows + 2) << 2 : i >> rows;
+    if (step >= steps) continue;
+    const int group = row >> logarithm(w.results), result = row & (w.results - 1);
+    const int residue = TOGETHER ? result / w.residues.channels : 0;
+    const int of_rows = TOGETHER ? residue / w.residues.columns : 0, of_columns = residue - of_rows * w.residues.columns;
+    const T* const filter = w.data + group * w.group_stride + (result - residue * w.residues.channels) * w.result_stride +
+                            (TOGETHER ? of_rows * w.row_stride + of_columns * w.column_stride : 0);
+    Pack<unsigned, 4> octet[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const UnitPlace& unit = units[2 * step + half];
+      const auto channels = unit.channels;
+      bool there = unit.cells.there && group < w.groups && result < w.existing;
+      if (TOGETHER) there = there && of_rows < unit.residues.row && of_columns < unit.residues.column;
+      octet[half] = filter_octet<WHOLE, SIDE_BY_SIDE>(
+          w, filter + unit.filter, channels.first - (group & (w.bundled - 1)) * w.sources, channels.existing, there);
+    }
+    auto* const to = reinterpret_cast<Pack<unsigned, 4>*>(filters + ((row / 8 * steps + step) * 8 + row % 8) * 4);
+    const Pack<unsigned, 4> low{octet[0].value[0], octet[1].value[0], octet[0].value[1], octet[1].value[1]};
+    const Pack<unsigned, 4> high{octet[0].value[2], octet[1].value[2], octet[0].value[3], octet[1].value[3]};
+    to[0] = low;
+    to[1] = high;
+  }
+}
+
+// The source has `channels` in a group, `of_tap` of each tap where they are SIDE_BY_SIDE, and `last` in the last octet of a
+// line; the result has `of_result`. filter_stride and channel_stride are those of w between the result's and the source's
+// channels. Results may be those of all residues TOGETHER. A warp multiplies 16 M pixels at once.
+template <typename Product, int M, int FRAGMENTS, bool SIDE_BY_SIDE, bool TOGETHER>
 __device__ inline void grouped_pixels(const void* a, const void* b, const void* bias, void* out, const Params& p,
-                                      const GatherAxis (&axis)[3], int channels, int of_result, Index filter_stride,
-                                      Index channel_stride, int set, Index run) {
+                                      const GatherAxis (&axis)[3], int channels, int of_tap, int last, int of_result,
+                                      Index filter_stride, Index channel_stride, int set, Index run,
+                                      const Residues& residues) {
   using T = typename Product::Element;
   constexpr int WARPS = 4, THREADS = 32 * WARPS, BLOCK = 16 * M;
   extern __shared__ __align__(128) unsigned char memory[];
@@ -383,54 +536,48 @@ __device__ inline void grouped_pixels(const void* a, const void* b, const void* 
   cp_async_commit();
 
   if (threadIdx.x == 0) *zero = {};
+  const int taps_of_unit = SIDE_BY_SIDE ? channels / of_tap : 1;
 #pragma unroll 1
   for (int i = threadIdx.x; i < 2 * steps; i += THREADS) {
     const int tap = i >> logarithm(octets), octet = i & (octets - 1);
     const int r = tap / max(axis[2].taps, 1), s = tap - r * axis[2].taps;
-    const Index filter = axis[1].filter_tap(r) * p.b[3] + axis[2].filter_tap(s) * p.b[4];
+    const Index filter = axis[1].filter_tap(r) * p.b[3] + axis[2].filter_tap(s) * taps_of_unit * p.b[4];
     const int cell = halo.tap(r, s) * OCTET + octet * pitch;
     const bool there = i < unit_count;
     const CellPlace place{there, there ? cell : 0};
-    units[i] = {place, filter, octet * 8};
+    const short existing = short(s == axis[2].taps - 1 ? last : channels);
+    const short of_rows = short(TOGETHER ? residues_of_tap(p.axis[1], r) : 1);
+    const short of_columns = short(TOGETHER ? residues_of_tap(p.axis[2], s) : 1);
+    const UnitPlace unit{place, filter, {short(octet * 8), existing}, {of_rows, of_columns}};
+    units[i] = unit;
   }
 #pragma unroll 1
   for (int i = threadIdx.x; i < blocks * BLOCK; i += THREADS) {
     const int line = i / halo.slots, row = min(line, halo.high - 1), column = min(i - line * halo.slots, halo.wide - 1);
     const bool there = i < count && i - line * halo.slots < halo.wide;
-    const PixelPlace pixel{halo.cell(row, column) * OCTET, short(there ? row : -1), short(column)};
+    const PixelPlace pixel{halo.cell(row, column) * OCTET, {short(there ? row : -1), short(column)}};
     pixels[i] = pixel;
   }
   __syncthreads();  // the units are there
+  const Filters<T> w{static_cast<const T*>(b) + p.b_start + first_group * p.filters * p.b[0],
+                     p.filters * p.b[0], filter_stride, channel_stride, p.b[3], p.b[4], existing, results, of_result,
+                     sources, bundled, of_tap, residues};
   const int rows = logarithm(groups * results);
-  const auto* const w = static_cast<const T*>(b) + p.b_start + first_group * p.filters * p.b[0];
   const Index strides = p.b[0] | p.b[3] | p.b[4];
-  const bool whole =
-      channel_stride == 1 && channels % 8 == 0 && (reinterpret_cast<size_t>(w) | strides * int(sizeof(T))) % OCTET == 0;
-  const int all = round_up(steps, 4) << rows;
-#pragma unroll 1
-  for (int i = threadIdx.x; i < all; i += THREADS) {
-    // A warp has many rows of a step, or eight of four, which are neighbours in w then: rows go to different banks.
-    const int row = whole ? i % 8 | (i >> 5 & ((1 << rows) / 8 - 1)) * 8 : i & ((1 << rows) - 1);
-    const int step = whole ? i / 8 % 4 | i >> (rows + 2) << 2 : i >> rows;
-    const int group = row >> logarithm(results);
-    if (step >= steps) continue;
-    const T* const filter = w + group * p.filters * p.b[0] + (row & (results - 1)) * filter_stride;
-    Pack<unsigned, 4> octet[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const UnitPlace unit = units[2 * step + half];
-      const int channel = unit.channel - (group & (bundled - 1)) * sources;
-      octet[half] = filter_octet(filter + unit.filter, channel, channels, channel_stride, whole,
-                                 unit.cells.there && group < existing && (row & (results - 1)) < of_result);
-    }
-    auto* const to = reinterpret_cast<Pack<unsigned, 4>*>(filters + ((row / 8 * steps + step) * 8 + row % 8) * 4);
-    const Pack<unsigned, 4> low{octet[0].value[0], octet[1].value[0], octet[0].value[1], octet[1].value[1]};
-    const Pack<unsigned, 4> high{octet[0].value[2], octet[1].value[2], octet[0].value[3], octet[1].value[3]};
-    to[0] = low;
-    to[1] = high;
-  }
+  const bool whole = channel_stride == 1 && channels % 8 == 0 && of_tap == channels &&
+                     (reinterpret_cast<size_t>(w.data) | strides * int(sizeof(T))) % OCTET == 0;
+  if (SIDE_BY_SIDE && whole)  // as dgrad's octets, of filters, are nowhere
+    put_filters<THREADS, true, false, false>(filters, units, steps, rows, w);
+  else
+    put_filters<THREADS, false, SIDE_BY_SIDE, TOGETHER>(filters, units, steps, rows, w);
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, parts = fragments / FRAGMENTS;  // of a bundle
+  // Whether portions of the results differ in their units, how many there are, and results of each.
+  const bool differ = TOGETHER ? residues_of_tap(p.axis[1], 0) < residues.rows ||
+                                     residues_of_tap(p.axis[2], 0) < residues.columns
+                               : bundled > 1 || last < channels;
+  const int portions = TOGETHER ? residues.rows * residues.columns : bundled;
+  const int of_portion = TOGETHER ? residues.channels : results;
 #pragma unroll 1
   for (int number = first; number < end; ++number) {
     cp_async_wait_all();
@@ -453,19 +600,23 @@ __device__ inline void grouped_pixels(const void* a, const void* b, const void* 
       float* const line = lines.sums + (block * BLOCK + lane / 4) * lines.pitch + bundle * bundled * results + result;
       float sum[M][FRAGMENTS][4];
       multiply_block<Product>(factors, sum);
-      if (bundled == 1 || __all_sync(~0u, all_finite(sum))) {
-        put_block(sum, line, lines.pitch, result, 0, bundled * results);
-      } else {
+      put_block<false>(sum, line, lines.pitch);
+      if (differ && __any_sync(~0u, any_beyond(sum))) {
 #pragma unroll 1
-        for (int only = 0; only < bundled; ++only) {
-          multiply_block<Product, true>(factors, sum, only);
-          put_block(sum, line, lines.pitch, result, only * results, (only + 1) * results);
+        for (int own = 0; own < portions; ++own) {
+          const int row = TOGETHER ? own / residues.columns : 0, column = TOGETHER ? own % residues.columns : 0;
+          multiply_block<Product, true>(factors, sum, {TOGETHER ? 0 : own, row, column});
+          put_block<true>(sum, line, lines.pitch, result, own * of_portion, (own + 1) * of_portion);
         }
       }
     }
     __syncthreads();  // all sums are there
-    store_lines<T, THREADS>(p, axis, lines, pixels, count, TilePlace(p, halo, number), groups * results,
-                            existing * of_result, Index(first_group) * of_result, out, bias);
+    const TilePlace tile(p, halo, number);
+    if constexpr (TOGETHER)
+      store_residues<T, THREADS>(p, axis, lines, pixels, count, tile, residues, out, bias);
+    else
+      store_lines<T, THREADS>(p, axis, lines, pixels, count, tile, groups * results, existing * of_result,
+                              Index(first_group) * of_result, out, bias);
   }
 }
 
@@ -474,18 +625,30 @@ __device__ void conv_fprop_grouped(const void* a, const void* b, const void* bia
   const GatherAxis axis[3] = {forward_axis(p.axis[0]), forward_axis(p.axis[1]), forward_axis(p.axis[2])};
   Index digit[1];  // set
   const Index run = take_digits(p, blockIdx.x, digit);
-  grouped_pixels<Product, M, FRAGMENTS>(a, b, bias, out, p, axis, int(p.channels), int(p.filters), p.b[0], p.b[1],
-                                        int(digit[0]), run);
+  grouped_pixels<Product, M, FRAGMENTS, true, false>(a, b, bias, out, p, axis, int(p.channels),
+                                                     int(p.digit[3].divisor), int(p.pixel[2].divisor), int(p.filters),
+                                                     p.b[0], p.b[1], int(digit[0]), run, {1, 1, int(p.filters)});
 }
 
-template <typename Product, int M, int FRAGMENTS>
+template <typename Product, int M, int FRAGMENTS, bool TOGETHER>
 __device__ void conv_dgrad_grouped(const void* a, const void* b, const void* bias, void* out, const Params& p) {
-  Index digit[3];  // set, residues of w and h
-  const Index run = take_digits(p, blockIdx.x, digit);
-  const GatherAxis axis[3] = {residue_axis(p.axis[0], 0), residue_axis(p.axis[1], int(digit[2])),
-                              residue_axis(p.axis[2], int(digit[1]))};
-  grouped_pixels<Product, M, FRAGMENTS>(a, b, bias, out, p, axis, int(p.filters), int(p.channels), p.b[1], p.b[0],
-                                        int(digit[0]), run);
+  const int filters = int(p.filters), channels = int(p.channels);
+  if constexpr (TOGETHER) {
+    Index digit[1];  // of one set
+    const Index run = take_digits(p, blockIdx.x, digit);
+    const GatherAxis axis[3] = {axis_of_places(p.axis[0]), axis_of_places(p.axis[1]), axis_of_places(p.axis[2])};
+    const Residues residues{int(p.axis[1].stride), int(p.axis[2].stride), channels};
+    grouped_pixels<Product, M, FRAGMENTS, false, true>(a, b, bias, out, p, axis, filters, filters, filters,
+                                                       residues.rows * residues.columns * channels, p.b[1], p.b[0], 0,
+                                                       run, residues);
+  } else {
+    Index digit[3];  // set, residues of w and h
+    const Index run = take_digits(p, blockIdx.x, digit);
+    const GatherAxis axis[3] = {residue_axis(p.axis[0], 0), residue_axis(p.axis[1], int(digit[2])),
+                                residue_axis(p.axis[2], int(digit[1]))};
+    grouped_pixels<Product, M, FRAGMENTS, false, false>(a, b, bias, out, p, axis, filters, filters, filters, channels,
+                                                        p.b[1], p.b[0], int(digit[0]), run, {1, 1, channels});
+  }
 }
 
 // -- wgrad --------------------------------------------------------------------------------------------
@@ -623,9 +786,9 @@ __device__ void conv_wgrad_grouped(const void* a, const void* b, const void*, vo
 #pragma unroll
     for (int i = 0; i < PAIRS * FILTERS * 4; ++i) sum[i / (FILTERS * 4)][i / 4 % FILTERS][i % 4] += others[i * HALF];
   }
-  const int channel = octet * 8 + lane / 4;
-  float* const own = static_cast<float*>(out) + run * p.items + first_filter * p.out[0] +
-                     (first_channel + channel) % channels * p.out[1];
+  const int channel = octet * 8 + lane / 4, of_group = int(first_channel + channel) & (channels - 1);
+  const int taps_of_line = axis[2].taps - (of_group >= int(p.pixel[2].divisor));  // that have the channel
+  float* const own = static_cast<float*>(out) + run * p.items + first_filter * p.out[0] + of_group;
 #pragma unroll
   for (int i = 0; i < PAIRS; ++i)
 #pragma unroll
@@ -637,8 +800,8 @@ __device__ void conv_wgrad_grouped(const void* a, const void* b, const void*, vo
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const int filter = (first_octet + j) * 8 + lane % 4 * 2 + e;
-          if (channel / channels == filter / filters && filter < existing_filters)
-            own[filter * p.out[0] + r * p.out[3] + s * p.out[4]] = sum[i][j][2 * half + e];
+          if (channel / channels == filter / filters && filter < existing_filters && s < taps_of_line)
+            own[filter * p.out[0] + r * p.out[3] + s * p.channels] = sum[i][j][2 * half + e];
         }
     }
 }

@@ -459,7 +459,7 @@ __device__ inline bool any_beyond(const float (&sum)[M][N][4]) {
 #pragma unroll
     for (int j = 0; j < N; ++j)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) beyond = beyond | !(sum[i][j][e] - sum[i][j][e] == 0);
+      for (int e = 0; e < 4; ++e) beyond = beyond | !(fabsf(sum[i][j][e]) < __uint_as_float(0x7f800000));
   return beyond;
 }
 

@@ -166,18 +166,24 @@ def seeded_case(seed, backend="cpu"):
 
 
 def suited(case, algorithm):
-    """The case, or one like it with the channels that groups need for `grouped`, which few have by chance."""
-    if algorithm != "grouped":
+    """The case, or one like it of a dtype and channels that tensor cores take, as few have by chance."""
+    if algorithm not in ("mma", "grouped"):
         return case
     rng, problem, groups = np.random.default_rng(case.seed), case.problem, case.problem.groups
     if groups == 1:
         channels, filters = map(int, rng.integers(1, 40, 2))
+    elif algorithm == "mma":
+        channels, filters = map(int, rng.integers(mma.LEAST, 24, 2))
     else:
         channels, filters = map(int, rng.choice(grouped.CHANNELS, 2))
         groups *= 2 if min(channels, filters) < grouped.OCTET else 1
     problem = dataclasses.replace(problem, c=channels * groups, k=filters * groups, groups=groups)
-    dtype = str(rng.choice([*grouped.PRODUCTS]))
-    return dataclasses.replace(case, problem=problem, dtype=dtype, inputs=None, precision=None)
+    kinds = [*mma.PRODUCTS] if algorithm == "mma" else [(dtype, None) for dtype in grouped.PRODUCTS]
+    dtype, precision = kinds[rng.integers(len(kinds))]
+    activation = None if DTYPES[dtype].kind == "c" else case.activation
+    return dataclasses.replace(
+        case, problem=problem, dtype=dtype, inputs=None, precision=precision, activation=activation
+    )
 
 
 def values(rng, shape, dtype, exact):
@@ -277,9 +283,11 @@ def workspace(size):
         return in_parts(problem, request, 0 if size == 1 else -1 - problem.k // 2 % 3)
 
     def rank(request, tile, seconds=grouped._rank):
-        one, other = tile.arguments
-        sign = 0 if request.op == "wgrad" else -1 if size == 1 else 1
-        return sign * one, 0 if request.op == "wgrad" else -other, seconds(request, tile)
+        one, other = tile.arguments[:2]
+        if request.op == "wgrad":
+            return 0, 0, 0, seconds(request, tile)
+        apart = tile.together != ((request.layout == "channels_last") == (size == 1))
+        return apart, -one if size == 1 else one, -other, seconds(request, tile)
 
     with (
         mock.patch.object(blocking, "WORKSPACE", size),

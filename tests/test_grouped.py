@@ -137,3 +137,65 @@ def test_a_filter_in_an_odd_place_is_read_element_by_element():
     for w in (wide[..., 1:], wide[..., :8], np.ascontiguousarray(wide[..., 1:])):
         y = emulator.run("fprop", x, w, groups=2, layout="channels_last", **NAMED)
         np.testing.assert_array_equal(y, cuconv.conv(x, w, groups=2, layout="channels_last"))
+
+
+@pytest.mark.parametrize(
+    ("op", "line", "channels", "taps", "columns"),
+    [
+        ("fprop", "n2c3h9w9 k16r7s7 sh2sw2 p3", 6, 4, 8),
+        ("wgrad", "n2c3h9w9 k16r7s7 sh2sw2 p3", 6, 4, 8),
+        ("dgrad", "n2c3h9w9 k16r7s7 sh2sw2 p3", 3, 7, None),
+        ("fprop", "n2c1h9w9 k16r3s3 p1", 3, 1, 9),
+        ("fprop", "n2c1w40 k16s20 dw2 sw3", 8, 3, 33),
+        ("fprop", "n2c4w16 k16s4 sw4", 8, 2, 8),
+        ("fprop", "n2c5h9w9 k16r3s3 p1", 5, 3, None),
+        ("fprop", "n2c3h9w9 k16r3s1", 3, 1, None),
+        ("fprop", "n2c8h9w9 k16r3s3 g2 p1", 8, 3, None),
+    ],
+)
+def test_taps_side_by_side(op, line, channels, taps, columns):
+    """As many as an octet holds, at every column where one of a window's octets begins; never in dgrad."""
+    request = request_of(op, line)
+    seen, _ = next(iter(grouped._views(request).values()))
+    assert (seen.c, seen.filter[2]) == (channels, taps)
+    assert seen.output == request.problem.volumetric.output
+    launches = make_plan(request, "grouped", "cuda", "sm_90").launches
+    copies = [launch.out.shape for launch in launches if launch.kernel.template == "conv_folded"]
+    height = request.problem.volumetric.input[1]
+    assert copies == ([(2, 8, 1, height, columns)] if columns else [])
+
+
+@pytest.mark.parametrize(
+    ("line", "filters", "taps", "places"),
+    [
+        ("n2c3h12w12 k16r4s4 sh4sw4", 48, (1, 1), (3, 3)),
+        ("n2c3h12w13 k16r7s7 sh2sw2 p3", 12, (4, 4), (7, 7)),
+        ("n2c3h9w8 k16r3s3 sh2sw1 ph-1:2pw1", 6, (2, 3), (5, 8)),
+        ("n2c3w9 k16s2 sw4", 12, (1, 1), (1, 3)),
+        ("n2c3d1h12w12 k16t1r4s4 sd3sh4sw4", 48, (1, 1), (3, 3)),
+        ("n2c3h12w12 k16r4s4", None, None, None),
+        ("n2c8h12w12 k16r4s4 sh4sw4 g2", None, None, None),
+        ("n2c9h12w12 k16r4s4 sh4sw4", None, None, None),
+        ("n2c3h12w12 k16r4s2 sh2sw2 dw2", None, None, None),
+    ],
+)
+def test_residues_together(line, filters, taps, places):
+    """dgrad as a convolution of dy, where a group has few channels and no strided axis is dilated."""
+    problem = request_of("dgrad", line).problem.volumetric
+    seen = grouped._together(problem)
+    if filters is None:
+        assert seen is None
+    else:
+        assert (seen.c, seen.k, seen.filter[1:], seen.output[1:]) == (problem.k, filters, taps, places)
+
+
+def test_infinities_stay_within_their_residue():
+    """Of 3 taps with a stride of 2, of which one residue has two and the other one."""
+    dy, w = np.ones((1, 8, 4), "float16"), np.ones((8, 1, 3), "float16")
+    dy[0, 0, 1] = np.inf
+    together_first = dict(MOST=64, _rank=lambda request, tile: not tile.together)
+    with mock.patch.multiple(grouped, **together_first):
+        forget()
+        dx = emulator.run("dgrad", dy, w, (1, 1, 9), stride=2, **NAMED)
+    forget()
+    np.testing.assert_array_equal(dx[0, 0], [8, 8, np.inf, np.inf, np.inf, 8, 16, 8, 8])

@@ -72,7 +72,11 @@ TENSOR = (
 # Groups of few channels: two in an octet, as many as a set has, with more filters than channels and fewer;
 # and a single one.
 GROUPED = (
-    "n1c3h9w8 k20r3s3 sh2sw1 p1",
+    "n1c3h9w11 k20r3s7 sh2sw2 p3",
+    "n2c1h5w21 k8r2s3 p1",
+    "n1c2w40 k5s9 sw3 dw3 p4",
+    "n2c2w21 k8s5 sw2 p2",
+    "n1c9h7w9 k6r3s2 sh2sw2 ph1:0pw0:1",
     "n1c70h3w4 k40r1s2 pw1",
     "n2c20w9 k5s3 p1",
     "n2c16w37 k16s5 g4 sw2 dw3 pw2",
@@ -85,10 +89,17 @@ GROUPED = (
 )
 OWN = {"depthwise": (*LANES, *SEVERAL), "grouped": GROUPED}
 FAMILIES = {"direct": direct, "simt": simt, "depthwise": depthwise, "grouped": grouped, "mma": mma}
-ALIKE = ("bfloat16", "int64", "complex128")
-"""Their instances are those of float16, int32 and complex64, but for sizes, and how elements are rounded."""
-AS_FLOAT32 = {("float64", "simt"), ("float64", "depthwise"), ("float16", "depthwise")}
-"""Whose instances are those of float32, but for the same."""
+ALIKE = ("bfloat16", "int32", "int64", "complex128")
+"""Their instances are those of float16, float32 and complex64, but for sizes and rounding."""
+AS_FLOAT32 = {
+    ("float64", "simt"),
+    ("float64", "depthwise"),
+    ("float16", "simt"),
+    ("float16", "depthwise"),
+    ("complex64", "mma"),
+    ("complex64", "depthwise"),
+}
+"""Whose instances are those of float32, but for the same, and for what is made of a pair of numbers."""
 OF_DTYPES = [
     pytest.param(
         dtype,
@@ -296,10 +307,11 @@ def test_seeded_cases(part):
     check_seeds(range(part * 50, part * 50 + 50), "auto", emulator.run, "cuda")
 
 
+@pytest.mark.parametrize("first", [10_000, pytest.param(20_000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("algorithm", KERNELS)
-def test_seeded_cases_by_name(algorithm):
-    count = 40 if algorithm == "grouped" else 150  # of which nearly all apply
-    check_seeds(range(10_000, 10_000 + count), algorithm, emulator.run, "cuda")
+def test_seeded_cases_by_name(algorithm, first):
+    count = 20 if algorithm == "grouped" else 75  # of which nearly all apply
+    check_seeds(range(first, first + count), algorithm, emulator.run, "cuda")
 
 
 @pytest.mark.parametrize("precision", [None, "tf32"])
@@ -477,14 +489,15 @@ def test_division_by_multiplication():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the sanitizer's library is loaded as Linux does it")
+@pytest.mark.parametrize("first", [3000, pytest.param(4000, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
-    ("algorithm", "count"), [("auto", 10), ("simt", 8), ("depthwise", 40), ("grouped", 8), ("mma", 16)]
+    ("algorithm", "count"), [("auto", 5), ("simt", 4), ("depthwise", 20), ("grouped", 4), ("mma", 8)]
 )
-def test_sanitized(algorithm, count):
+def test_sanitized(algorithm, count, first):
     """A subset of the cases with the kernels compiled for AddressSanitizer."""
     command = [sys.executable, "-m", "tests.fuzz", "--emulator", "--algorithm", algorithm]
     done = subprocess.run(
-        [*command, "--count", str(count), "--seed", "3000"],
+        [*command, "--count", str(count), "--seed", str(first)],
         env=emulator.sanitized_environment(), cwd=Path(__file__).parents[1],
         capture_output=True, text=True,
     )  # fmt: skip

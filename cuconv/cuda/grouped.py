@@ -11,7 +11,7 @@ from typing import NamedTuple
 from ..problem import ConvProblem, Request
 from .cost import Threads, seconds
 from .device import DEVICES, Device
-from .geometry import Fields, digits, divisor
+from .geometry import digits, divisor
 from .kernel import VECTOR, Kernel, Launch
 from .schedule import (
     LIMIT,
@@ -26,7 +26,7 @@ from .schedule import (
     split_sum,
     zero_padded,
 )
-from .transform import channels_last, channels_last_seconds
+from .transform import channels_last, channels_last_seconds, fold, fold_seconds, folded
 
 PRODUCTS = {"float16": "Float16Product", "bfloat16": "Bfloat16Product"}
 """By dtype, the name in mma.cuh."""
@@ -73,6 +73,11 @@ class Tile(NamedTuple):
     shared_bytes: int
 
     @property
+    def together(self) -> bool:
+        """Whether results are those of all residues of dgrad's stride."""
+        return self.arguments[2:] == ("true",)
+
+    @property
     def slots(self) -> int:
         """Of pixels: whole octets in each line."""
         return per(self.wide, OCTET) * OCTET * self.high
@@ -104,19 +109,22 @@ def _channels(problem: ConvProblem) -> Channels:
 
 
 def build(draft: Draft) -> list[Launch]:
-    request, problem = draft.request, draft.problem
-    op = request.op
-    draft = replace(draft, problem=_one_group(problem))
-    launches = [channels_last(draft, slot) for slot in _transformed(request, problem)]
-    draft.problem = problem
-    tile = _tile(request)
+    request, whole, run = draft.request, draft.problem, _run(draft.request)
+    op, tile = request.op, _tile(request)
     assert tile is not None
-    runs, chunk = _runs(problem, op, tile)
-    blocks = _digits(problem, op, tile)
-    fields: Fields = {
-        "items": math.prod(result_shape(problem, op)),
-        "digit": digits((*blocks, *(1,) * (4 - len(blocks)), tile.wide, tile.high)),
-        "pixel": tuple(map(divisor, (tile.tiles_w, tile.tiles_h, 1))),
+    problem, seen_op = _seen(request, tile)
+    launches = [fold(draft, "a", run)] if run > 1 else []
+    draft = replace(draft, problem=_one_group(whole))
+    launches += [channels_last(draft, slot) for slot in _transformed(request, whole)]
+    draft.problem = problem if run > 1 else whole
+    runs, chunk = _runs(problem, seen_op, tile)
+    blocks = _digits(problem, seen_op, tile)
+    of_tap = whole.c // whole.groups
+    last = of_tap * (whole.filter[2] - run * (problem.filter[2] - 1)) if run > 1 else of_tap
+    fields = draft.fields() | {
+        "items": math.prod(result_shape(whole, op)),
+        "digit": digits((*blocks, *(1,) * (3 - len(blocks)), of_tap, tile.wide, tile.high)),
+        "pixel": tuple(map(divisor, (tile.tiles_w, tile.tiles_h, last))),
         "group": divisor(tile.groups),
         "chunk": chunk,
     }
@@ -124,17 +132,15 @@ def build(draft: Draft) -> list[Launch]:
     count = math.prod(blocks)
     if op == "wgrad":
         return launches + split_sum(
-            draft, kernel, count, fields, (runs, chunk), channels_last=True,
-            seen=result_shape(problem, op), vectors=("a", "b"), shared_bytes=tile.shared_bytes,
+            replace(draft, problem=whole), kernel, count, fields, (runs, chunk), channels_last=True,
+            seen=result_shape(whole, op), vectors=("a", "b"), shared_bytes=tile.shared_bytes,
         )  # fmt: skip
-    launch = draft.launch(
-        kernel, count * runs, draft.fields(**fields), vectors=("a",), shared_bytes=tile.shared_bytes
-    )
+    launch = draft.launch(kernel, count * runs, fields, vectors=("a",), shared_bytes=tile.shared_bytes)
     return [*launches, launch]
 
 
 def applies(request: Request, device: Device | None) -> str | None:
-    problem, op = zero_padded(request), request.op
+    problem = zero_padded(request)
     if request.dtype not in PRODUCTS:
         return "it multiplies numbers of 16 bits"
     if device is not None and "half" not in device.tensor:
@@ -149,7 +155,7 @@ def applies(request: Request, device: Device | None) -> str | None:
         if channels not in CHANNELS or filters not in CHANNELS:
             wanted = ", ".join(map(str, CHANNELS))
             return f"its groups have {channels} channels and {filters} filters, and not {wanted}"
-        if op == "wgrad" and not channels <= 4 * filters <= 16 * channels:
+        if request.op == "wgrad" and not channels <= 4 * filters <= 16 * channels:
             return (
                 f"its groups have {channels} channels and {filters} filters, one more than 4 times the other"
             )
@@ -160,6 +166,7 @@ def applies(request: Request, device: Device | None) -> str | None:
     tile = _tile(request)
     if tile is None:
         return f"the cells of a few results do not fit in {SHARED} bytes of shared memory"
+    problem, op = _seen(request, tile)
     runs, _ = _runs(problem, op, tile)
     if max(runs * math.prod(_digits(problem, op, tile)), problem.n * tile.tiles_h * tile.tiles_w) >= LIMIT:
         return "it would take 2^30 blocks, or tiles of pixels, or more"
@@ -168,19 +175,21 @@ def applies(request: Request, device: Device | None) -> str | None:
 
 def estimate(request: Request, device: Device | None) -> float:
     assert device is not None
-    problem, op = zero_padded(request), request.op
-    tile = _tile(request)
+    whole, run, tile = zero_padded(request), _run(request), _tile(request)
     assert tile is not None
-    runs, _ = _runs(problem, op, tile)
-    whole, slots = _one_group(problem), _transformed(request, problem)
-    before = sum(channels_last_seconds(request, whole, device, slot) for slot in slots)
-    after = reduce_seconds(request, device, runs) if op == "wgrad" else 0
+    slots = _transformed(request, whole)
+    before = sum(channels_last_seconds(request, _one_group(whole), device, slot) for slot in slots)
+    if run > 1:
+        before += fold_seconds(request, whole, device, run)
+    after = 0.0
+    if request.op == "wgrad":
+        after = reduce_seconds(request, device, _runs(*_seen(request, tile), tile)[0])
     return before + seconds(request, device, _work(request, tile), request.bytes) + after
 
 
 def _work(request: Request, tile: Tile) -> Threads:
     """What threads do, as counted in compiled code."""
-    problem, op = zero_padded(request), request.op
+    problem, op = _seen(request, tile)
     runs, chunk = _runs(problem, op, tile)
     warps, of = _WARPS[op], _channels(problem)
     threads = 32 * warps
@@ -192,25 +201,28 @@ def _work(request: Request, tile: Tile) -> Threads:
             (tile.cells * min(tile.groups * of.channels, SET) + tile.slots * tile.filters) / OCTET / threads
         )
         products = slices * pairs * 2 * fragments
-        instructions = chunk * (slices * (pairs * (8 + 12 * fragments) + 12) + 22 * copies + 120) + 2400
+        instructions = chunk * (slices * (pairs * (8 + 6 * fragments) + 36) + 22 * copies + 120) + 2400
         lines = chunk * (slices * (8 * pairs + 4 * fragments + 2) + 6 * copies)
     else:
-        m, fragments = map(int, tile.arguments)
+        m, fragments = map(int, tile.arguments[:2])
         sources, results = of.sides(op)
         # Of dgrad's residues most have fewer taps than the first.
         taps = math.prod(problem.filter) / (math.prod(problem.stride) if op == "dgrad" else 1)
         steps = math.ceil(taps * sources * of.bundled / (2 * OCTET))
         parts = per(per(tile.slots, 16 * m) * per(tile.groups * results, OCTET * fragments), warps)
         copies = tile.cells * tile.groups * sources / OCTET / threads
-        stores = tile.slots * tile.groups * results / OCTET / threads
-        if request.layout == "channels_first":  # one by one
-            stores *= 6
+        stores, store, store_lines = tile.slots * tile.groups * results / OCTET / threads, 50, 16.0
+        if tile.together:  # one by one, along a line of dx
+            store, store_lines = 200, 32
+        elif request.layout == "channels_first":  # one by one, along lines of the tile
+            store, store_lines = 60, OCTET * (2 + max(32 / tile.wide, 1))
         products = parts * steps * m * fragments
         each = parts * (steps * (9 + m * (2 + 5 * fragments)) + 40 + 14 * m * fragments)
-        put = 100 * steps * tile.groups * results / threads
-        instructions = chunk * (each + 45 * copies + 50 * stores + 250) + put + 600
+        whole = request.op == "fprop" and sources % OCTET == 0 and _run(request) == 1
+        put = (100 if whole else 200) * steps * tile.groups * results / threads
+        instructions = chunk * (each + 45 * copies + store * stores + 250) + put + 600
         of_parts = parts * (steps * (4 * m + 2 * fragments + 1) + 8 * m * fragments)
-        lines = chunk * (of_parts + 4 * copies + 16 * stores) + put / 3
+        lines = chunk * (of_parts + 4 * copies + store_lines * stores) + put / 3
     return Threads(
         runs * math.prod(_digits(problem, op, tile)), threads, tile.residents(op),
         instructions=instructions,
@@ -233,8 +245,13 @@ _JOBS: tuple[Arguments, ...] = ((1, "true"), (2, "true"), (2, "false"))
 def kernels(dtype: str) -> Iterator[Kernel]:
     """Every instance for a dtype."""
     if dtype in PRODUCTS:
-        for op, choices in (("fprop", _BLOCKS), ("dgrad", _BLOCKS), ("wgrad", _JOBS)):
-            yield from (_kernel(op, dtype, arguments) for arguments in choices)
+        for op in _WARPS:
+            choices = _JOBS if op == "wgrad" else _BLOCKS
+            yield from (_kernel(op, dtype, (*one, *more)) for more in _FORMS[op] for one in choices)
+
+
+_FORMS: dict[str, tuple[Arguments, ...]] = {"fprop": ((),), "dgrad": (("false",), ("true",)), "wgrad": ((),)}
+"""Further arguments: of dgrad, whether all residues are done together."""
 
 
 def _kernel(op: str, dtype: str, arguments: Arguments) -> Kernel:
@@ -246,17 +263,78 @@ def _residents(op: str, arguments: Arguments) -> int:
     """How many blocks a multiprocessor has registers for."""
     if op == "wgrad":
         return 2
-    return 2 if arguments == (4, 4) else 3 if arguments == (4, 2) else 4
+    fragments = 1 if arguments[0] == 2 else int(arguments[1])
+    return {4: 2, 2: 3}.get(fragments, 4)
 
 
 # -- how a problem is seen and cut --------------------------------------------------------------------
 
 
+def _seen(request: Request, tile: Tile) -> tuple[ConvProblem, str]:
+    """The problem, and the op that it is, by which tiles are cut."""
+    views = _views(request)
+    return views[tile.arguments[2:]]
+
+
+def _views(request: Request) -> dict[Arguments, tuple[ConvProblem, str]]:
+    """By further arguments of the kernel what tiles are cut by.
+
+    Runs of taps are channels, where an octet has those of more than one.
+    """
+    problem, op, run = zero_padded(request), request.op, _run(request)
+    if op != "dgrad":
+        return {(): (folded(problem, run) if run > 1 else problem, op)}
+    together = _together(problem)
+    views: dict[Arguments, tuple[ConvProblem, str]] = {("false",): (problem, op)}
+    if together:
+        views["true",] = together, "fprop"
+    return views
+
+
+def _together(problem: ConvProblem) -> ConvProblem | None:
+    """dgrad of all residues of the stride together, as the convolution of dy that it is.
+
+    Place u of an axis has the cells u stride - padding + residue, each a filter of its own, and the i-th tap
+    meets p = u - i.
+    """
+    residues = math.prod(problem.stride[1:])
+    dilated = any(s > 1 < d for s, d in zip(problem.stride, problem.dilation, strict=True))
+    if problem.groups > 1 or residues == 1 or dilated or residues * problem.c > MOST_CHANNELS:
+        return None
+    taps = tuple(per(r, s) for r, s in zip(problem.filter, problem.stride, strict=True))
+    pairs = []
+    for axis in range(3):
+        stride, before = problem.stride[axis], problem.padding[axis][0]
+        first, last = before // stride, (problem.input[axis] - 1 + before) // stride
+        reach = (taps[axis] - 1) * problem.dilation[axis]
+        pairs.append((reach - first, last + 1 - problem.output[axis]))
+    return replace(
+        problem,
+        c=problem.k,
+        k=residues * problem.c,
+        input=problem.output,
+        filter=taps,
+        stride=(1, 1, 1),
+        padding=tuple(pairs),
+    )
+
+
+def _run(request: Request) -> int:
+    """How many taps of the last axis have their channels in one octet of x: in dgrad only one."""
+    problem = request.problem
+    few = problem.groups == 1 and problem.c > 0 and request.op != "dgrad"
+    return max(min(OCTET // problem.c, problem.filter[-1]), 1) if few else 1
+
+
 def _transformed(request: Request, problem: ConvProblem) -> list[str]:
-    """The slots of what is read in planes, where channels are not last, or no whole octets."""
+    """The slots of what is read in planes, but not folded, where channels are not last or no whole octets."""
     first = request.layout == "channels_first"
     read = {"fprop": {"a": problem.c}, "dgrad": {"a": problem.k}, "wgrad": {"a": problem.c, "b": problem.k}}
-    return [slot for slot, channels in read[request.op].items() if first or channels % OCTET]
+    return [
+        slot
+        for slot, channels in read[request.op].items()
+        if (first or channels % OCTET) and not (slot == "a" and _run(request) > 1)
+    ]
 
 
 def _one_group(problem: ConvProblem) -> ConvProblem:
@@ -291,21 +369,24 @@ def _tile(request: Request) -> Tile | None:
 @lru_cache(4096)
 def _first(request: Request, most: int) -> Tile | None:
     """The tile, of so many slots at the most, by which all is done first on an H200."""
-    problem, op = zero_padded(request), request.op
-    _, height, width = pixels(problem, op)
-    sizes = (
-        (max(per(width, across), 1), max(per(height, along), 1))
-        for across in _cuts(width)
-        for along in _cuts(height)
-    )
     fit = (
         tile
-        for wide, high in sizes
-        if per(wide, OCTET) * OCTET * high <= most
+        for form, (problem, op) in _views(request).items()
+        for wide, high in _sizes(problem, op, most)
         for arguments in _fitting(_channels(problem), op, problem)
-        if (tile := _of_pixels(problem, op, wide, high, arguments)).shared_bytes <= SHARED
+        if (tile := _of_pixels(problem, op, wide, high, (*arguments, *form))).shared_bytes <= SHARED
     )
     return min(fit, key=lambda tile: _rank(request, tile), default=None)
+
+
+def _sizes(problem: ConvProblem, op: str, most: int) -> Iterator[tuple[int, int]]:
+    """Of tiles, which have so many slots at the most: (wide, high)."""
+    _, height, width = pixels(problem, op)
+    for across in _cuts(width):
+        for along in _cuts(height):
+            wide, high = max(per(width, across), 1), max(per(height, along), 1)
+            if per(wide, OCTET) * OCTET * high <= most:
+                yield wide, high
 
 
 def _rank(request: Request, tile: Tile) -> float:

@@ -35,6 +35,7 @@ from .transform import (
     fold,
     fold_seconds,
     folded,
+    folded_bytes,
     real_filters,
     real_filters_seconds,
 )
@@ -147,14 +148,17 @@ _ROUNDS = (1, 2, 3, 4, 6, 8, 12, 16, 24)
 _FILL = 6
 """Slices that a block's beginning and end take as long as."""
 
+_ENDS = {"fprop": 2050, "dgrad": 2400, "wgrad": 2200}
+"""Instructions of a thread before its first slice and after the last one."""
+
 
 def build(draft: Draft) -> list[Launch]:
     request, op = draft.request, draft.request.op
     is_complex, product, whole = request.dtype in REAL, _product(request), draft.problem
-    launches = [fold(draft, slot) for slot in _folded(request, whole)]
+    launches = [fold(draft, slot, whole.filter[2]) for slot in _folded(request, whole)]
     launches += [channels_last(draft, slot) for slot in _transformed(request, whole)]
     if _folded(request, whole):
-        draft = replace(draft, problem=folded(whole))
+        draft = replace(draft, problem=folded(whole, whole.filter[2]))
     if is_complex and op != "wgrad":
         launches.append(real_filters(draft))
     problem = dense(request, whole)
@@ -181,7 +185,7 @@ def build(draft: Draft) -> list[Launch]:
 
 def dense(request: Request, problem: ConvProblem) -> ConvProblem:
     """What is multiplied: taps as channels where these are few, and complex numbers as real ones."""
-    return _real(request, folded(problem) if _folded(request, problem) else problem)
+    return _real(request, folded(problem, problem.filter[2]) if _folded(request, problem) else problem)
 
 
 def _real(request: Request, problem: ConvProblem) -> ConvProblem:
@@ -264,7 +268,7 @@ def estimate(request: Request, device: Device | None) -> float:
     )
     threads = Threads(
         splits * _blocks(problem, op, tile, item), tile.threads, tile.residents,
-        instructions=slices * each + 2200 + apart * fragments,
+        instructions=slices * each + _ENDS[op] + apart * fragments,
         products=slices * (each - 110),
         waits=4,
         lines=slices * lines + 300,
@@ -272,11 +276,13 @@ def estimate(request: Request, device: Device | None) -> float:
         unit=product.unit,
     )  # fmt: skip
     before = sum(channels_last_seconds(request, seen, device, slot) for slot in _transformed(request, seen))
+    size = request.bytes
     if _folded(request, seen):
-        before += fold_seconds(request, seen, device)
+        before += fold_seconds(request, seen, device, seen.filter[2])
+        size += folded_bytes(request, seen, seen.filter[2]) - math.prod(seen.x_shape()) * item
     if request.dtype in REAL and op != "wgrad":
         before += real_filters_seconds(request, seen, device)
-    return before + seconds(request, device, threads, request.bytes) + reduce_seconds(request, device, splits)
+    return before + seconds(request, device, threads, size) + reduce_seconds(request, device, splits)
 
 
 def kernels(dtype: str) -> Iterator[Kernel]:

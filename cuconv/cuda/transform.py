@@ -15,7 +15,7 @@ from .cost import Threads, seconds
 from .device import Device
 from .geometry import axes, digits, divisor
 from .kernel import VECTOR, Kernel, Launch
-from .schedule import C_TYPES, OPERANDS, THREADS, Draft, per
+from .schedule import BLOCKS, C_TYPES, OPERANDS, THREADS, Draft, per
 
 _ELEMENTS = {2: "unsigned short", 4: "unsigned", 8: "unsigned long long", 16: "Quad"}
 """What elements are copied as, by their size."""
@@ -29,6 +29,9 @@ LANES = 32
 _THREADS = 256
 _TILES = {1: 1024, 2: 256, 4: 256, 8: 128}
 """How many places a block has, by its vectors of channels."""
+
+_LINES = 4
+"""Of the folded x, in which a thread that folds has a vector, where there are enough of them."""
 
 
 def channels_last(draft: Draft, slot: str) -> Launch:
@@ -65,53 +68,69 @@ def channels_last_seconds(request: Request, problem: ConvProblem, device: Device
     return seconds(request, device, threads, places * groups * (channels + padded) * item)
 
 
-def folded(problem: ConvProblem) -> ConvProblem:
-    """The problem with the taps of its last axis as channels, and one tap there: see cuda_src/folding.cuh."""
+def folded(problem: ConvProblem, run: int) -> ConvProblem:
+    """The problem with runs of so many taps of its last axis as channels: see cuda_src/folding.cuh."""
     d, h, _ = problem.input
+    taps, stride, apart = per(problem.filter[2], run), problem.stride[2], run * problem.dilation[2]
+    step = _fold_step(problem, run)
+    stride, dilation = stride // step, apart // step if taps > 1 else 1
     return replace(
         problem,
-        c=problem.c * problem.filter[2],
-        input=(d, h, problem.output[2]),
-        filter=(*problem.filter[:2], 1),
-        stride=(*problem.stride[:2], 1),
-        dilation=(*problem.dilation[:2], 1),
+        c=problem.c * run,
+        input=(d, h, (problem.output[2] - 1) * stride + (taps - 1) * dilation + 1),
+        filter=(*problem.filter[:2], taps),
+        stride=(*problem.stride[:2], stride),
+        dilation=(*problem.dilation[:2], dilation),
         padding=(*problem.padding[:2], (0, 0)),
     )
 
 
-def fold(draft: Draft, slot: str) -> Launch:
+def fold(draft: Draft, slot: str, run: int) -> Launch:
     """The launch that brings x, "a", or w, "b", to the workspace as that problem has it.
 
     Its channels are whole vectors.
     """
     problem, dtype = draft.problem, draft.request.dtype
-    outer, line = problem.n, problem
-    if slot == "b":  # one window, of the whole axis
-        once, nothing = (1, 1, 1), ((0, 0),) * 3
-        outer = problem.k
-        line = replace(problem, input=problem.filter, stride=once, dilation=once, padding=nothing)
+    seen = folded(problem, run)
+    if slot == "a":
+        outer, extents, step = problem.n, seen.input, _fold_step(problem, run)
+        line = problem
+    else:
+        outer, extents, step = problem.k, seen.filter, run
+        line = replace(problem, input=problem.filter, dilation=(1, 1, 1), padding=((0, 0),) * 3)
+    line = replace(line, filter=(*line.filter[:2], run), stride=(*line.stride[:2], step))
     item = DTYPES[dtype].itemsize
-    padded = _padded(problem.c * problem.filter[2], item)
-    extents = (*line.input[:2], line.output[2])
+    padded = _padded(seen.c, item)
     copy = draft.room((outer, padded, *extents), dtype, channels_last=True)
-    vectors, kernel = padded * item // VECTOR, _fold_kernel(item)
-    items = outer * math.prod(extents) * vectors
-    fields = draft.fields(axis=axes(line), group=divisor(problem.c), items=items)
-    fields["digit"] = digits((vectors, *reversed(extents)))
+    (d, h, w), vectors, kernel = extents, padded * item // VECTOR, _fold_kernel(item)
+    lines = _fold_lines(outer * d * w * vectors, h)
+    runs = per(h, lines)
+    items = outer * d * runs * w * vectors
+    fields = draft.fields(axis=axes(line), group=divisor(problem.c), items=items, chunk=lines)
+    fields["digit"] = digits((vectors, w, runs, d))
     blocks = per(items, kernel.threads)
     launch = draft.launch(kernel, blocks, fields, a=None, b=getattr(draft, slot), out=copy)
     setattr(draft, slot, copy)
     return launch
 
 
-def fold_seconds(request: Request, problem: ConvProblem, device: Device) -> float:
+def folded_bytes(request: Request, problem: ConvProblem, run: int) -> int:
+    """Of the folded x."""
+    item, seen = DTYPES[request.dtype].itemsize, folded(problem, run)
+    return seen.n * math.prod(seen.input) * _padded(seen.c, item) * item
+
+
+def fold_seconds(request: Request, problem: ConvProblem, device: Device, run: int) -> float:
     """The estimate of that launch for x."""
     item, kernel = DTYPES[request.dtype].itemsize, _fold_kernel(DTYPES[request.dtype].itemsize)
-    x, places = math.prod(problem.x_shape()), problem.n * math.prod(folded(problem).input)
-    made = places * _padded(problem.c * problem.filter[2], item)
-    blocks = per(made * item, VECTOR * kernel.threads)
-    threads = Threads(blocks, kernel.threads, 8, instructions=100 + 30 * VECTOR // item)
-    return seconds(request, device, threads, (x + made) * item)
+    made, height = folded_bytes(request, problem, run), problem.input[1]
+    lines = _fold_lines(made // VECTOR // max(height, 1), height)
+    each = 20 + 5 * VECTOR // item
+    threads = Threads(
+        per(made, VECTOR * kernel.threads * lines), kernel.threads, 8,
+        instructions=150 + 10 * VECTOR // item + lines * each,
+    )  # fmt: skip
+    return seconds(request, device, threads, math.prod(problem.x_shape()) * item + made)
 
 
 def real_filters(draft: Draft) -> Launch:
@@ -165,6 +184,17 @@ def _tiles(places: int, channels: int, itemsize: int) -> tuple[Kernel, int]:
     needed = channels * itemsize // VECTOR
     vectors = next((vectors for vectors in _TILES if vectors >= needed), max(_TILES))
     return _kernel(itemsize, vectors), per(places, _TILES[vectors]) * per(needed, vectors)
+
+
+def _fold_step(problem: ConvProblem, run: int) -> int:
+    """Columns of x from one place of the folded x to the next: those that windows and runs begin at."""
+    stride, one = problem.stride[2], run >= problem.filter[2]
+    return stride if one else math.gcd(stride, run * problem.dilation[2])
+
+
+def _fold_lines(vectors: int, height: int) -> int:
+    """How many vectors, one below the other, a thread makes, of so many that each line has in all planes."""
+    return max(min(_LINES, height, vectors * height // (BLOCKS * THREADS)), 1)
 
 
 def _padded(channels: int, itemsize: int) -> int:

@@ -268,16 +268,15 @@ def _idle() -> frozenset[tuple[str, int]]:
     )
     adding = (i for i, line in enumerate(lines, 1) if "if (p.accumulate)" in line)
     numerics = (*(i for begin, end in spans for i in range(found(begin), found(end))), *adding)
-    calls = re.compile(
-        r"multiply_slice<Tile, true>\(|multiply_plainly<Tile>\(|if \(small_a"
-        r"|multiply_block<Product, FRAGMENTS, true>\(|put_block\(.* only \*"
-    )
-    rare = [
-        (name, i)
-        for name in ("mma.cuh", "grouped.cuh")
-        for i, line in enumerate((jit.SOURCES / name).read_text().splitlines(), 1)
-        if calls.search(line)
-    ]
+    calls = {
+        "mma.cuh": ("multiply_slice<Tile, true>(", "multiply_plainly<Tile>(", "if (small_a"),
+        "grouped.cuh": ("multiply_block<Product, true>(", "put_block<true>("),
+    }
+    rare = []
+    for name, texts in calls.items():
+        source = (jit.SOURCES / name).read_text().splitlines()
+        for text in texts:
+            rare.append((name, next(i for i, line in enumerate(source, 1) if text in line)))
     return frozenset((*(("numerics.cuh", i) for i in numerics), *rare))
 
 

@@ -310,7 +310,7 @@ def test_seeded_cases(part):
 @pytest.mark.parametrize("first", [10_000, pytest.param(20_000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("algorithm", KERNELS)
 def test_seeded_cases_by_name(algorithm, first):
-    count = 20 if algorithm == "grouped" else 75  # of which nearly all apply
+    count = 20 if algorithm in ("mma", "grouped") else 75  # of which nearly all apply
     check_seeds(range(first, first + count), algorithm, emulator.run, "cuda")
 
 
@@ -491,7 +491,7 @@ def test_division_by_multiplication():
 @pytest.mark.skipif(sys.platform != "linux", reason="the sanitizer's library is loaded as Linux does it")
 @pytest.mark.parametrize("first", [3000, pytest.param(4000, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
-    ("algorithm", "count"), [("auto", 5), ("simt", 4), ("depthwise", 20), ("grouped", 4), ("mma", 8)]
+    ("algorithm", "count"), [("auto", 5), ("simt", 4), ("depthwise", 20), ("grouped", 4), ("mma", 3)]
 )
 def test_sanitized(algorithm, count, first):
     """A subset of the cases with the kernels compiled for AddressSanitizer."""

@@ -177,6 +177,7 @@ def test_taps_side_by_side(op, line, channels, taps, columns):
         ("n2c8h12w12 k16r4s4 sh4sw4 g2", None, None, None),
         ("n2c9h12w12 k16r4s4 sh4sw4", None, None, None),
         ("n2c3h12w12 k16r4s2 sh2sw2 dw2", None, None, None),
+        ("n2c3h0w9 k16r3s3 sh2sw2 p2", None, None, None),
     ],
 )
 def test_residues_together(line, filters, taps, places):

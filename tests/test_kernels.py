@@ -67,6 +67,7 @@ TENSOR = (
     "n1c8h9w8 k16r3s3 sh2sw1 dh1dw2 p1",
     "n2c48h5w7 k32r2s3 g2 p1 circular",
     "n1c24d3h4w5 k17t2r3s2 sd1sh2sw1 p1",
+    "n1c24d1h4w5 k17t1r3s2 sd3sh2sw1 pd0ph1pw1",
     "n1c16h5w4 k20r3s2 ph0:2pw3:1 symmetric",
 )
 # Groups of few channels: two in an octet, as many as a set has, with more filters than channels and fewer;

@@ -299,7 +299,8 @@ def _together(problem: ConvProblem) -> ConvProblem | None:
     """
     residues = math.prod(problem.stride[1:])
     dilated = any(s > 1 < d for s, d in zip(problem.stride, problem.dilation, strict=True))
-    if problem.groups > 1 or residues == 1 or dilated or residues * problem.c > MOST_CHANNELS:
+    many = problem.groups > 1 or residues * problem.c > MOST_CHANNELS
+    if many or dilated or residues == 1 or 0 in problem.input:
         return None
     taps = tuple(per(r, s) for r, s in zip(problem.filter, problem.stride, strict=True))
     pairs = []

@@ -300,10 +300,15 @@ def padding_seconds(request: Request, device: Device, reads: Reads | None) -> fl
 
 
 def _volumetric(request: Request) -> ConvProblem:
-    """The problem with three axes; a single tap on an axis is dilated by nothing."""
+    """The problem with three axes; a single tap is dilated by nothing, a single window moved by nothing."""
     problem = request.problem.volumetric
     taps = zip(problem.filter, problem.dilation, strict=True)
-    return replace(problem, dilation=tuple(d if r > 1 else 1 for r, d in taps))
+    windows = zip(problem.padded, problem.reach, problem.stride, strict=True)
+    return replace(
+        problem,
+        dilation=tuple(d if r > 1 else 1 for r, d in taps),
+        stride=tuple(s if padded > reach else 1 for padded, reach, s in windows),
+    )
 
 
 def _pads(request: Request) -> bool:

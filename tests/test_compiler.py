@@ -23,7 +23,7 @@ CHUNK = 12
 """Instances per test: many enough to name a file, few enough for two workers to finish together."""
 
 
-AT_ONCE, SHARE = ((90, ""),), 3
+AT_ONCE, SHARE = ((90, ""),), 6
 """Of which capabilities and twins every run of the tests compiles one of so many instances. The others take
 minutes more.
 """

@@ -97,16 +97,19 @@ AS_FLOAT32 = {
     ("float64", "depthwise"),
     ("float16", "simt"),
     ("float16", "depthwise"),
+    ("complex64", "simt"),
     ("complex64", "mma"),
     ("complex64", "depthwise"),
 }
 """Whose instances are those of float32, but for the same, and for what is made of a pair of numbers."""
+BY_TILE = {("float32", "mma")}
+"""Whose instances test_mma.py runs one by one."""
 OF_DTYPES = [
     pytest.param(
         dtype,
         name,
         marks=pytest.mark.long
-        if (dtype in ALIKE and name != "direct") or (dtype, name) in AS_FLOAT32
+        if (dtype in ALIKE and name != "direct") or (dtype, name) in AS_FLOAT32 | BY_TILE
         else (),
     )
     for dtype in DTYPES
@@ -492,7 +495,7 @@ def test_division_by_multiplication():
 @pytest.mark.skipif(sys.platform != "linux", reason="the sanitizer's library is loaded as Linux does it")
 @pytest.mark.parametrize("first", [3000, pytest.param(4000, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
-    ("algorithm", "count"), [("auto", 5), ("simt", 4), ("depthwise", 20), ("grouped", 4), ("mma", 3)]
+    ("algorithm", "count"), [("auto", 5), ("simt", 3), ("depthwise", 20), ("grouped", 4), ("mma", 3)]
 )
 def test_sanitized(algorithm, count, first):
     """A subset of the cases with the kernels compiled for AddressSanitizer."""

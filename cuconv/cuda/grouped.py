@@ -276,6 +276,7 @@ def _seen(request: Request, tile: Tile) -> tuple[ConvProblem, str]:
     return views[tile.arguments[2:]]
 
 
+@lru_cache(4096)
 def _views(request: Request) -> dict[Arguments, tuple[ConvProblem, str]]:
     """By further arguments of the kernel what tiles are cut by.
 

@@ -122,7 +122,8 @@ def folded_bytes(request: Request, problem: ConvProblem, run: int) -> int:
 
 def fold_seconds(request: Request, problem: ConvProblem, device: Device, run: int) -> float:
     """The estimate of that launch for x."""
-    item, kernel = DTYPES[request.dtype].itemsize, _fold_kernel(DTYPES[request.dtype].itemsize)
+    item = DTYPES[request.dtype].itemsize
+    kernel = _fold_kernel(item)
     made, height = folded_bytes(request, problem, run), problem.input[1]
     lines = _fold_lines(made // VECTOR // max(height, 1), height)
     each = 20 + 5 * VECTOR // item

@@ -309,6 +309,11 @@ __device__ inline void each_pack(const Lines& lines, int pixels, int columns, in
     put(i, first, reinterpret_cast<const Pack<float, 4>*>(lines.sums + i * lines.pitch + first));
 }
 
+// Whether nothing is asked of sums but to be rounded.
+__device__ inline bool only_rounded(const Params& p, const void* bias) {
+  return !bias && p.activation == IDENTITY && !p.accumulate && !p.partial;
+}
+
 // Stores a tile's lines of sums, `existing` of so many columns: octets of channels where these are neighbours in memory
 // and sums are only rounded; fewer, where more is asked; or pixel by pixel.
 template <typename T, int THREADS>
@@ -324,8 +329,8 @@ __device__ inline void store_lines(const Params& p, const GatherAxis (&axis)[3],
   };
   const Index strides = start | p.out[0] | p.out[3] | p.out[4];
   const bool octets = (reinterpret_cast<size_t>(out) | strides * int(sizeof(T))) % OCTET == 0;
-  const bool only_rounded = !bias && p.activation == IDENTITY && !p.accumulate && !p.partial;
-  if (p.out[1] == 1 && octets && existing % 8 == 0 && only_rounded) {
+  const bool plain = only_rounded(p, bias);
+  if (p.out[1] == 1 && octets && existing % 8 == 0 && plain) {
     each_pack<8, THREADS>(lines, count, columns, existing, [&](int i, int first, const Pack<float, 4>* sums) {
       const Index at = place_of(i);
       if (at == NONE) return;
@@ -346,7 +351,7 @@ __device__ inline void store_lines(const Params& p, const GatherAxis (&axis)[3],
       const Index at = place_of(i);
       if (at == NONE) continue;
       const float* const sums = lines.sums + i * lines.pitch;
-      if (only_rounded) {
+      if (plain) {
         T* to = static_cast<T*>(out) + at;
 #pragma unroll 4
         for (int j = 0; j < existing; ++j, to += p.out[1]) *to = Narrow<T>::from(sums[j]);
@@ -396,7 +401,7 @@ __device__ inline void store_residues(const Params& p, const GatherAxis (&axis)[
   const int channels = residues.channels;
   const bool across = p.out[1] == 1 && p.out[4] == channels;
   const int unit = across ? channels : 1, length = residues.columns * unit;
-  const bool only_rounded = !bias && p.activation == IDENTITY && !p.accumulate && !p.partial;
+  const bool plain = only_rounded(p, bias);
   const Index step = across ? 1 : p.out[4], end = p.axis[2].input * unit;
 #pragma unroll 1
   for (int line = 0; line < residues.rows * channels / unit; ++line) {
@@ -411,7 +416,7 @@ __device__ inline void store_residues(const Params& p, const GatherAxis (&axis)[
       if (pixel.row >= 0 && h >= 0 && h < p.axis[1].input && at_line >= 0 && at_line < end) {
         const Index at = p.out_start + tile.image * p.out[0] + channel * p.out[1] + h * p.out[3] + at_line * step;
         const float sum = sums[i * lines.pitch + (across ? place : place * channels)];
-        if (only_rounded)
+        if (plain)
           static_cast<T*>(out)[at] = Narrow<T>::from(sum);
         else
           finish<T>(p, out, at, sum, bias, across ? place % channels : channel);

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cuconv import machine
+from cuconv.cuda.algorithms import TABLE
 
 from . import environment, kernels, sanitizer, summary, turns
 from .turns import Outcome, Part
@@ -29,6 +30,9 @@ GPU_TESTS = (
     "tests/test_jax_adapter.py",
 )  # fmt: skip
 """The files with tests for a GPU: others may ask for libraries that are not there."""
+
+UNTRIED = tuple(dict.fromkeys(entry.name for entries in TABLE.values() for entry in entries if entry.untried))
+"""What no GPU has run yet, in parts of its own: it may not end."""
 
 SUITES = (
     "mobilenet_dw", "convnext", "resnet50", "scientific", "unet3d", "conv1d", "small_batch", "large_kernel",
@@ -56,13 +60,16 @@ def parts(folder: Path, python: Sequence[str], quick: bool = False) -> list[Part
     one_test = if_quick("tests/test_gpu.py", "-k", "images_of_integers")
     workers = ("-n", str(min(8, machine.cores()))) if importlib.util.find_spec("xdist") else ()
     whole = (*GPU_TESTS, "--continue-on-collection-errors", *workers)
-    tests = (*python, *sanitizer.PYTEST, "-m", "gpu", *(one_test or whole))
+    tests = (*python, *sanitizer.PYTEST, "-m", "gpu and not untried", *(one_test or whole))
+    untried = ("tests/test_gpu.py", *if_quick("-k", "small_problems and float16"))
     return [
         module(
             "kernels", 90, "benchmarks.kernels", *if_quick("--match", "fprop_direct"), decides=kernels.NO_GPU
         ),
         module("check", 60, "cuconv", "check"),
         Part("gpu", 150, tests, for_tests),
+        *(module(name, 45, "cuconv", "check", "--algorithm", name) for name in UNTRIED),
+        Part("untried", 60, (*python, *sanitizer.PYTEST, "-m", "gpu and untried", *untried), for_tests),
         module(
             "repeats",
             60,
@@ -78,6 +85,7 @@ def parts(folder: Path, python: Sequence[str], quick: bool = False) -> list[Part
         ),
         rows("home-layouts", 60, "home", "--layout", "channels_last", "--layout", "channels_first"),
         rows("resnet50-float16", 90, "resnet50", *halves),
+        *(rows(f"resnet50-{name}", 60, "resnet50", *halves, "--algorithm", name) for name in UNTRIED),
         rows("vgg16-float16", 90, "vgg16", *halves),
         rows("grouped-float16", 60, "grouped", *halves),
         rows("first-float16", 60, "first", *halves),

@@ -50,7 +50,7 @@ def plans(problem: ConvProblem, dtype: str, layout: str) -> Iterator[tuple[Plan,
     for op in OPS:
         request = Request(op, problem, dtype, layout)
         for entry in TABLES["cuda"][op]:
-            if entry.name == "fft" and not launch.has_transforms():
+            if entry.untried or (entry.name == "fft" and not launch.has_transforms()):
                 continue
             if entry.applies(request, device_of("cuda", arch)) is None:
                 yield make_plan(request, entry.name, "cuda", arch), [arrays[role] for role in INPUTS[op]]

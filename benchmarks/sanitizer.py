@@ -18,7 +18,7 @@ OPTIONS = ("--report-api-errors", "explicit", "--error-exitcode", "1", "--target
 PYTEST = ("-m", "pytest", "-o", "addopts=", "-q")
 """pytest without this project's own options, which ask for pytest-xdist."""
 
-TESTS = ("tests/test_gpu.py", "-m", "sanitize")
+TESTS = ("tests/test_gpu.py", "-m", "sanitize and not untried")
 
 
 def command(tool: str, python: Sequence[str], program: str = "compute-sanitizer") -> list[str]:

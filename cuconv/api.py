@@ -81,7 +81,7 @@ def conv(
                         arrays CUPY_TF32=1, in the environment, has None mean it
     algorithm           "auto", "tune" (time the candidates once) or a name, which never falls back: for NumPy
                         arrays "gemm", "mec", "im2col", "toeplitz", "depthwise" or "fft", for CuPy arrays
-                        "mma", "grouped", "simt", "depthwise", "direct" or "fft", which needs cuFFT
+                        "mma", "wgmma", "grouped", "simt", "depthwise", "direct" or "fft", which needs cuFFT
     out_dtype           "int32" or "int64": the dtype of y, bias and out, and of all sums, where x and w are
                         integers that it holds, each of its own: int8, uint8, int16, uint16 or int32; for
                         int64 also uint32. Truth values go in as x.view("uint8")
@@ -136,9 +136,9 @@ def conv_input_grad(
     returns     dx, of shape input_shape
 
     Shapes, dtypes, options and errors are those of `conv`; the algorithms are "gemm", "mec", "col2im",
-    "toeplitz", "depthwise" and "fft" for NumPy arrays, "mma", "grouped", "simt", "depthwise", "direct" and
-    "fft" for CuPy arrays. Source: Wang, Forward and Backward Propagation of Convolutional Layer (2015),
-    equations 7 to 9.
+    "toeplitz", "depthwise" and "fft" for NumPy arrays, "mma", "wgmma", "grouped", "simt", "depthwise",
+    "direct" and "fft" for CuPy arrays. Source: Wang, Forward and Backward Propagation of Convolutional Layer
+    (2015), equations 7 to 9.
     """
     operands = arrays.adopt(dy=dy, w=w, out=out)
     input_shape = integers("input_shape", input_shape, 0)
@@ -182,9 +182,9 @@ def conv_weight_grad(
     returns       dw, of shape weight_shape
 
     Shapes, dtypes, options and errors are those of `conv`; the algorithms are "gemm", "im2col", "toeplitz",
-    "depthwise" and "fft" for NumPy arrays, "mma", "grouped", "simt", "depthwise", "direct" and "fft" for
-    CuPy arrays. Source: Wang, Forward and Backward Propagation of Convolutional Layer (2015), equations 4
-    to 6.
+    "depthwise" and "fft" for NumPy arrays, "mma", "wgmma", "grouped", "simt", "depthwise", "direct" and
+    "fft" for CuPy arrays. Source: Wang, Forward and Backward Propagation of Convolutional Layer (2015),
+    equations 4 to 6.
     """
     operands = arrays.adopt(x=x, dy=dy, out=out)
     weight_shape = integers("weight_shape", weight_shape, 0)

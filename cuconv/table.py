@@ -28,6 +28,7 @@ class Algorithm:
                one as that is.
     except_for why it is not for a certain request, as half a sentence, or None.
     recorded   whether a benchmark record of a GPU times it; None for the CPU, which every test runs on.
+    untried    whether no GPU has run it yet, though its proof rests on what an emulator knows least surely.
 
     `auto` and `tune` take exact entries; the others have to be named. Entries are told what they are for: a
     `cuda.device.Device`, or a `processor.Processor`.
@@ -40,11 +41,14 @@ class Algorithm:
     exact: bool = True
     except_for: Callable[[Request], str | None] = lambda request: None
     recorded: bool | None = None
+    untried: bool = False
 
     def by_name_only(self, request: Request) -> str | None:
         """Why `auto` and `tune` do not take it for a request, if they do not."""
         if not self.exact:
             return "it rounds where a plain sum is exact"
+        if self.untried:
+            return "no GPU has run it yet"
         return self.except_for(request)
 
     @property

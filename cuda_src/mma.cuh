@@ -579,13 +579,13 @@ __device__ inline void multiply(const Matrices& matrices, Shared<Tile>& shared, 
 
 // Hands a thread's pack of each line of a tile to put(line, place of the line, pack).
 template <int LINES, int LENGTH, int THREADS, typename Sum, int PITCH, typename Put>
-__device__ inline void each_line(const Index* lines, const Sum (*tile)[PITCH], Put put) {
+__device__ inline void each_line(int thread, const Index* lines, const Sum (*tile)[PITCH], Put put) {
   constexpr int V = 16 / sizeof(Sum), PACKS = LENGTH / V;
   static_assert(THREADS % PACKS == 0, "a thread has one place in all its lines");
 #pragma unroll 1
-  for (int line = threadIdx.x / PACKS; line < LINES; line += THREADS / PACKS) {
+  for (int line = thread / PACKS; line < LINES; line += THREADS / PACKS) {
     const Index place = lines[line];
-    const Pack<Sum, V> pack = *reinterpret_cast<const Pack<Sum, V>*>(&tile[line][threadIdx.x % PACKS * V]);
+    const Pack<Sum, V> pack = *reinterpret_cast<const Pack<Sum, V>*>(&tile[line][thread % PACKS * V]);
     if (place != NONE) put(line, place, pack);
   }
 }
@@ -621,7 +621,57 @@ __device__ inline void put_sums(const typename Tile::Sums& sum, Sum (*tile)[PITC
       }
 }
 
-// Stores a tile. It goes through shared memory, so that a thread has V neighbours of the result: pixels of a channel if
+// Where a thread's V neighbours of a line of the result are; whether they are a whole pack of it in memory, or none.
+template <int V>
+struct Neighbours {
+  Index place[V];
+  bool whole, none;
+
+  template <typename Matrices>
+  __device__ Neighbours(const Matrices& matrices, const Index* places, bool rows, const void* out) {
+    none = true;
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      place[v] = places[v];
+      none = none & (place[v] == NONE);
+    }
+    whole = reinterpret_cast<size_t>(out) % 16 == 0 && place[0] != NONE && place[V - 1] == place[0] + V - 1 &&
+            place[0] % V == 0 && matrices.neighbours(rows) && matrices.whole_packs(rows, V);
+  }
+};
+
+// What is done with sums: whole packs of them are stored as they are or rounded, or else all that is asked for is done.
+enum Finish { AS_SUMS, ROUNDED, ANYHOW };
+
+template <int REALS>
+__device__ inline Finish finish_of(const Params& p, bool whole, const void* bias) {
+  if (whole && p.partial) return AS_SUMS;
+  const bool plain = !bias && p.activation == IDENTITY && !p.accumulate && (REALS == 1 || p.conjugate != 2);
+  return whole && plain ? ROUNDED : ANYHOW;
+}
+
+// Stores the LINES of a tile of sums; `channel` is that of the thread's first neighbour in the first line.
+template <Finish FINISH, typename T, bool ROWS_FASTEST, int LINES, int LENGTH, int THREADS, int V, int PITCH>
+__device__ inline void store_lines(const Params& p, int thread, const Index* lines, const Neighbours<V>& neighbours,
+                                   const Accumulator<T> (*tile)[PITCH], void* out, const void* bias, Index channel) {
+  using Sums = Pack<Accumulator<T>, V>;
+  each_line<LINES, LENGTH, THREADS>(thread, lines, tile, [&](int line, Index start, Sums sums) {
+    const Index first = start + neighbours.place[0];
+    if constexpr (FINISH == AS_SUMS) {
+      *reinterpret_cast<Sums*>(static_cast<Accumulator<T>*>(out) + first) = sums;
+    } else if constexpr (FINISH == ROUNDED) {
+      Pack<T, V> pack;
+#pragma unroll
+      for (int v = 0; v < V; ++v) pack.value[v] = Narrow<T>::from(sums.value[v]);
+      *reinterpret_cast<Pack<T, V>*>(static_cast<T*>(out) + first) = pack;
+    } else {
+      finish_pack<T>(p, out, start, neighbours.place, neighbours.whole, sums, bias,
+                     channel + (ROWS_FASTEST ? line : 0), ROWS_FASTEST ? 0 : 1);
+    }
+  });
+}
+
+// Stores a tile. It goes through shared memory, so that a thread has neighbours of the result: pixels of a channel if
 // ROWS_FASTEST, otherwise channels of a pixel. They are stored at once where they are neighbours in memory too.
 template <typename Tile, bool ROWS_FASTEST, bool IN_SQUARES = false, typename Matrices>
 __device__ inline void store_tile(const Matrices& matrices, const Shared<Tile>& shared, unsigned char* ring,
@@ -630,37 +680,25 @@ __device__ inline void store_tile(const Matrices& matrices, const Shared<Tile>& 
   using Sum = Accumulator<T>;
   constexpr int ROWS = IN_SQUARES ? Tile::BM / Tile::REALS : Tile::BM, COLUMNS = Tile::BN / Tile::REALS;
   constexpr int V = 16 / sizeof(Sum), LINES = ROWS_FASTEST ? COLUMNS : ROWS, LENGTH = ROWS_FASTEST ? ROWS : COLUMNS;
-  constexpr int PITCH = LENGTH + (ROWS_FASTEST ? 4 : 8);
-  const Index* const lines = ROWS_FASTEST ? shared.columns : shared.rows;
-  const Index* const places = ROWS_FASTEST ? shared.rows : shared.columns;
+  constexpr int THREADS = Tile::THREADS, PITCH = LENGTH + (ROWS_FASTEST ? 4 : 8);
   const auto tile = reinterpret_cast<Sum(*)[PITCH]>(ring);
   put_sums<Tile, ROWS_FASTEST, IN_SQUARES>(sum, tile, matrices.p.conjugate);
   __syncthreads();  // the tile is there
-
-  const int first = threadIdx.x % (LENGTH / V) * V;
-  Index place[V];
-#pragma unroll
-  for (int v = 0; v < V; ++v) place[v] = places[first + v];
+  const int thread = threadIdx.x, first = thread % (LENGTH / V) * V;
+  const Index* const lines = ROWS_FASTEST ? shared.columns : shared.rows;
+  const Neighbours<V> mine(matrices, (ROWS_FASTEST ? shared.rows : shared.columns) + first, ROWS_FASTEST, out);
+  if (mine.none) return;
   const Params& p = matrices.p;
-  const bool whole = reinterpret_cast<size_t>(out) % 16 == 0 && place[0] != NONE &&
-                     place[V - 1] == place[0] + V - 1 && place[0] % V == 0 && matrices.neighbours(ROWS_FASTEST) &&
-                     matrices.whole_packs(ROWS_FASTEST, V);
-  if (whole && p.partial) {
-    each_line<LINES, LENGTH, Tile::THREADS>(lines, tile, [&](int, Index start, Pack<Sum, V> sums) {
-      *reinterpret_cast<Pack<Sum, V>*>(static_cast<Sum*>(out) + (start + place[0])) = sums;
-    });
-  } else if (whole && !bias && p.activation == IDENTITY && !p.accumulate && (Tile::REALS == 1 || p.conjugate != 2)) {
-    each_line<LINES, LENGTH, Tile::THREADS>(lines, tile, [&](int, Index start, Pack<Sum, V> sums) {
-      Pack<T, V> pack;
-#pragma unroll
-      for (int v = 0; v < V; ++v) pack.value[v] = Narrow<T>::from(sums.value[v]);
-      *reinterpret_cast<Pack<T, V>*>(static_cast<T*>(out) + (start + place[0])) = pack;
-    });
-  } else {
-    each_line<LINES, LENGTH, Tile::THREADS>(lines, tile, [&](int line, Index start, Pack<Sum, V> sums) {
-      finish_pack<T>(p, out, start, place, whole, sums, bias, channel + (ROWS_FASTEST ? line : first),
-                     ROWS_FASTEST ? 0 : 1);
-    });
+  if (!ROWS_FASTEST) channel += first;
+  switch (finish_of<Tile::REALS>(p, mine.whole, bias)) {
+    case AS_SUMS:
+      store_lines<AS_SUMS, T, ROWS_FASTEST, LINES, LENGTH, THREADS>(p, thread, lines, mine, tile, out, bias, channel);
+      break;
+    case ROUNDED:
+      store_lines<ROUNDED, T, ROWS_FASTEST, LINES, LENGTH, THREADS>(p, thread, lines, mine, tile, out, bias, channel);
+      break;
+    default:
+      store_lines<ANYHOW, T, ROWS_FASTEST, LINES, LENGTH, THREADS>(p, thread, lines, mine, tile, out, bias, channel);
   }
 }
 

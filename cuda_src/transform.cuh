@@ -13,16 +13,71 @@
 // in memory, or only one vector of them is there, a thread gathers the elements of its vector itself: its neighbours
 // read those beside them, and the first-level cache has a sector until all of it is read.
 //
+// Elements may be rounded on the way, or stored by their parts: see Stored.
+//
 // Preconditions (cuda/transform.py): `padded` is a multiple of V; `out` is dense, channels-last and aligned to 16
-// bytes; there are less than 2^31 blocks. Nothing is computed, and every vector has one thread: the bits are those of
-// the source. It exists since tensor cores are fed with vectors of channels: one more pass over memory costs less than
-// products that read element by element.
+// bytes; there are less than 2^31 blocks. Nothing is summed, and every vector has one thread. It exists since tensor
+// cores are fed with vectors of channels: one more pass over memory costs less than products that read element by
+// element.
 #pragma once
 #include "indexing.cuh"
+#include "parted.cuh"
 
 // An element of 16 bytes.
 struct alignas(16) Quad {
   unsigned word[4];
+};
+
+// What becomes of elements: they are copied. `put` stores one vector of so many, and returns if it has a small number;
+// `say` is for what is stored behind them all.
+template <typename Element>
+struct Stored {
+  __device__ static void say(void*, Index, bool) {}
+  template <typename Vector>
+  __device__ static bool put(void* out, Index index, Index, const Vector& vector) {
+    static_cast<Vector*>(out)[index] = vector;
+    return false;
+  }
+};
+
+// Floats that are rounded to TF32.
+struct FloatAsTf32 {
+  unsigned bits;
+};
+template <>
+struct Stored<FloatAsTf32> {
+  __device__ static void say(void*, Index, bool) {}
+  template <typename Vector>
+  __device__ static bool put(void* out, Index index, Index, Vector vector) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) vector.value[i].bits = float_to_tf32(__uint_as_float(vector.value[i].bits));
+    static_cast<Vector*>(out)[index] = vector;
+    return false;
+  }
+};
+
+// Floats that are stored by their parts: see parted.cuh.
+struct FloatInParts {
+  unsigned bits;
+};
+template <>
+struct Stored<FloatInParts> {
+  __device__ static void say(void* out, Index elements, bool small) {
+    const bool any = __any_sync(~0u, small);
+    if (threadIdx.x % 32 == 0)
+      static_cast<unsigned short*>(out)[PARTS * elements + (Index(blockIdx.x) * blockDim.x + threadIdx.x) / 32] = any;
+  }
+  template <typename Vector>
+  __device__ static bool put(void* out, Index index, Index vectors, const Vector& vector) {
+    unsigned low[PARTS], high[PARTS];
+    const auto number = [&](int i) { return __uint_as_float(vector.value[i].bits); };
+    const bool small_low = split_for_memory(number(0), number(1), low);
+    const bool small_high = split_for_memory(number(2), number(3), high);
+#pragma unroll
+    for (int i = 0; i < PARTS; ++i)
+      static_cast<Pack<unsigned, 2>*>(out)[index + i * vectors] = Pack<unsigned, 2>{low[i], high[i]};
+    return small_low | small_high;
+  }
 };
 
 // The source by its places.
@@ -113,8 +168,9 @@ struct Tile {
   }
 };
 
+// Whether the thread has stored a small number.
 template <typename Element, int THREADS, int CELLS, int VECTORS>
-__device__ void conv_channels_last(const void*, const void* b, const void*, void* out, const Params& p) {
+__device__ inline bool store_channels_last(const void* b, void* out, const Params& p) {
   using Tile = ::Tile<Element, THREADS, CELLS, VECTORS>;
   using Vector = typename Tile::Vector;
   constexpr int V = Tile::V, CHANNELS = Tile::CHANNELS, ROWS = THREADS / VECTORS, EACH = CELLS / ROWS;
@@ -128,14 +184,15 @@ __device__ void conv_channels_last(const void*, const void* b, const void*, void
   // What the thread writes: a vector of each ROWS-th place.
   const int own = thread / VECTORS, channel = thread % VECTORS * V;
   const Index end = first_channel + channel < channels ? p.items - first : 0, pitch = channels / V;
-  Vector* const result = static_cast<Vector*>(out) + first * pitch + (first_channel + channel) / V;
+  const Index result = first * pitch + (first_channel + channel) / V, vectors = p.items * pitch;
+  bool small = false;
   const auto gather = [&](int cell, const Run& run) {
     if (cell >= end) return;
     const Element* source = places.at(p, first + cell) + run.offset;
     Vector vector;
 #pragma unroll
     for (int i = 0; i < V; ++i, source += p.b[1]) vector.value[i] = i < run.count ? *source : Element{};
-    result[cell * pitch] = vector;
+    small = small | Stored<Element>::put(out, result + cell * pitch, vectors, vector);
   };
 
   if constexpr (VECTORS == 1) {
@@ -148,7 +205,7 @@ __device__ void conv_channels_last(const void*, const void* b, const void*, void
       const Run run = channels_from(p, first_channel + channel);
 #pragma unroll 1
       for (int i = 0; i < EACH; ++i) gather(own + i * ROWS, run);
-      return;
+      return small;
     }
     __shared__ Index offset[CHANNELS];
     alignas(16) __shared__ Element cells[CHANNELS][CELLS];
@@ -174,7 +231,14 @@ __device__ void conv_channels_last(const void*, const void* b, const void*, void
       Vector vector;
 #pragma unroll
       for (int j = 0; j < V; ++j) vector.value[j] = cells[channel + j][Tile::swapped(channel, cell)];
-      result[cell * pitch] = vector;
+      small = small | Stored<Element>::put(out, result + cell * pitch, vectors, vector);
     }
   }
+  return small;
+}
+
+template <typename Element, int THREADS, int CELLS, int VECTORS>
+__device__ void conv_channels_last(const void*, const void* b, const void*, void* out, const Params& p) {
+  const bool small = store_channels_last<Element, THREADS, CELLS, VECTORS>(b, out, p);
+  Stored<Element>::say(out, p.items * p.groups * p.group.divisor, small);
 }

@@ -17,12 +17,12 @@ from unittest import mock
 import numpy as np
 
 from benchmarks import suites
-from cuconv.cuda import mma, simt
+from cuconv.cuda import mma, simt, wgmma
 from cuconv.cuda.schedule import gemm_k
 from cuconv.plan import forget
 
 from . import emulator
-from .cases import in_parts
+from .cases import in_parts, of_warpgroups
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "accuracy.md"
 SUMS = 64
@@ -73,6 +73,7 @@ def in_one_part():
 
     with (
         mock.patch.object(mma, "choice", lambda *asked: in_parts(*asked, -1, 1)),
+        mock.patch.object(wgmma, "choice", lambda *asked: of_warpgroups(*asked, -1, 1)),
         mock.patch.object(simt, "_cuts", uncut),
     ):
         forget()

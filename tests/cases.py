@@ -16,7 +16,7 @@ import numpy as np
 import cuconv
 from cuconv import dtypes, processor
 from cuconv.cpu import blocking, blockwise, col2im
-from cuconv.cuda import depthwise, fft, grouped, mma, schedule, simt
+from cuconv.cuda import depthwise, fft, grouped, mma, schedule, simt, wgmma
 from cuconv.cuda.kernel import VECTOR
 from cuconv.plan import TABLES, device_of, forget
 from cuconv.problem import ACTIVATIONS, PADDING_MODES
@@ -167,18 +167,22 @@ def seeded_case(seed, backend="cpu"):
 
 def suited(case, algorithm):
     """The case, or one like it of a dtype and channels that tensor cores take, as few have by chance."""
-    if algorithm not in ("mma", "grouped"):
+    if algorithm not in ("mma", "grouped", "wgmma"):
         return case
     rng, problem, groups = np.random.default_rng(case.seed), case.problem, case.problem.groups
+    if algorithm == "wgmma":
+        groups = min(groups, 2)
     if groups == 1:
-        channels, filters = map(int, rng.integers(1, 40, 2))
-    elif algorithm == "mma":
-        channels, filters = map(int, rng.integers(mma.LEAST, 24, 2))
+        channels, filters = map(int, rng.integers(1, 90 if algorithm == "wgmma" else 40, 2))
+    elif algorithm in ("mma", "wgmma"):
+        least = mma.LEAST if algorithm == "mma" else wgmma.LEAST
+        channels, filters = map(int, rng.integers(least, least + 8, 2))
     else:
         channels, filters = map(int, rng.choice(grouped.CHANNELS, 2))
         groups *= 2 if min(channels, filters) < grouped.OCTET else 1
     problem = dataclasses.replace(problem, c=channels * groups, k=filters * groups, groups=groups)
-    kinds = [*mma.PRODUCTS] if algorithm == "mma" else [(dtype, None) for dtype in grouped.PRODUCTS]
+    of_16_bits = [(dtype, None) for dtype in grouped.PRODUCTS]
+    kinds = {"mma": [*mma.PRODUCTS], "wgmma": [*wgmma.PRODUCTS]}.get(algorithm, of_16_bits)
     dtype, precision = kinds[rng.integers(len(kinds))]
     activation = None if DTYPES[dtype].kind == "c" else case.activation
     return dataclasses.replace(
@@ -282,6 +286,9 @@ def workspace(size):
     def tile(problem, request):
         return in_parts(problem, request, 0 if size == 1 else -1 - problem.k // 2 % 3)
 
+    def group_tile(problem, request):
+        return of_warpgroups(problem, request, 0 if size == 1 else -1 - problem.k // 2 % 3)
+
     def rank(request, tile, seconds=grouped._rank):
         one, other = tile.arguments[:2]
         if request.op == "wgrad":
@@ -298,6 +305,8 @@ def workspace(size):
         mock.patch.object(simt, "SHOWN_FILTERS", 0),
         mock.patch.object(simt, "_first", lambda choices, cost: choices[0 if size == 1 else -1]),
         mock.patch.object(mma, "choice", tile),
+        mock.patch.object(wgmma, "choice", group_tile),
+        mock.patch.object(wgmma, "blocks_for", lambda tiles, device: min(tiles, 1 if size == 1 else 3)),
         mock.patch.object(mma, "_folded", return_value=""),
         mock.patch.multiple(depthwise, **(dict(MOST=3, WAVE=1) if size == 1 else dict(ADDED=0, PARTS=0))),
         mock.patch.multiple(grouped, MOST=24 if size == 1 else 72, WAVE=1, _rank=rank),
@@ -314,6 +323,15 @@ def in_parts(problem, request, number, parts=3):
     slices = schedule.per(schedule.gemm_k(problem, request.op, VECTOR // mma.itemsize(request)), tile.bk)
     chunk = max(schedule.per(slices, parts), 1) * tile.bk
     return tile, max(schedule.per(slices * tile.bk, chunk), 1), chunk
+
+
+def of_warpgroups(problem, request, number, parts=3):
+    """Likewise for warpgroups."""
+    product = wgmma.PRODUCTS[request.dtype, request.precision]
+    slices = schedule.per(schedule.gemm_k(problem, request.op, product.vector), product.depth)
+    chunk = max(schedule.per(slices, parts), 1) * product.depth
+    tile = product.tiles[max(number, -len(product.tiles))]
+    return tile, max(schedule.per(slices * product.depth, chunk), 1), chunk
 
 
 @contextlib.contextmanager

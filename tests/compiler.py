@@ -65,6 +65,9 @@ class Report:
         found += [f"{name} is inexact" for name in sorted(set(inexact))]
         # ptxas calls it information that it cannot let wgmma run ahead: (C7508) and so on.
         found += re.findall(r".*(?:\bwarning\s*[:#]|Potential Performance Loss).*", self.log)
+        whole = REGISTERS // self.threads // 8 * 8  # what warpgroups then share out among themselves
+        if "setmaxnreg" in self.ptx and self.registers != whole:
+            found.append(f"{self.registers} registers at launch, and setmaxnreg counts on {whole}")
         found += [f"{self.stack} bytes of stack frame"] * (self.stack > 0)
         found += [f"{self.spills} bytes of spills"] * (self.spills > 0)
         found += ["not one block fits a multiprocessor"] * (self.blocks == 0)

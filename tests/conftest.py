@@ -46,6 +46,14 @@ def fresh_plans():
     forget()
 
 
+def pytest_collection_modifyitems(config, items):
+    """What may not end on a GPU is run only if it is asked for."""
+    if "untried" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("untried"):
+                item.add_marker(pytest.mark.skip(reason="no GPU has run it yet: -m 'gpu and untried' does"))
+
+
 def pytest_terminal_summary(terminalreporter):
     """Why tests were skipped: a line for each reason."""
     skipped = terminalreporter.stats.get("skipped", ())

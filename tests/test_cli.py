@@ -215,7 +215,7 @@ def test_check_holds_tf32_to_a_bound_of_its_own(emulated_check, monkeypatch):
 def test_check_prints_the_worst(monkeypatch, capsys):
     shares = itertools.chain([0.5], itertools.repeat(0.25))
     monkeypatch.setattr(check, "COLUMNS", ("float32", "int32"))
-    monkeypatch.setattr(check, "_entries", lambda backend: [("fprop", TABLES["cpu"]["fprop"][-1])])
+    monkeypatch.setattr(check, "_entries", lambda *_: [("fprop", TABLES["cpu"]["fprop"][-1])])
     monkeypatch.setattr(check.Case, "share", lambda *_: next(shares))
     assert main(["check"]) == 0
     assert "fprop    50.0%  25.0%\n" in capsys.readouterr().out
@@ -223,7 +223,7 @@ def test_check_prints_the_worst(monkeypatch, capsys):
 
 def test_check_passes_its_seed_on(monkeypatch):
     seeds = set()
-    monkeypatch.setattr(check, "_failures", lambda backend, xp, seed: seeds.add(seed) or {})
+    monkeypatch.setattr(check, "_failures", lambda entries, backend, xp, seed: seeds.add(seed) or {})
     assert main(["check", "--seed", "7"]) == 0
     assert seeds == {7}
 
@@ -232,9 +232,9 @@ def test_check_passes_its_seed_on(monkeypatch):
 def emulated_check(monkeypatch, fresh_plans, capsys):
     """Runs `check` on the CUDA table, emulated, on little: its status and its lines."""
 
-    def run():
+    def run(*algorithms):
         with emulated():
-            status = check.check("cuda")
+            status = check.check("cuda", algorithms=algorithms)
         return status, capsys.readouterr().out.splitlines()
 
     monkeypatch.setattr(check, "PROBLEMS", ("n1c2w9 k4s3 p1", "n1c2h5w6 k2r3s2 g2 p1 circular"))
@@ -250,6 +250,12 @@ def plant(monkeypatch, name, plan):
     monkeypatch.setitem(TABLES["cuda"], "fprop", tuple(entries))
 
 
+def checked():
+    """The ops and entries of the CUDA table that run unless others are named."""
+    every = [(op, entry) for op, of_op in TABLES["cuda"].items() for entry in of_op]
+    return [(op, entry) for op, entry in every if entry.exact and not entry.untried]
+
+
 def fused(entry, request, device):
     """The plan of another request: its kernel does more than it is asked for."""
     return entry.plan(dataclasses.replace(request, activation="relu"), device)
@@ -262,8 +268,25 @@ def refused(*_):
 def test_check_runs_every_exact_entry_of_the_cuda_table(emulated_check):
     status, lines = emulated_check()
     assert (status, lines[-1]) == (0, "all within their bounds")
-    entries = [(entry.name, op) for op, of_op in TABLES["cuda"].items() for entry in of_op if entry.exact]
-    assert sorted(tuple(line.split()[:2]) for line in lines if "%" in line) == sorted(entries)
+    assert sorted(tuple(line.split()[:2]) for line in lines if "%" in line) == sorted(
+        (entry.name, op) for op, entry in checked()
+    )
+
+
+def test_check_leaves_what_no_gpu_has_run_to_its_name(emulated_check, capsys):
+    """It might not end."""
+    status, lines = emulated_check()
+    words = "No GPU has run wgmma yet: not run. python -m cuconv check --algorithm wgmma does."
+    assert (status, lines[-2:]) == (0, [words, "all within their bounds"])
+    status, lines = emulated_check("wgmma")
+    assert (status, lines[-1]) == (0, "all within their bounds")
+    assert words not in lines
+    assert [line.split()[:2] for line in lines if "%" in line] == [
+        ["wgmma", "fprop"], ["wgmma", "dgrad"], ["wgmma", "wgrad"]
+    ]  # fmt: skip
+    with pytest.raises(SystemExit):
+        main(["check", "--algorithm", "direkt"])
+    assert "error: --algorithm must be one of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -282,14 +305,14 @@ def test_check_says_which_entry_fails_and_how_to_avoid_it(emulated_check, monkey
     assert [line.split()[2] for line in failures] == ["float16", "float32", check.BYTES, check.TF32]
     assert all(line.endswith(words) for line in failures)
     assert sum("FAILED" in line for line in lines) == 1
-    others = [entry for of_op in TABLES["cuda"].values() for entry in of_op if entry.exact][1:]
-    assert sum("%" in line for line in lines) == len(others)
+    assert sum("%" in line for line in lines) == len(checked()) - 1
     assert lines[-1] == "CUCONV_AVOID=simt, and auto and tune leave out what failed."
     avoided.cache_clear()
     monkeypatch.setenv("CUCONV_AVOID", "simt")
     status, lines = emulated_check()
     assert status == 0
-    assert lines[-2:] == ["CUCONV_AVOID leaves out simt: not run.", "all within their bounds"]
+    assert "CUCONV_AVOID leaves out simt: not run." in lines
+    assert lines[-1] == "all within their bounds"
 
 
 def test_check_ends_where_the_gpu_answers_no_more(emulated_check, monkeypatch):
@@ -446,7 +469,7 @@ def test_a_name_to_avoid_that_is_none(fresh_plans, monkeypatch, capsys):
 
 def test_info_says_what_stands_behind_the_gpus_algorithms(monkeypatch):
     (total,) = TABLES["cuda"]["bgrad"]
-    without = "proven without a device record: depthwise, fft, grouped, mma, simt, direct"
+    without = "proven without a device record: depthwise, fft, grouped, wgmma, mma, simt, direct"
     for recorded, proofs in (
         (False, f"{without}, sum"),
         (True, f"{without}; covered by a device record: sum"),

@@ -2,7 +2,9 @@
 
 import dataclasses
 import re
+import subprocess
 import sys
+from collections import Counter
 
 import ml_dtypes
 import numpy as np
@@ -16,6 +18,7 @@ from cuconv.dtypes import DTYPES
 from . import compiler
 from .compiler import LIMITS, CompileError, build, capabilities, occupancy, report, report_kernel
 from .cost import code
+from .emulator.build import COMPILER
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="NVRTC's wheel is taken from Linux's folders")
 
@@ -118,6 +121,15 @@ def test_a_serialised_wgmma_is_found():
     assert dataclasses.replace(made, log=f"{made.log}{line}\n").problems == [line]
 
 
+def test_registers_that_warpgroups_share_out_are_there_at_launch():
+    """Otherwise the ones that want more would wait forever."""
+    made = report(planted(""), 90, 384)
+    assert made.problems == []
+    sharing = dataclasses.replace(made, ptx=f"{made.ptx}\nsetmaxnreg.inc.sync.aligned.u32 200;")
+    assert sharing.problems == [f"{made.registers} registers at launch, and setmaxnreg counts on 168"]
+    assert dataclasses.replace(sharing, registers=168).problems == []
+
+
 def test_the_last_option_counts():
     """Why cuda/jit.py does not compile by CuPy's RawModule: -ftz=true comes after the caller's options."""
     source = planted("x[0] = x[1] + x[2];")
@@ -199,80 +211,147 @@ def test_types_are_those_of_the_dtypes():
     build('#include "numerics.cuh"\n' + "\n".join(lines), jit.options("sm_80"))
 
 
-def wrappers(header):
-    """What every wrapper of cuda_src/ptx hands to the assembler, operands in their places.
+def wrappers(header, capability=None):
+    """What every wrapper of cuda_src/ptx hands to the assembler, operands in their places, by its signature.
 
-    "+" marks those that an instruction updates, "memory" one that is kept in order with other accesses.
+    "+" marks those that an instruction updates, "also" those that it does not name, "memory" one that stays
+    and is kept in order with other accesses. Of `capability`, or of all of them one after the other.
     """
-    text = re.sub(r"//.*", "", (jit.SOURCES / f"ptx/{header}.cuh").read_text())
     found = {}
-    for function in text.split("__device__ inline ")[1:]:
-        signature, _, body = function.partition(" {")
-        name, parameters = re.search(r"(\w+)\((.*)\)", signature, re.DOTALL).groups()
-        count = "".join(re.findall(r"^[^,]*(\[\d\])", parameters))  # of d, which tells overloads apart
-        found[name + count] = [as_assembled(text) for text in re.findall(r"\basm\b.*?\);", body, re.DOTALL)]
+    parts = re.split(r"(?:template <([^<>]*)>\s+)?__device__ inline ", expanded(header, capability))
+    for template, function in zip(parts[1::2], parts[2::2], strict=True):
+        name, parameters, body = re.fullmatch(r".*?(\w+)\((.*?)\) {(.*)", function, re.DOTALL).groups()
+        signature = f"{name}<{names(template)}>" if template else name
+        statements = re.findall(r"\basm\b.*?\);", body, re.DOTALL)
+        found[f"{signature}({names(parameters)})"] = [as_assembled(text) for text in statements]
     return found
+
+
+def expanded(header, capability):
+    """A header without comments, its macros and conditions expanded, but nothing included."""
+    text = (jit.SOURCES / f"ptx/{header}.cuh").read_text()
+    text = re.sub(r"^#(?:include|pragma).*" if capability else r"^#(?!define).*", "", text, flags=re.M)
+    command = [*COMPILER, "-E", "-P", "-x", "c++", "-", f"-D__CUDA_ARCH__={10 * (capability or 0)}"]
+    return subprocess.run(command, input=text, capture_output=True, text=True, check=True).stdout
+
+
+def names(parameters):
+    """Of parameters the names and the extents, without types and defaults."""
+    each = [re.sub(r" = .*", "", parameter) for parameter in re.split(r",\s*", parameters) if parameter]
+    return ", ".join(re.search(r"(\w+)\)?((?:\[\w+\])*)$", parameter).expand(r"\1\2") for parameter in each)
 
 
 def as_assembled(statement):
     instruction, operands = re.fullmatch(r'[^"]*((?:"[^"]*"\s*)+)(.*)', statement, re.DOTALL).groups()
     instruction = re.sub(r'"\s*"', "", instruction).strip().strip('"')
     found = re.findall(r'"([=+]?)[a-z]"\(((?:[^()]|\([^()]*\))*)\)', operands)
-    named = [update.strip("=") + expression for update, expression in found]
-    ordered = " memory" if '"memory"' in operands else ""
-    return re.sub(r"%(\d+)", lambda place: named[int(place[1])], instruction) + ordered
+    named = [update.strip("=") + added(expression) for update, expression in found]
+    used = {int(place) for place in re.findall(r"%(\d+)", instruction)}
+    unused = "".join(f" also {name}" for place, name in enumerate(named) if place not in used)
+    ordered = " memory" if statement.startswith("asm volatile(") and '"memory"' in operands else ""
+    return re.sub(r"%(\d+)", lambda place: named[int(place[1])], instruction) + unused + ordered
+
+
+def added(expression):
+    """An expression, numbers in brackets added up."""
+    return re.sub(r"\[(\d+) \+ (\d+)\]", lambda found: f"[{int(found[1]) + int(found[2])}]", expression)
 
 
 A4, B2, D4 = "{a[0], a[1], a[2], a[3]}", "{b[0], b[1]}", "{+d[0], +d[1], +d[2], +d[3]}"
 GUARD = "{.reg .pred p; setp.ne.s32 p, int(wanted), 0; @p"
 ROW = "[shared_address(row)]; memory"
+BARRIER = "[shared_address(barrier)]"
+
+
+def warpgroup_products():
+    """Of all widths and types: A is in shared memory or, a[4], in registers; of 16 bits, MN-major may be."""
+    for columns in (64, 128, 256):
+        d = ", ".join(f"+d[{j}][{e}]" for j in range(columns // 8) for e in range(4))
+        for kind, k, majors in (("f16", 16, "AB"), ("bf16", 16, "AB"), ("tf32", 8, "")):
+            for a, words, free in (("a", "a", majors), ("a[4]", A4, majors[1:])):
+                template = f"<{', '.join(f'{name}_K_MAJOR' for name in free)}>" if free else ""
+                transposed = "".join(f", int(!{name}_K_MAJOR)" for name in free)
+                yield (
+                    f"wgmma_k{k}_{kind}{template}(d[{columns // 8}][4], {a}, b, add)",
+                    "{.reg .pred p; setp.ne.b32 p, int(add), 0; "
+                    f"wgmma.mma_async.sync.aligned.m64n{columns}k{k}.f32.{kind}.{kind} "
+                    f"{{{d}}}, {words}, b, p, 1, 1{transposed};}} memory",
+                )
+
+
 PTX = {
     "base": {
-        "half_to_float": ["cvt.f32.f16 value, bits;"],
-        "float_to_half": ["cvt.rn.f16.f32 bits, value;"],
-        "load_if": [
+        "half_to_float(bits)": ["cvt.f32.f16 value, bits;"],
+        "float_to_half(value)": ["cvt.rn.f16.f32 bits, value;"],
+        "load_if<V>(global, wanted)": [
             f"{GUARD} ld.global.nc.v4.b32 {{+words[0], +words[1], +words[2], +words[3]}}, [global];}}",
             f"{GUARD} ld.global.nc.v2.b32 {{+words[0], +words[1]}}, [global];}}",
             *(f"{GUARD} ld.global.nc.{kind} +words[0], [global];}}" for kind in ("b32", "u16", "u8")),
         ],
     },
     "sm80": {
-        "shared_address": [],
-        "cp_async": [
+        "shared_address(shared)": [],
+        "cp_async<bytes>(shared, global, source_bytes)": [
             "cp.async.cg.shared.global [shared_address(shared)], [global], 16, source_bytes; memory",
             "cp.async.ca.shared.global [shared_address(shared)], [global], bytes, source_bytes; memory",
         ],
-        "cp_async_commit": ["cp.async.commit_group; memory"],
-        "cp_async_wait": ["cp.async.wait_group groups_left; memory"],
-        "cp_async_wait_all": ["cp.async.wait_all; memory"],
-        "ldmatrix[1]": [f"ldmatrix.sync.aligned.m8n8.x1.shared.b16 {{d[0]}}, {ROW}"],
-        "ldmatrix[2]": [f"ldmatrix.sync.aligned.m8n8.x2.shared.b16 {{d[0], d[1]}}, {ROW}"],
-        "ldmatrix[4]": [f"ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{d[0], d[1], d[2], d[3]}}, {ROW}"],
-        "ldmatrix_trans[1]": [f"ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {{d[0]}}, {ROW}"],
-        "ldmatrix_trans[2]": [f"ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {{d[0], d[1]}}, {ROW}"],
-        "ldmatrix_trans[4]": [
+        "cp_async_commit()": ["cp.async.commit_group; memory"],
+        "cp_async_wait<groups_left>()": ["cp.async.wait_group groups_left; memory"],
+        "cp_async_wait_all()": ["cp.async.wait_all; memory"],
+        "ldmatrix(d[1], row)": [f"ldmatrix.sync.aligned.m8n8.x1.shared.b16 {{d[0]}}, {ROW}"],
+        "ldmatrix(d[2], row)": [f"ldmatrix.sync.aligned.m8n8.x2.shared.b16 {{d[0], d[1]}}, {ROW}"],
+        "ldmatrix(d[4], row)": [
+            f"ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{d[0], d[1], d[2], d[3]}}, {ROW}"
+        ],
+        "ldmatrix_trans(d[1], row)": [f"ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {{d[0]}}, {ROW}"],
+        "ldmatrix_trans(d[2], row)": [
+            f"ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {{d[0], d[1]}}, {ROW}"
+        ],
+        "ldmatrix_trans(d[4], row)": [
             f"ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {{d[0], d[1], d[2], d[3]}}, {ROW}"
         ],
-        "mma_m16n8k16_f16[4]": [f"mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {D4}, {A4}, {B2}, {D4};"],
-        "mma_m16n8k16_bf16[4]": [
+        "mma_m16n8k16_f16(d[4], a[4], b[2])": [
+            f"mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {D4}, {A4}, {B2}, {D4};"
+        ],
+        "mma_m16n8k16_bf16(d[4], a[4], b[2])": [
             f"mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {D4}, {A4}, {B2}, {D4};"
         ],
-        "mma_m16n8k8_tf32[4]": [
+        "mma_m16n8k8_tf32(d[4], a[4], b[2])": [
             f"mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {D4}, {A4}, {B2}, {D4};"
         ],
-        "float_to_tf32": ["cvt.rna.tf32.f32 bits, value;"],
-        "floats_to_bf16x2": ["cvt.rn.bf16x2.f32 bits, high, low;"],
-        "mma_m8n8k4_f64[2]": [
+        "float_to_tf32(value)": ["cvt.rna.tf32.f32 bits, value;"],
+        "floats_to_bf16x2(low, high)": ["cvt.rn.bf16x2.f32 bits, high, low;"],
+        "mma_m8n8k4_f64(d[2], a, b)": [
             "mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {+d[0], +d[1]}, {a}, {b}, {+d[0], +d[1]};"
         ],
-        "mma_m16n8k16_f64[4]": [
+        "mma_m16n8k16_f64(d[4], a[8], b[4])": [
             f"mma.sync.aligned.m16n8k16.row.col.f64.f64.f64.f64 {D4}, "
             f"{{a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7]}}, {{b[0], b[1], b[2], b[3]}}, {D4};",
             "mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {+d[i % 2 * 2], +d[i % 2 * 2 + 1]}, {a[i]}, "
             "{b[i / 2]}, {+d[i % 2 * 2], +d[i % 2 * 2 + 1]};",
         ],
-        "barrier_sync": ["bar.sync id, threads; memory"],
-        "barrier_arrive": ["bar.arrive id, threads; memory"],
+        "barrier_sync(id, threads)": ["bar.sync id, threads; memory"],
+        "barrier_arrive(id, threads)": ["bar.arrive id, threads; memory"],
+    },
+    "sm90": {
+        "mbarrier_init(barrier, arrivals)": [f"mbarrier.init.shared::cta.b64 {BARRIER}, arrivals; memory"],
+        "mbarrier_arrive(barrier)": [f"mbarrier.arrive.shared::cta.b64 _, {BARRIER}; memory"],
+        "mbarrier_try_wait(barrier, parity)": [
+            f"{{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, {BARRIER}, parity; "
+            "selp.s32 done, 1, 0, p;} memory"
+        ],
+        "cp_async_mbarrier_arrive_noinc(barrier)": [
+            f"cp.async.mbarrier.arrive.noinc.shared::cta.b64 {BARRIER}; memory"
+        ],
+        "setmaxnreg_inc<count>()": ["setmaxnreg.inc.sync.aligned.u32 count;"],
+        "setmaxnreg_dec<count>()": ["setmaxnreg.dec.sync.aligned.u32 count;"],
+        "fence_proxy_async()": ["fence.proxy.async.shared::cta; memory"],
+        "wgmma_fence()": ["wgmma.fence.sync.aligned; memory"],
+        "wgmma_commit()": ["wgmma.commit_group.sync.aligned; memory"],
+        "wgmma_wait<groups_left>()": ["wgmma.wait_group.sync.aligned groups_left; memory"],
+        "wgmma_pin<N>(d[N][4])": [" also +d[j][e] memory"],
+        "wgmma_operand(shared, leading, stride, swizzle, base)": [],
+        **{signature: [instruction] for signature, instruction in warpgroup_products()},
     },
 }
 """What is in cuda_src/ptx, as the PTX ISA writes it: the emulated twins cannot tell."""
@@ -315,26 +394,82 @@ SM80 = """__shared__ alignas(16) unsigned words[32][4];
   barrier_arrive(1, 64);
   barrier_sync(1, 64);
   x[threadIdx.x] = d[i] + e[i & 1] + f[i & 3];"""
+SM90 = """__shared__ MBarrier barrier;
+  __shared__ alignas(1024) float tile[256][32];
+  if (threadIdx.x == 0) mbarrier_init(&barrier, 512);
+  __syncthreads();
+  if (threadIdx.x / 128 == 2) {
+    setmaxnreg_dec<24>();
+    return;
+  }
+  setmaxnreg_inc<240>();
+  cp_async_mbarrier_arrive_noinc(&barrier);
+  mbarrier_arrive(&barrier);
+  while (!mbarrier_try_wait(&barrier, 0)) {
+  }
+  fence_proxy_async();
+  const auto place = wgmma_operand(tile, 0, 1024, SWIZZLE_128);
+  const unsigned a[4] = {1, 2, 3, 4};"""
+SM90 += "".join(
+    f"""
+  {{
+    float d[{eighths}][4];
+    wgmma_fence();
+    wgmma_k16_f16<true, false>(d, place, place + 64, false);
+    wgmma_k16_bf16<false, true>(d, place, place + 64, i > 0);
+    wgmma_k16_f16<true>(d, a, place, true);
+    wgmma_k16_bf16<false>(d, a, place, true);
+    wgmma_k8_tf32(d, place, place + 64, true);
+    wgmma_k8_tf32(d, a, place, true);
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_pin(d);
+    for (int j = 0; j < {eighths}; ++j)
+      for (float sum : d[j]) *x++ = sum;
+  }}"""
+    for eighths in (8, 16, 32)
+)
+INSTRUCTION = re.compile(r"(?<![\w.%])[a-z]\w*(?:(?:\.|::)\w+)+")
 
 
 @pytest.mark.parametrize(
-    ("header", "uses", "capability"),
+    ("header", "uses", "capability", "threads"),
     [
-        ("base", BASE, 75),
-        *(("sm80", f"{BASE}\n  {SM80}", capability) for capability in LIMITS if capability >= 80),
+        ("base", BASE, 75, 256),
+        *(("sm80", f"{BASE}\n  {SM80}", capability, 256) for capability in LIMITS if capability >= 80),
+        ("sm90", SM90, 90, 384),
     ],
 )
-def test_every_wrapper_of_ptx_compiles(header, uses, capability):
-    def of_this_architecture(branches):
-        least, since, before = branches.groups()
-        return since if 10 * capability >= int(least) else before
+def test_every_wrapper_of_ptx_compiles(header, uses, capability, threads):
+    """Each instruction is there as often as there are wrappers of it."""
+    made = report(f"#include <ptx/{header}.cuh>\n{planted(uses, threads)}", capability, threads)
+    wanted = Counter()
+    for name in {header, "base"} if header == "sm80" else {header}:
+        for statements in wrappers(name, capability).values():
+            wanted.update(INSTRUCTION.findall(" ".join(statements)))
+    assert len(wanted) >= 2
+    assert wanted - Counter(INSTRUCTION.findall(made.ptx)) == Counter()
+    assert "Performance Loss" not in made.log
 
-    made = report(f"#include <ptx/{header}.cuh>\n{planted(uses)}", capability, 256)
-    text = "".join((jit.SOURCES / f"ptx/{name}.cuh").read_text() for name in {"base", header})
-    text = re.sub(r"#if __CUDA_ARCH__ >= (\d+)(.*?)#else(.*?)#endif", of_this_architecture, text, flags=re.S)
-    instructions = set(re.findall(r'asm(?: volatile)?\(\s*"(?:{.*@p )?([a-z][\w.]+)', text))
-    assert len(instructions) >= 2
-    assert {instruction for instruction in instructions if instruction not in made.ptx} == set()
+
+def test_all_sums_are_pinned():
+    """One by one, by instructions that are empty."""
+    body = "float d[16][4] = {}; wgmma_pin(d); x[0] = d[0][0];"
+    ptx = report(f"#include <ptx/sm90.cuh>\n{planted(body)}", 90, 256).ptx
+    assert len(re.findall(r"// begin inline asm\s+// end inline asm", ptx)) == 16 * 4
+
+
+@pytest.mark.parametrize(
+    ("swizzle", "mode"), [("NO_SWIZZLE", 0), ("SWIZZLE_128", 1), ("SWIZZLE_64", 2), ("SWIZZLE_32", 3)]
+)
+def test_operands_in_shared_memory_are_described_as_the_ptx_isa_has_it(swizzle, mode):
+    """All fields but the address are known here, and one number in the PTX."""
+    body = f"""__shared__ alignas(1024) float tile[256];
+  reinterpret_cast<unsigned long long*>(x)[0] = wgmma_operand(tile + i, 0x12340, 0x2bcd0, {swizzle}, 5);"""
+    made = report(f"#include <ptx/sm90.cuh>\n{planted(body)}", 90, 256)
+    known = np.uint64(0x1234 << 16 | 0x2BCD << 32 | 5 << 49 | mode << 62).astype(np.int64)
+    assert re.search(rf"or\.b64 .*, {known};", made.ptx)
+    assert re.search(r"shr\.u\d\d .*, 4;\s*and\.b\d\d .*, 16383;", made.ptx)
 
 
 @pytest.mark.parametrize("capability", [75, 90])

@@ -27,13 +27,22 @@ pytestmark = [
 no_transforms = cupy is None or not launch.has_transforms()
 with_transforms = pytest.mark.skipif(no_transforms, reason="there is no cuFFT that CuPy can load")
 
+ENTRIES = {entry.name: entry for entries in TABLE.values() for entry in entries}
+UNTRIED = [name for name, entry in ENTRIES.items() if entry.untried]
+BY_NAME = [pytest.param(name, marks=[pytest.mark.untried] * (name in UNTRIED)) for name in KERNELS]
+ALL_AT_ONCE = pytest.mark.parametrize(
+    "untried", [False, pytest.param(True, marks=pytest.mark.untried)], ids=["tried", "untried"]
+)
+"""Tests of all entries, those that a GPU has run before, and the others."""
+
 SMALL = "n2c4h9w8 k4r3s2 g4 sh2sw1 dh1dw2 ph1:0pw-1:2 reflect"
 OF_TENSOR_CORES = "n2c32h9w8 k34r3s2 g2 sh2sw1 dh1dw2 ph1:0pw-1:2 reflect"
+OF_WARPGROUPS = "n2c128h9w8 k130r3s2 g2 sh2sw1 dh1dw2 ph1:0pw-1:2 reflect"
 """Problems that take every kind of kernel, for tools that slow each of them down."""
 
 
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
-@pytest.mark.parametrize("algorithm", KERNELS)
+@pytest.mark.parametrize("algorithm", BY_NAME)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_entry_of_the_table(dtype, algorithm, layout):
     lines = itertools.chain(*PROBLEMS.values(), DEPTHWISE, TENSOR)
@@ -54,10 +63,11 @@ def test_every_entry_of_the_table(dtype, algorithm, layout):
 
 @pytest.mark.sanitize
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
-@pytest.mark.parametrize("algorithm", KERNELS)
+@pytest.mark.parametrize("algorithm", BY_NAME)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "complex128"])
 def test_small_problems(dtype, algorithm, layout):
-    problem = cuconv.ConvProblem.parse(OF_TENSOR_CORES if algorithm == "mma" else SMALL)
+    line = {"mma": OF_TENSOR_CORES, "wgmma": OF_WARPGROUPS}.get(algorithm, SMALL)
+    problem = cuconv.ConvProblem.parse(line)
     for workspace, permitted in itertools.product((1, 2000, 1 << 23), precisions(dtype, algorithm)):
         case = Case(problem, dtype, layout, accumulate=True, workspace=workspace, precision=permitted)
         if applies(case, algorithm, "fprop", "cuda"):
@@ -69,7 +79,7 @@ def test_seeded_cases(part):
     check_seeds(range(part * 100, part * 100 + 100), "auto", device.run, "cuda")
 
 
-@pytest.mark.parametrize("algorithm", KERNELS)
+@pytest.mark.parametrize("algorithm", BY_NAME)
 def test_seeded_cases_by_name(algorithm):
     check_seeds(range(10_000, 10_400), algorithm, device.run, "cuda")
 
@@ -95,14 +105,16 @@ def operands(line, dtype, layout, exact=False):
     return calls, problem.options() | dict(layout=layout)
 
 
-def in_all_precisions(op, dtype):
-    return [(entry, permitted) for entry in TABLE[op] for permitted in precisions(dtype, entry.name)]
+def in_all_precisions(op, dtype, untried):
+    entries = [entry for entry in TABLE[op] if entry.untried == untried]
+    return [(entry, permitted) for entry in entries for permitted in precisions(dtype, entry.name)]
 
 
+@ALL_AT_ONCE
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
 @pytest.mark.parametrize("line", LARGER)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_algorithms_agree_on_larger_problems(dtype, line, layout):
+def test_algorithms_agree_on_larger_problems(dtype, line, layout, untried):
     """Bit for bit on exactly summable data: every algorithm, and the NumPy path."""
     calls, options = operands(line, dtype, layout, exact=True)
     for op, arguments in calls.items():
@@ -110,19 +122,20 @@ def test_algorithms_agree_on_larger_problems(dtype, line, layout):
             argument.get() if isinstance(argument, cupy.ndarray) else argument for argument in arguments
         ]
         expected = PUBLIC[op](*on_host, **options)
-        for entry, permitted in in_all_precisions(op, dtype):
+        for entry, permitted in in_all_precisions(op, dtype, untried):
             case = Case(cuconv.ConvProblem.parse(line), dtype, layout, precision=permitted)
             if entry.exact and applies(case, entry.name, op, "cuda"):
                 got = PUBLIC[op](*arguments, **options, algorithm=entry.name, precision=permitted)
                 np.testing.assert_array_equal(got.get(), expected)
 
 
+@ALL_AT_ONCE
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "complex64"])
-def test_results_are_bitwise_repeatable(dtype):
+def test_results_are_bitwise_repeatable(dtype, untried):
     for line in LARGER:
         calls, options = operands(line, dtype, "channels_first")
         for op, arguments in calls.items():
-            for entry, permitted in in_all_precisions(op, dtype):
+            for entry, permitted in in_all_precisions(op, dtype, untried):
                 case = Case(cuconv.ConvProblem.parse(line), dtype, precision=permitted)
                 if not applies(case, entry.name, op, "cuda") or (entry.name == "fft" and no_transforms):
                     continue

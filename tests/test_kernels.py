@@ -14,7 +14,7 @@ import cuconv
 from cuconv import activations
 from cuconv.cli.check import PROBLEMS as PLAIN_PROBLEMS
 from cuconv.cpu import blocking
-from cuconv.cuda import algorithms, depthwise, direct, grouped, jit, mma, schedule, simt, sums
+from cuconv.cuda import algorithms, depthwise, direct, grouped, jit, mma, schedule, simt, sums, wgmma
 from cuconv.cuda.geometry import divisor
 from cuconv.plan import INPUTS
 from cuconv.problem import ACTIVATIONS, LAYOUTS, PADDING_MODES
@@ -89,7 +89,9 @@ GROUPED = (
     "n1c48d1h6w5 k24t1r3s2 g6 pd0ph1pw1",
 )
 OWN = {"depthwise": (*LANES, *SEVERAL), "grouped": GROUPED}
-FAMILIES = {"direct": direct, "simt": simt, "depthwise": depthwise, "grouped": grouped, "mma": mma}
+FAMILIES = {
+    "direct": direct, "simt": simt, "depthwise": depthwise, "grouped": grouped, "mma": mma, "wgmma": wgmma
+}  # fmt: skip
 ALIKE = ("bfloat16", "int32", "int64", "complex128")
 """Their instances are those of float16, float32 and complex64, but for sizes and rounding."""
 AS_FLOAT32 = {
@@ -102,8 +104,8 @@ AS_FLOAT32 = {
     ("complex64", "depthwise"),
 }
 """Whose instances are those of float32, but for the same, and for what is made of a pair of numbers."""
-BY_TILE = {("float32", "mma")}
-"""Whose instances test_mma.py runs one by one."""
+BY_TILE = {("float32", "mma"), *((dtype, "wgmma") for dtype in DTYPES)}
+"""Whose instances test_mma.py and test_wgmma.py run one by one."""
 OF_DTYPES = [
     pytest.param(
         dtype,
@@ -143,6 +145,7 @@ def test_every_entry_of_the_table(dtype, algorithm):
         "simt": schedule.reduce_kernels(),
         "mma": schedule.reduce_kernels(),
         "grouped": schedule.reduce_kernels(),
+        "wgmma": schedule.reduce_kernels(),
     }
     expected = {kernel for kernel in around.get(algorithm, ()) if kernel.arguments[0] in of_dtype}
     expected |= {*FAMILIES[algorithm].kernels(dtype)}
@@ -151,7 +154,7 @@ def test_every_entry_of_the_table(dtype, algorithm):
 
 def precisions(dtype, algorithm):
     """All that change what an algorithm does."""
-    return (None, "tf32") if (dtype, algorithm) == ("float32", "mma") else (None,)
+    return (None, "tf32") if dtype == "float32" and algorithm in ("mma", "wgmma") else (None,)
 
 
 def ways(dtype, algorithms=KERNELS):
@@ -300,7 +303,7 @@ def test_what_a_kernel_does_not_know_ends_the_launch(choices, choice, number, dt
 def check_in_all_ways(problem, dtype, algorithm, precision=None):
     more = algorithm == "mma" or (algorithm, dtype) == ("simt", "float32")  # tiles than two
     for layout in ("channels_first", "channels_last"):
-        sizes = (1, 2000) if algorithm in ("depthwise", "grouped") else (1, blocking.WORKSPACE)
+        sizes = (1, 2000) if algorithm in ("depthwise", "grouped", "wgmma") else (1, blocking.WORKSPACE)
         for size in (1, 2000, blocking.WORKSPACE) if more else sizes:
             case = Case(problem, dtype, layout, bias=True, workspace=size, precision=precision)
             check(case, algorithm, emulator.run)
@@ -314,7 +317,7 @@ def test_seeded_cases(part):
 @pytest.mark.parametrize("first", [10_000, pytest.param(20_000, marks=pytest.mark.long)])
 @pytest.mark.parametrize("algorithm", KERNELS)
 def test_seeded_cases_by_name(algorithm, first):
-    count = 20 if algorithm in ("mma", "grouped") else 75  # of which nearly all apply
+    count = {"mma": 20, "grouped": 20, "wgmma": 8}.get(algorithm, 75)  # of which nearly all apply
     check_seeds(range(first, first + count), algorithm, emulator.run, "cuda")
 
 
@@ -495,7 +498,15 @@ def test_division_by_multiplication():
 @pytest.mark.skipif(sys.platform != "linux", reason="the sanitizer's library is loaded as Linux does it")
 @pytest.mark.parametrize("first", [3000, pytest.param(4000, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
-    ("algorithm", "count"), [("auto", 5), ("simt", 3), ("depthwise", 20), ("grouped", 4), ("mma", 3)]
+    ("algorithm", "count"),
+    [
+        ("auto", 5),
+        ("simt", 3),
+        ("depthwise", 20),
+        ("grouped", 4),
+        ("mma", 3),
+        pytest.param("wgmma", 2, marks=pytest.mark.long),
+    ],
 )
 def test_sanitized(algorithm, count, first):
     """A subset of the cases with the kernels compiled for AddressSanitizer."""

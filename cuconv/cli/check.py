@@ -1,7 +1,8 @@
 """The self-test: every algorithm on a spread of problems, on the user's own machine, against plain sums.
 
 It runs on the GPU where there is one that CuPy can use. Each exact entry of the table is taken by name,
-whatever `auto` would choose; one that fails is named, with how to avoid it.
+whatever `auto` would choose; one that fails is named, with how to avoid it. What no GPU has run yet only
+runs if it is asked for.
 
 The plain evaluation is in double precision and does not use the library: it lists for every output cell and
 filter tap the input cell that `numpy.pad` says lies there, and sums.
@@ -19,6 +20,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from ..arrays import numpy_dtype, on_host
 from ..cuda import jit
 from ..dtypes import DTYPES
+from ..options import one_of
 from ..plan import AVOID, INPUTS, TABLES, avoided, current_arch, device_of, make_plan
 from ..problem import ConvProblem, Request
 from ..table import Algorithm
@@ -159,14 +161,20 @@ def _drawn(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.n
     return (values + 1j * rng.standard_normal(shape) if real.kind == "c" else values).astype(real)
 
 
-def main(seed: int = 0) -> int:
-    """Run the self-test where arrays are computed with by default; 0 if every element is within its bound."""
+def main(seed: int = 0, algorithms: Sequence[str] = ()) -> int:
+    """Run the self-test where arrays are computed with by default; 0 if every element is within its bound.
+
+    Raises ValueError where an algorithm is named that there is not.
+    """
     cupy = jit.usable_cupy()
-    return check("cuda" if cupy else "cpu", cupy or np, seed)
+    return check("cuda" if cupy else "cpu", cupy or np, seed, algorithms)
 
 
-def check(backend: str, xp: Any = np, seed: int = 0) -> int:
-    """Print a table of errors, and what to do where an algorithm fails; 1 if one does."""
+def check(backend: str, xp: Any = np, seed: int = 0, algorithms: Sequence[str] = ()) -> int:
+    """Print a table of errors, of all algorithms or of those named, and what to do where one fails; 1 if one
+    does.
+    """
+    entries = _entries(backend, algorithms)
     print(f"On {place()}.")
     print(f"Largest error of each exact algorithm over {len(PROBLEMS)} problems, as a share of its bound:")
     print("the number of products times the accumulator's epsilon times the sum of |products|. Integers must")
@@ -174,10 +182,12 @@ def check(backend: str, xp: Any = np, seed: int = 0) -> int:
     if backend == "cuda":
         print(f"{TF32} is float32 of which factors may be rounded to 11 bits, with a bound for that.")
     print()
-    failures = _failures(backend, xp, seed)
+    failures = _failures(entries, backend, xp, seed)
     print()
     if avoided():
         print(f"{AVOID} leaves out {', '.join(avoided())}: not run.")
+    for name in () if algorithms else _untried(backend):
+        print(f"No GPU has run {name} yet: not run. python -m cuconv check --algorithm {name} does.")
     if not failures:
         print("all within their bounds")
         return 0
@@ -187,7 +197,9 @@ def check(backend: str, xp: Any = np, seed: int = 0) -> int:
     return 1
 
 
-def _failures(backend: str, xp: Any, seed: int) -> dict[str, list[str]]:
+def _failures(
+    entries: Sequence[tuple[str, Algorithm]], backend: str, xp: Any, seed: int
+) -> dict[str, list[str]]:
     """Print the table; what failed, by algorithm, in a line for each op and dtype."""
     columns = [column for column in COLUMNS if backend == "cuda" or column != TF32]
     widths = {column: max(len(column), 6) + 1 for column in columns}
@@ -195,7 +207,7 @@ def _failures(backend: str, xp: Any, seed: int) -> dict[str, list[str]]:
     problems = [ConvProblem.parse(line) for line in PROBLEMS]
     cases = {dtype: [Case(problem, dtype, seed) for problem in problems] for dtype in widths}
     failures: dict[str, list[str]] = {}
-    for op, entry in _entries(backend):
+    for op, entry in entries:
         print(f"{entry.name:10}{op:6}", end="", flush=True)
         for dtype, width in widths.items():
             share, failure = _worst(op, entry, cases[dtype], backend, xp)
@@ -211,13 +223,23 @@ def _failures(backend: str, xp: Any, seed: int) -> dict[str, list[str]]:
     return failures
 
 
-def _entries(backend: str) -> list[tuple[str, Algorithm]]:
+def _entries(backend: str, algorithms: Sequence[str]) -> list[tuple[str, Algorithm]]:
     """What runs, op by op and algorithm by algorithm."""
-    table = TABLES[backend]
-    entries = [(op, entry) for op, of_op in table.items() for entry in of_op if entry.exact]
+    entries = [(op, entry) for op, of_op in TABLES[backend].items() for entry in of_op if entry.exact]
     names = list(dict.fromkeys(entry.name for _, entry in entries))
-    kept = [pair for pair in entries if pair[1].name not in avoided()]
-    return sorted(kept, key=lambda pair: names.index(pair[1].name))
+    for name in algorithms:
+        one_of("--algorithm", name, names)
+    left_out = {*avoided(), *_untried(backend)}
+    kept = algorithms or [name for name in names if name not in left_out]
+    return sorted(
+        (pair for pair in entries if pair[1].name in kept), key=lambda pair: names.index(pair[1].name)
+    )
+
+
+def _untried(backend: str) -> list[str]:
+    """What no GPU has run yet."""
+    entries = (entry for of_op in TABLES[backend].values() for entry in of_op)
+    return list(dict.fromkeys(entry.name for entry in entries if entry.untried))
 
 
 def _worst(

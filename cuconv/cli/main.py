@@ -67,6 +67,12 @@ def _run(arguments: Sequence[str] | None) -> int:
     _add(commands, "info", "what was found on this machine, and what is missing")
     check = _add(commands, "check", "a self-test: every algorithm against plain sums in double precision")
     check.add_argument("--seed", type=at_least(0), default=0, help="of the random operands")
+    check.add_argument(
+        "--algorithm",
+        action="append",
+        default=[],
+        help="only this one, whether a GPU has run it or not",
+    )
     explain = commands.add_parser(
         "explain", help="which algorithm would do a problem, and why",
         description="Which algorithm would do a problem, and why. Times are estimates that rank candidates.",
@@ -101,7 +107,10 @@ def _run(arguments: Sequence[str] | None) -> int:
     if options.command == "check":
         from . import check as self_test
 
-        return self_test.main(options.seed)
+        try:
+            return self_test.main(options.seed, options.algorithm)
+        except ValueError as error:
+            check.error(str(error))
     if options.command == "explain":
         return _explain(explain, options)
     if options.command == "bench":

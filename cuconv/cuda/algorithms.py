@@ -8,13 +8,13 @@ from types import ModuleType
 from ..dtypes import DTYPES
 from ..problem import Request
 from ..table import Algorithm, Table
-from . import depthwise, direct, fft, grouped, mma, simt, sums, transform
+from . import depthwise, direct, fft, grouped, mma, simt, sums, transform, wgmma
 from .device import Device
 from .kernel import Kernel
 from .schedule import padding_kernels, padding_seconds, reduce_kernels, scheduled, widening_kernels
 
 
-def _entry(name: str, family: ModuleType, *, recorded: bool) -> Algorithm:
+def _entry(name: str, family: ModuleType, *, recorded: bool, untried: bool = False) -> Algorithm:
     reads = getattr(family, "reads_padding", None)
 
     def estimate(request: Request, device: Device) -> float:
@@ -23,7 +23,9 @@ def _entry(name: str, family: ModuleType, *, recorded: bool) -> Algorithm:
 
     plan = partial(scheduled, family.build, reads=reads)
     except_for = getattr(family, "except_for", lambda request: None)
-    return Algorithm(name, family.applies, plan, estimate, except_for=except_for, recorded=recorded)
+    return Algorithm(
+        name, family.applies, plan, estimate, except_for=except_for, recorded=recorded, untried=untried
+    )
 
 
 # The emulator, the compiler and the sanitizers prove an entry; benchmarks/results say which are recorded.
@@ -31,6 +33,7 @@ _CONVOLUTIONS = (
     _entry("depthwise", depthwise, recorded=False),
     fft.ENTRY,
     _entry("grouped", grouped, recorded=False),
+    _entry("wgmma", wgmma, recorded=False, untried=True),  # asynchrony between proxies
     _entry("mma", mma, recorded=False),
     _entry("simt", simt, recorded=False),
     _entry("direct", direct, recorded=False),
@@ -48,6 +51,6 @@ TABLE: Table = {
 def kernels() -> list[Kernel]:
     """Every instance that a plan can name."""
     found = [*widening_kernels(), *padding_kernels(), *transform.kernels(), *reduce_kernels()]
-    for family in (direct, simt, depthwise, grouped, mma, sums):
+    for family in (direct, simt, depthwise, grouped, wgmma, mma, sums):
         found += [kernel for dtype in DTYPES for kernel in family.kernels(dtype)]
     return found

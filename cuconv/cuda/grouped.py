@@ -213,7 +213,7 @@ def _work(request: Request, tile: Tile) -> Threads:
         copies = tile.cells * tile.groups * sources / OCTET / threads
         stores, store, store_lines = tile.slots * tile.groups * results / OCTET / threads, 50, 16.0
         if tile.together:  # one by one, along a line of dx
-            store, store_lines = 200, 32
+            store, store_lines = 740, 32
         elif request.layout == "channels_first":  # one by one, along lines of the tile
             store, store_lines = 60, OCTET * (2 + max(32 / tile.wide, 1))
         products = parts * steps * m * fragments

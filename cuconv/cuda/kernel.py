@@ -126,7 +126,7 @@ class Launch:
     `fields` are the members of Params that are known before the arrays are; `axes` is the order in which
     the kernel takes the three spatial axes. `vectors` are the slots of inputs that have to be readable in
     vectors of channels: see `strides.not_in_vectors`; `reals` those of complex ones that are read as real
-    ones of twice the channels.
+    ones of twice the channels, and `exchanged` those whose first two axes change places.
     """
 
     kernel: Kernel
@@ -139,6 +139,7 @@ class Launch:
     shared_bytes: int = 0
     vectors: tuple[str, ...] = ()
     reals: tuple[str, ...] = ()
+    exchanged: tuple[str, ...] = ()
 
     def params(self, strides_by_role: Mapping[str, Strides]) -> np.ndarray:
         """The struct Params, given where each role's canonical view has its elements.
@@ -162,6 +163,8 @@ class Launch:
             if slot in self.reals:
                 start, strides = 2 * start, tuple(2 * step for step in strides)
                 strides = (strides[0], 1, *strides[2:])
+            if slot in self.exchanged:
+                strides = (strides[1], strides[0], *strides[2:])
             record[slot][0, : len(strides)] = strides
             if start:
                 record[slot + "_start"] = start

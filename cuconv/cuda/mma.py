@@ -16,20 +16,22 @@ from .schedule import (
     LIMIT,
     OPERANDS,
     Draft,
-    beyond_32_bits,
     block_digits,
     gemm_k,
+    not_by_tiles,
     padding_is_cheap,
     per,
     planar,
     reduce_seconds,
     result_shape,
     seen_by,
+    shortest_sum,
     split_sum,
     table_bytes,
 )
 from .transform import (
     REAL,
+    as_real,
     channels_last,
     channels_last_seconds,
     fold,
@@ -38,6 +40,7 @@ from .transform import (
     folded_bytes,
     real_filters,
     real_filters_seconds,
+    to_transform,
 )
 
 
@@ -185,11 +188,7 @@ def build(draft: Draft) -> list[Launch]:
 
 def dense(request: Request, problem: ConvProblem) -> ConvProblem:
     """What is multiplied: taps as channels where these are few, and complex numbers as real ones."""
-    return _real(request, folded(problem, problem.filter[2]) if _folded(request, problem) else problem)
-
-
-def _real(request: Request, problem: ConvProblem) -> ConvProblem:
-    return replace(problem, c=2 * problem.c, k=2 * problem.k) if request.dtype in REAL else problem
+    return as_real(request, folded(problem, problem.filter[2]) if _folded(request, problem) else problem)
 
 
 def _folded(request: Request, problem: ConvProblem) -> str:
@@ -219,14 +218,9 @@ def applies(request: Request, device: Device | None) -> str | None:
         return f"tensor cores do not multiply {request.dtype}"
     if device is not None and product.unit not in device.tensor:
         return f"{device.arch} has no tensor cores for it"
-    if problem.groups > 1 and min(problem.c, problem.k) < LEAST * problem.groups:
-        return f"its groups have fewer than {LEAST} channels or filters"
-    if reason := beyond_32_bits(request):
-        return reason
     item = itemsize(request)
-    vector, channels = VECTOR // item, max(problem.c, problem.k) // problem.groups
-    if math.prod(problem.filter) * per(channels, vector) * vector >= LIMIT:
-        return "the channels of a filter, times its taps, are 2^30 or more"
+    if reason := not_by_tiles(request, problem, LEAST, VECTOR // item):
+        return reason
     tile, splits, _ = choice(problem, request)
     tile = _on(device, request, tile)
     if splits * _blocks(problem, request.op, tile, item) >= 2**31:
@@ -239,13 +233,8 @@ def except_for(request: Request) -> str | None:
     product = PRODUCTS.get((request.dtype, request.precision))
     if product is None or product.parts == 1:
         return None
-    problem, op = _real(request, request.problem), request.op
-    products = problem.gemm(op)[2]
-    if op == "dgrad":  # of the residue of the stride that has least taps, if any
-        axes = zip(problem.filter, problem.stride, problem.dilation, strict=True)
-        taps = math.prod(max(r // (s // math.gcd(s, d)), 1) for r, s, d in axes)
-        products = problem.k // problem.groups * taps
-    return f"sums of fewer than {SHORT} products are less exact by parts" if products < SHORT else None
+    short = shortest_sum(as_real(request, request.problem), request.op) < SHORT
+    return f"sums of fewer than {SHORT} products are less exact by parts" if short else None
 
 
 def estimate(request: Request, device: Device | None) -> float:
@@ -264,7 +253,7 @@ def estimate(request: Request, device: Device | None) -> float:
         each, lines = 18 * fragments + 360, ((tile.wm + tile.wn) * tile.bk * 6 + 14 * share) / 128
     # Of a residue pixels are no neighbours in memory: results are stored one by one if these are fastest.
     apart = (
-        0 if op != "dgrad" or max(problem.stride) == 1 else 240 if request.layout == "channels_first" else 40
+        0 if op != "dgrad" or max(problem.stride) == 1 else 240 if request.layout == "channels_first" else 25
     )
     threads = Threads(
         splits * _blocks(problem, op, tile, item), tile.threads, tile.residents,
@@ -394,16 +383,9 @@ def _table_bytes(problem: ConvProblem, op: str, tile: Tile, item: int) -> int:
 
 def _transformed(request: Request, problem: ConvProblem) -> list[str]:
     """The slots of the inputs that are in no vectors of channels, and are not folded or made real either."""
-    vector = VECTOR // DTYPES[request.dtype].itemsize
-    channels = {"x": problem.c, "w": problem.c, "dy": problem.k}
-    roles = zip("ab", OPERANDS[request.op], strict=False)
+    made_real = "b" if request.dtype in REAL and request.op != "wgrad" else ""
     return [
-        slot
-        for slot, role in roles
-        if role
-        and (request.layout == "channels_first" or channels[role] // problem.groups % vector)
-        and not (role == "w" and request.dtype in REAL)
-        and slot not in _folded(request, problem)
+        slot for slot in to_transform(request, problem) if slot not in _folded(request, problem) + made_real
     ]
 
 

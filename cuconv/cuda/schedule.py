@@ -87,6 +87,15 @@ def gemm_k(problem: ConvProblem, op: str, vector: int = 1) -> int:
     return taps * per(channels, vector) * vector
 
 
+def shortest_sum(problem: ConvProblem, op: str) -> int:
+    """Products in a sum; of the residue of the stride that has least taps, if any."""
+    if op != "dgrad":
+        return problem.gemm(op)[2]
+    axes = zip(problem.filter, problem.stride, problem.dilation, strict=True)
+    taps = math.prod(max(r // (s // math.gcd(s, d)), 1) for r, s, d in axes)
+    return problem.k // problem.groups * taps
+
+
 def per(extent: int, tile: int) -> int:
     """How many tiles cover an extent."""
     return -(-extent // tile)
@@ -420,17 +429,19 @@ def split_sum(
     cut: tuple[int, int],
     channels_last: bool = False,
     seen: tuple[int, ...] | None = None,
+    blocks: int | None = None,
     **changes: Any,
 ) -> list[Launch]:
     """A kernel that sums in parts, and, where there is more than one, the launch that adds them in order.
 
     The parts are in C order, or have their channels last. A kernel that sees the result in another shape, the
-    same in memory, leaves a part even where there is but one.
+    same in memory, leaves a part even where there is but one. Tiles have a block each, or so many in all.
     """
     splits, chunk = cut
+    blocks = splits * tiles if blocks is None else blocks
     fields = draft.fields() | fields | {"splits": splits, "chunk": chunk}
     if splits == 1 and seen is None:
-        return [draft.launch(kernel, tiles, fields, **changes)]
+        return [draft.launch(kernel, blocks, fields, **changes)]
     dtype, op = draft.request.dtype, draft.request.op
     shape = result_shape(draft.problem, op)
     summands = draft.room((splits, *(seen or shape)), sum_dtype(op, dtype), channels_last)
@@ -440,7 +451,7 @@ def split_sum(
     lanes = 32 if channels_last else 1  # in the order of the parts
     of_sum = draft.fields(splits=splits, chunk=each, batch=batch, lanes=lanes)
     add = draft.per_element(kernel_of_parts, (batch, shape[1], shape[2:]), of_sum, a=summands, b=None)
-    return [draft.launch(kernel, splits * tiles, fields | {"partial": 1}, out=summands, **changes), add]
+    return [draft.launch(kernel, blocks, fields | {"partial": 1}, out=summands, **changes), add]
 
 
 def _summed_by_a_thread(shape: tuple[int, ...], dtype: str) -> int:
@@ -488,6 +499,9 @@ def reduce_kernels() -> Iterator[Kernel]:
 # -- what families ask of a request -------------------------------------------------------------------
 
 
+_TOO_MANY = "the channels of a filter, times its taps, are 2^30 or more"
+
+
 def beyond_32_bits(request: Request) -> str | None:
     """Why 32 bits are too few for coordinates, or for the channels and taps of a filter, if they are."""
     problem = _volumetric(request)
@@ -496,5 +510,19 @@ def beyond_32_bits(request: Request) -> str | None:
         if max(*(lengths[axis] for lengths in reaches), *map(abs, problem.padding[axis])) >= LIMIT:
             return "an axis, its padding included, has 2^30 cells or more"
     if max(problem.n, max(problem.c, problem.k) * math.prod(problem.filter)) >= LIMIT:
-        return "the channels of a filter, times its taps, are 2^30 or more"
+        return _TOO_MANY
+    return None
+
+
+def not_by_tiles(request: Request, problem: ConvProblem, least: int, vector: int) -> str | None:
+    """Why groups do not fill tiles, which takes so many channels and filters of each, or why 32 bits are too
+    few for what is multiplied in vectors.
+    """
+    if problem.groups > 1 and min(problem.c, problem.k) < least * problem.groups:
+        return f"its groups have fewer than {least} channels or filters"
+    if reason := beyond_32_bits(request):
+        return reason
+    channels = max(problem.c, problem.k) // problem.groups
+    if math.prod(problem.filter) * per(channels, vector) * vector >= LIMIT:
+        return _TOO_MANY
     return None

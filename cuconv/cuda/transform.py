@@ -14,11 +14,17 @@ from ..problem import ConvProblem, Request
 from .cost import Threads, seconds
 from .device import Device
 from .geometry import axes, digits, divisor
-from .kernel import VECTOR, Kernel, Launch
+from .kernel import VECTOR, Kernel, Launch, Scratch
 from .schedule import BLOCKS, C_TYPES, OPERANDS, THREADS, Draft, per
 
 _ELEMENTS = {2: "unsigned short", 4: "unsigned", 8: "unsigned long long", 16: "Quad"}
 """What elements are copied as, by their size."""
+
+_FLOATS = {"tf32": "FloatAsTf32", "parts": "FloatInParts"}
+"""What floats are copied as that are stored otherwise."""
+
+PARTS = 3
+"""Into which floats are taken apart: see cuda_src/parted.cuh."""
 
 REAL = {"complex64": "float32", "complex128": "float64"}
 """The dtypes of the parts of complex numbers."""
@@ -34,17 +40,34 @@ _LINES = 4
 """Of the folded x, in which a thread that folds has a vector, where there are enough of them."""
 
 
-def channels_last(draft: Draft, slot: str) -> Launch:
+def channels_last(draft: Draft, slot: str, stored: str | None = None, exchanged: bool = False) -> Launch:
     """The launch that copies the operand of a slot, "a" or "b", to the workspace, which the draft has then.
 
     It is dense and channels-last, and each group of its channels is padded with zeros to whole vectors: its
-    shape has them all. Filters count as one group.
+    shape has them all. Filters count as one group; with their filters and channels `exchanged`, they have the
+    groups of their filters. Floats may be `stored` as "tf32", or by their "parts": then their first axis has
+    PARTS times as many cells, and behind them those that hold what `small_flags` counts. By parts complex
+    numbers are two floats, their channels being neighbours.
     """
-    item = DTYPES[draft.request.dtype].itemsize
-    outer, groups, channels, spatial = _extents(draft.problem, draft.request.op, slot)
-    padded, places = _padded(channels, item), outer * math.prod(spatial)
-    copy = draft.room((outer, groups * padded, *spatial), draft.request.dtype, channels_last=True)
-    kernel, blocks = _tiles(places, groups * padded, item)
+    request, operand = draft.request, getattr(draft, slot)
+    parts, problem = stored == "parts", draft.problem
+    dtype, item = request.dtype, DTYPES[request.dtype].itemsize
+    cells = OPERANDS[request.op]["ab".index(slot)] != "w"
+    more: dict[str, tuple[str, ...]] = {"exchanged": ("b",) * exchanged}
+    if parts and dtype in REAL:
+        problem, item = as_real(request, problem), item // 2
+        if cells:
+            more |= {"reals": ("b",), "vectors": ("b",)}
+    outer, groups, channels, spatial = _extents(problem, request.op, slot, exchanged)
+    if cells and more.get("reals") and isinstance(operand, Scratch):
+        channels = 2 * operand.shape[1] // groups  # with those that fill vectors
+    places, padded = outer * math.prod(spatial), _padded(channels, item // 2 if parts else item)
+    kernel, blocks = _tiles(places, groups * padded, item, stored)
+    rows = outer
+    if parts:
+        row = max(groups * padded * math.prod(spatial), 1)
+        rows, dtype = PARTS * outer + per(_flags(kernel, blocks), row), "bfloat16"
+    copy = draft.room((rows, groups * padded, *spatial), dtype, channels_last=True)
     d, h, w = spatial
     fields = {
         "groups": groups,
@@ -53,9 +76,34 @@ def channels_last(draft: Draft, slot: str) -> Launch:
         "items": places,
         "digit": digits((w, h, d, d * h * w)),
     }
-    launch = draft.launch(kernel, blocks, fields, a=None, b=getattr(draft, slot), out=copy)
+    launch = draft.launch(kernel, blocks, fields, a=None, b=operand, out=copy, **more)
     setattr(draft, slot, copy)
     return launch
+
+
+def small_flags(launch: Launch) -> int:
+    """How many numbers a launch that stores parts leaves behind them: one for each warp."""
+    return _flags(launch.kernel, launch.blocks)
+
+
+def _flags(kernel: Kernel, blocks: int) -> int:
+    return blocks * kernel.threads // 32
+
+
+def as_real(request: Request, problem: ConvProblem) -> ConvProblem:
+    """The problem with complex numbers as real ones in twice the channels."""
+    return replace(problem, c=2 * problem.c, k=2 * problem.k) if request.dtype in REAL else problem
+
+
+def to_transform(request: Request, problem: ConvProblem) -> list[str]:
+    """The slots of the inputs whose channels lie in no whole vectors, so that a copy has to have them so."""
+    vector = VECTOR // DTYPES[request.dtype].itemsize
+    channels = {"x": problem.c, "w": problem.c, "dy": problem.k}
+    return [
+        slot
+        for slot, role in zip("ab", OPERANDS[request.op], strict=False)
+        if role and (request.layout == "channels_first" or channels[role] // problem.groups % vector)
+    ]
 
 
 def channels_last_seconds(request: Request, problem: ConvProblem, device: Device, slot: str) -> float:
@@ -162,13 +210,14 @@ def real_filters_seconds(request: Request, problem: ConvProblem, device: Device)
 
 def kernels() -> Iterator[Kernel]:
     """Every instance."""
-    yield from (_kernel(item, vectors) for item in _ELEMENTS for vectors in _TILES)
+    elements = (*_ELEMENTS.values(), *_FLOATS.values())
+    yield from (_kernel(element, vectors) for element in elements for vectors in _TILES)
     yield from map(_filters_kernel, REAL)
     yield from map(_fold_kernel, _ELEMENTS)
 
 
-def _kernel(itemsize: int, vectors: int) -> Kernel:
-    arguments = (_ELEMENTS[itemsize], _THREADS, _TILES[vectors], vectors)
+def _kernel(element: str, vectors: int) -> Kernel:
+    arguments = (element, _THREADS, _TILES[vectors], vectors)
     return Kernel("transform.cuh", "conv_channels_last", arguments, _THREADS, residents=4)
 
 
@@ -180,11 +229,12 @@ def _filters_kernel(dtype: str) -> Kernel:
     return Kernel("complex.cuh", "conv_real_filters", (C_TYPES[dtype], C_TYPES[REAL[dtype]]), THREADS)
 
 
-def _tiles(places: int, channels: int, itemsize: int) -> tuple[Kernel, int]:
+def _tiles(places: int, channels: int, itemsize: int, stored: str | None = None) -> tuple[Kernel, int]:
     """The kernel for so many places and padded channels, and its blocks."""
     needed = channels * itemsize // VECTOR
     vectors = next((vectors for vectors in _TILES if vectors >= needed), max(_TILES))
-    return _kernel(itemsize, vectors), per(places, _TILES[vectors]) * per(needed, vectors)
+    element = _FLOATS[stored] if stored else _ELEMENTS[itemsize]
+    return _kernel(element, vectors), per(places, _TILES[vectors]) * per(needed, vectors)
 
 
 def _fold_step(problem: ConvProblem, run: int) -> int:
@@ -204,9 +254,13 @@ def _padded(channels: int, itemsize: int) -> int:
     return per(channels, vector) * vector
 
 
-def _extents(problem: ConvProblem, op: str, slot: str) -> tuple[int, int, int, tuple[int, ...]]:
+def _extents(
+    problem: ConvProblem, op: str, slot: str, exchanged: bool = False
+) -> tuple[int, int, int, tuple[int, ...]]:
     """(outer, groups, channels of a group, three spatial extents) of an operand."""
-    role = OPERANDS[op]["ab".index(slot)]
+    role, groups = OPERANDS[op]["ab".index(slot)], problem.groups
+    if exchanged:
+        return problem.c // groups, groups, problem.k // groups, problem.filter
     if role == "w":
         return problem.k, 1, problem.c // problem.groups, problem.filter
     outer, channels, *spatial = problem.x_shape() if role == "x" else problem.y_shape()

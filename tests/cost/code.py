@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import itertools
 import re
 import shutil
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,20 +52,30 @@ PRODUCTS = {
 HINT = 1e-5
 """How much the count of a loop's line weighs beside those of its accesses."""
 
+Line = tuple[str, int]
+"""A file's name, and a line's number."""
+
 Access = tuple[str, str, int]
-"""global or shared; read, write or copy; bytes."""
+"""global or shared; read, write, copy or product; bytes."""
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction: its place, its full name, where it goes if it is a branch, its file and line."""
+    """One instruction: its place, its full name, where it goes if it is a branch, its file and line and those
+    where that was inlined.
+    """
 
     at: int
     name: str
     target: int | None
-    line: tuple[str, int]
+    lines: tuple[Line, ...]
     idle: bool  # part of what no request that is measured does: see _idle
     block: int = 0  # of instructions that are run one after the other
+    goals: tuple[int, ...] = ()  # where it may go: where a branch does, one of several, or to the next one
+
+    @property
+    def line(self) -> Line:
+        return (*self.lines, ("", 0))[0]
 
     def starts(self, pattern: str) -> bool:
         return re.match(rf"(?:{pattern})(?![A-Z])", self.name) is not None
@@ -87,10 +98,20 @@ class Instruction:
         return kind, 2 * m * n * k
 
     @functools.cached_property
+    def operands(self) -> float:
+        """Wavefronts of shared memory that bring the operands of a product of warpgroups, a warp's share."""
+        shape = re.search(r"\.64x(\d+)x", self.name)
+        if shape is None or not self.starts("HGMMA"):
+            return 0.0
+        return (64 + int(shape[1])) * 32 / 128 / 4  # 32 bytes of gemm_k, for four warps
+
+    @functools.cached_property
     def access(self) -> Access | None:
-        """What it asks of memory, constants and registers apart."""
+        """What it asks of memory, constants and registers apart; that it is a product of warpgroups."""
         if self.name.startswith("LDSM"):
             return "shared", "read", 16
+        if self.starts("HGMMA"):
+            return "shared", "product", 16
         kinds = {"LDGSTS": ("global", "copy"), "LDG": ("global", "read"), "STG": ("global", "write")}
         kinds |= {"LDS": ("shared", "read"), "STS": ("shared", "write")}
         kinds |= {"LD": ("global", "read"), "ST": ("global", "write")}
@@ -103,7 +124,9 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Loop:
-    """Instructions between a label and the branch back to it: `own` are those in no loop inside, not idle."""
+    """Instructions from which a branch back is reached, the last one of `all`, without passing where it goes:
+    `own` are those in no loop inside, not idle.
+    """
 
     own: tuple[Instruction, ...]
     all: tuple[Instruction, ...]
@@ -113,7 +136,7 @@ class Loop:
         return Counter(each.access for each in self.own if each.access)
 
     @property
-    def line(self) -> tuple[str, int]:
+    def line(self) -> Line:
         """That of its branch back, the `for` or `while` as a rule."""
         return self.all[-1].line
 
@@ -141,6 +164,11 @@ class Code:
     resident: int
     loops: tuple[Loop, ...]
 
+    @property
+    def by_warpgroups(self) -> bool:
+        """Whether these multiply, and share out what there is to be done."""
+        return any(each.starts("HGMMA") for loop in self.loops for each in loop.own)
+
     def main(self, products: str) -> Loop:
         """The innermost loop with the most multiplications, or accesses where nothing is multiplied."""
 
@@ -151,8 +179,9 @@ class Code:
 
         return max(self.loops[1:] or self.loops, key=weight)
 
-    def without(self, accesses: Mapping[Access, float]) -> Code:
-        """The code but for blocks that cannot have been run by a warp that makes these accesses.
+    def without(self, accesses: Mapping[Access, float], lines: Set[Line] = frozenset()) -> Code:
+        """The code but for these lines, which no thread runs, and blocks that cannot have been run by a warp
+        that makes these accesses.
 
         Those are blocks with a narrower access to global memory than any that was made: for arrays that have
         no vectors, say. Wider ones count as made, since the emulator's compiler may take them apart.
@@ -168,12 +197,14 @@ class Code:
             if each.access and each.access[0] == "global" and each.access[2] < least.get(each.access[1], 0)
         }
         kept = [
-            replace(loop, own=tuple(each for each in loop.own if each.block not in never))
+            tuple(each for each in loop.own if each.block not in never and lines.isdisjoint(each.lines))
             for loop in self.loops
         ]
-        return replace(self, loops=tuple(kept))
+        return replace(
+            self, loops=tuple(replace(loop, own=own) for loop, own in zip(self.loops, kept, strict=True))
+        )
 
-    def passes(self, accesses: Mapping[Access, float], lines: Mapping[tuple[str, int], float]) -> list[float]:
+    def passes(self, accesses: Mapping[Access, float], lines: Mapping[Line, float]) -> list[float]:
         """How often a warp passes each loop, if it makes these accesses, and runs these lines so often.
 
         Where none of 8 bytes were made, such in the code are of 16: compilers may read but half of a vector.
@@ -210,7 +241,7 @@ class Code:
                 passes[i] = run[i]
         return passes
 
-    def _as_often_as_its_line(self, i: int, lines: Mapping[tuple[str, int], float]) -> float:
+    def _as_often_as_its_line(self, i: int, lines: Mapping[Line, float]) -> float:
         copies = sum(other.line == self.loops[i].line for other in self.loops[1:])
         return lines.get(self.loops[i].line, 0.0) / copies
 
@@ -253,7 +284,7 @@ def disassembled(cubin: bytes) -> str:
 
 
 @functools.cache
-def _idle() -> frozenset[tuple[str, int]]:
+def _idle() -> frozenset[Line]:
     """The lines that compute activations, finish sums one by one, or add to what is there; and those of
     products that are for subnormal numbers, and for infinite ones and NaN. Each with its file.
     """
@@ -282,15 +313,18 @@ def _idle() -> frozenset[tuple[str, int]]:
 
 _LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)(.*)")
 
+GOING = ("BRA", "BRX", "EXIT", "RET")
+"""What a stretch of code ends with that nothing but a label begins after."""
+
 _NEVER = "@!PT"
 """The guard of an instruction that does nothing: ptxas puts loads so guarded before asynchronous copies."""
 
 
 def instructions(text: str) -> list[Instruction]:
     """The instructions of a disassembled kernel; branches go to places, of which labels are the names."""
-    lines: list[tuple[int, str, str, list[tuple[str, int]]]] = []
+    lines: list[tuple[int, str, str, list[Line], bool]] = []  # and whether it is guarded
     labels: dict[str, int | None] = {}
-    places: list[tuple[str, int]] = []  # of what follows, and where that was inlined
+    places: list[Line] = []  # of what follows, and where that was inlined
     used = False
     for line in text.splitlines():
         if label := re.match(r"(\.L_x_\d+):", line):
@@ -302,30 +336,73 @@ def instructions(text: str) -> list[Instruction]:
             used = True
             at = int(found[1], 16)
             labels |= {name: at for name, place in labels.items() if place is None}
-            never = (found[2] or "").strip() == _NEVER
-            lines.append((at, "NOP" if never else found[3], found[4], places))
+            guard = (found[2] or "").strip()
+            lines.append((at, "NOP" if guard == _NEVER else found[3], found[4], places, bool(guard)))
     made: list[Instruction] = []
     block = 0
-    for at, name, operands, places in lines:
-        goal = re.search(r"`\((\.L_x_\d+)\)", operands) if name.startswith("BRA") else None
+    nexts = [*(at for at, *_ in lines[1:]), None]
+    for (at, name, operands, places, guarded), following in zip(lines, nexts, strict=True):
+        kind = name.partition(".")[0]
+        found = [labels[label] for label in re.findall(r"\.L_x_\d+", operands)] if kind in GOING else []
+        # Conditions are guards, or operands before the goal.
+        ends = not guarded and kind in GOING and (kind != "BRA" or operands.lstrip().startswith("`"))
+        goals = tuple(goal for goal in (*found, None if ends else following) if goal is not None)
         idle = not _idle().isdisjoint(places)
-        block += at in labels.values() or (bool(made) and made[-1].name.startswith("BRA"))
-        made.append(
-            Instruction(at, name, labels[goal[1]] if goal else None, (*places, ("", 0))[0], idle, block)
-        )
+        block += at in labels.values() or (bool(made) and made[-1].name.partition(".")[0] in GOING)
+        target = found[0] if kind == "BRA" and found else None
+        made.append(Instruction(at, name, target, tuple(places), idle, block, goals))
     return made
 
 
 def loops(code: list[Instruction]) -> tuple[Loop, ...]:
-    """The loops, outer ones first, after all that is in none; each ends with a branch back to its begin."""
-    ends: dict[int, int] = {}
-    for each in code:
-        if each.target is not None and each.target < each.at:
-            ends[each.target] = max(each.at, ends.get(each.target, 0))
-    spans = [(-1, 1 << 62), *sorted(ends.items(), key=lambda span: (span[0], -span[1]))]
-    inside = [[each for each in code if begin <= each.at <= end] for begin, end in spans]
-    deepest = {each.at: i for i, members in enumerate(inside) for each in members}
+    """The loops, outer ones first, after all that is in none.
+
+    Compilers put what is seldom done behind everything else, so that a loop is no stretch of the code, and a
+    branch to what comes before makes one only if that is always passed on the way to the branch.
+    """
+    blocks = [[*members] for _, members in itertools.groupby(code, lambda each: each.block)]
+    number = {members[0].at: i for i, members in enumerate(blocks)}
+    after = [{number[goal] for goal in members[-1].goals} for members in blocks]
+    before = [[j for j, goals in enumerate(after) if i in goals] for i in range(len(blocks))]
+    passed = _dominators(before)
+    bodies: dict[int, set[int]] = {}
+    backs: dict[int, int] = {}
+    for i, goals in enumerate(after):
+        for head in goals:
+            to_itself = head == i and len(blocks[i]) == 1  # after the end
+            if passed[i] >> head & 1 and not to_itself:
+                body, found = bodies.setdefault(head, {head}), [i]
+                while found:
+                    if (one := found.pop()) not in body:
+                        body.add(one)
+                        found += before[one]
+                backs[head] = max(i, backs.get(head, 0))
+    heads = sorted(bodies, key=lambda head: -len(bodies[head]))
+    inside = [[*range(len(blocks))]] + [
+        [*sorted(bodies[head] - {backs[head]}), backs[head]] for head in heads
+    ]
+    deepest = {block: i for i, members in enumerate(inside) for block in members}
     return tuple(
-        Loop(tuple(each for each in members if deepest[each.at] == i and not each.idle), tuple(members))
+        Loop(
+            tuple(each for b in members if deepest[b] == i for each in blocks[b] if not each.idle),
+            tuple(each for b in members for each in blocks[b]),
+        )
         for i, members in enumerate(inside)
     )
+
+
+def _dominators(before: list[list[int]]) -> list[int]:
+    """By block a set of bits: the blocks that are always passed on the way to it, itself among them.
+
+    Where no block goes to one, it is begun at.
+    """
+    every = (1 << len(before)) - 1
+    passed = [every if goals and i else 1 << i for i, goals in enumerate(before)]
+    changed = True
+    while changed:
+        changed = False
+        for i, goals in enumerate(before):
+            if goals and i:
+                now = functools.reduce(int.__and__, (passed[j] for j in goals)) | 1 << i
+                changed, passed[i] = changed or now != passed[i], now
+    return passed

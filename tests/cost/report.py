@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import geometric_mean
 from typing import Any
 
@@ -120,19 +120,25 @@ def _suites() -> list[str]:
     lines = []
     for name, kinds in table.SUITES.items():
         for kind in kinds:
-            lines += [f"\n## {name}, {kind}\n"]
-            lines += _table(("problem", "fprop", "dgrad", "wgrad"), _problems(name, kind))
+            named = [algorithm for algorithm, suites in table.BY_NAME.items() if kind in suites.get(name, ())]
+            for algorithm in ("auto", *named):
+                lines += [f"\n## {name}, {kind}" + (f", by `{algorithm}`\n" if algorithm in named else "\n")]
+                lines += _table(("problem", "fprop", "dgrad", "wgrad"), _problems(name, kind, algorithm))
     return lines
 
 
-def _problems(name: str, kind: table.Kind) -> Iterator[list[str]]:
-    """A row per problem with auto's choice for each op, and their geometric mean."""
+def _problems(name: str, kind: table.Kind, algorithm: str) -> Iterator[list[str]]:
+    """A row per problem with the entry for each op that it does, and their geometric mean."""
     ratios: dict[str, list[float]] = {op: [] for op in OPS}
     rates: dict[str, list[float]] = {op: [] for op in OPS}
     for problem in kind.problems(name):
         cells = [f"`{problem}`"]
         for op in OPS:
-            plan = table.Case(name, problem, op, kind).plan()
+            case = table.Case(name, problem, op, kind, algorithm)
+            if algorithm != "auto" and not table.applies(algorithm, replace(case, algorithm="auto")):
+                cells.append("")
+                continue
+            plan = case.plan()
             row = predictions.rows()[table.name(plan)]
             ratios[op].append(row["of_floor"])
             rates[op].append(problem.flops(op, kind.dtype) / row["seconds"])
@@ -141,7 +147,10 @@ def _problems(name: str, kind: table.Kind) -> Iterator[list[str]]:
                 f"{row['of_floor']:.1f} x floor"
             )
         yield cells
-    means = (f"{_rate(geometric_mean(rates[op]))}, {geometric_mean(ratios[op]):.1f} x floor" for op in OPS)
+    means = (
+        f"{_rate(geometric_mean(rates[op]))}, {geometric_mean(ratios[op]):.1f} x floor" if rates[op] else ""
+        for op in OPS
+    )
     yield ["geometric mean", *means]
 
 

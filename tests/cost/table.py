@@ -69,6 +69,15 @@ SUITES: dict[str, tuple[Kind, ...]] = {
 }
 """The suites, by what they are predicted in: `home` by every entry, the others by auto's."""
 
+_LARGE = Kind("float16", LAST, images=256)
+BY_NAME: dict[str, dict[str, tuple[Kind, ...]]] = {
+    "wgmma": {
+        "resnet50": (Kind("float16", LAST), _LARGE, Kind("float16", FIRST), _TF32),
+        "vgg16": (Kind("float16", LAST), Kind("float16", FIRST), _TF32),
+    },
+}
+"""What is predicted by the name of an entry too that auto does not choose from yet, where it applies."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -100,15 +109,24 @@ def cases(names: Iterable[str] = SUITES) -> Iterator[Case]:
                     yield case
                     if name == "home":
                         yield from _others(case)
+                    for algorithm, kinds in BY_NAME.items():
+                        if kind in kinds.get(name, ()) and applies(algorithm, case):
+                            yield replace(case, algorithm=algorithm)
 
 
 def _others(case: Case) -> Iterator[Case]:
     """The same call by the other entries that apply."""
-    chosen = case.plan()
+    chosen = case.plan().algorithm
     for entry in TABLES["cuda"][case.op]:
         # Transforms are no launches of kernels that could be counted.
-        if entry.exact and entry.name != chosen.algorithm and entry.applies(chosen.request, None) is None:
+        if entry.exact and entry.name != chosen and applies(entry.name, case):
             yield replace(case, algorithm=entry.name)
+
+
+def applies(algorithm: str, case: Case) -> bool:
+    """Whether an entry does a case."""
+    (entry,) = (entry for entry in TABLES["cuda"][case.op] if entry.name == algorithm)
+    return entry.applies(case.plan().request, None) is None
 
 
 def name(plan: Plan) -> str:

@@ -35,12 +35,14 @@ Traffic = dict[tuple[str, str, int], Count]
 
 
 class Counted(NamedTuple):
-    """A launch's traffic; by (file, line) how often a thread runs what begins there; and how many bytes a
-    thread's asynchronous copies have to bring at the most.
+    """The traffic of a launch, or of some threads of each block; by (file, line) how often one runs what
+    begins there; the lines that none runs; and how many bytes a thread's asynchronous copies have to bring at
+    the most.
     """
 
     traffic: Traffic
-    lines: dict[tuple[str, int], float]
+    lines: dict[runner.Line, float]
+    never: frozenset[runner.Line]
     under_way: int
 
 
@@ -76,14 +78,30 @@ def zeros(shape: Iterable[int], dtype: str) -> np.ndarray:
     return memory[start : start + size].view(kind).reshape(shape)
 
 
-def counted(launch: Launch, operands: Arrays, places: Mapping[str, Strides], l1_bytes: int) -> Counted:
-    """What a launch does: a few blocks of it, taken for all."""
+def counted(
+    launch: Launch,
+    operands: Arrays,
+    places: Mapping[str, Strides],
+    l1_bytes: int,
+    threads: range | None = None,
+) -> Counted:
+    """What a launch does: a few blocks of it, taken for all; of each all threads, or so many side by side."""
     count = min(BLOCKS, launch.blocks)
     blocks = [launch.blocks * (2 * i + 1) // (2 * count) for i in range(count)]
-    found = runner.count_window(launch, operands, places, blocks, l1_bytes)
-    threads = count * launch.kernel.threads
-    lines = {place: passes / threads for place, passes in found.lines.items()}
-    return Counted(scaled(found.tallies, launch.blocks / count), lines, found.under_way)
+    found = runner.count_window(launch, operands, places, blocks, l1_bytes, threads)
+    every = tiles(launch)
+    share = every / sum(len(range(block, every, launch.blocks)) for block in blocks)  # how many times as much
+    of_lines = launch.blocks * len(threads or range(launch.kernel.threads)) / share
+    lines = {place: passes / of_lines for place, passes in found.lines.items()}
+    return Counted(scaled(found.tallies, share), lines, found.never, found.under_way)
+
+
+def tiles(launch: Launch) -> int:
+    """How many tiles blocks have, one each but where they take turns: every so many blocks the next one."""
+    fields = dict(launch.fields)
+    if launch.kernel.file != "wgmma.cuh":
+        return launch.blocks
+    return int(fields["splits"] * math.prod(extent for extent, *_ in fields["digit"]))
 
 
 def scaled(tallies: np.ndarray, factor: float) -> Traffic:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,6 +31,9 @@ from tests.emulator.build import EmulatorError
 ALIGNMENT = 16
 """Copies keep an array's address modulo this, the widest access of a kernel to global memory."""
 
+REGISTERS, MOST_REGISTERS = 65536, 248
+"""Of a multiprocessor, and of a thread at launch; they are given out in eights."""
+
 ORDERS = ("forward", "reverse", "shuffled")
 
 
@@ -42,19 +46,23 @@ class _Job(ctypes.Structure):
         ("shared_bytes", ctypes.c_uint64),
         ("seed", ctypes.c_uint64),
         *((name, ctypes.c_uint) for name in ("threads", "grid", "first", "blocks", "order", "poison", "low")),
+        ("registers", ctypes.c_uint),
         ("l1_bytes", ctypes.c_uint64),
         ("operands", ctypes.c_uint64 * 2 * 4),
         ("tallies", ctypes.c_void_p),
         ("passes", ctypes.c_void_p),
         ("code_bytes", ctypes.c_uint64),
         ("under_way", ctypes.c_void_p),
+        ("counted_from", ctypes.c_uint),
+        ("counted", ctypes.c_uint),
     ]
 
 
 TALLY = np.dtype([(name, np.float64) for name in ("requests", "taken", "least", "lines", "from_l2")])
 """What traffic.h counts, in an array by space (a, b, bias, out, shared), kind and width."""
 
-SPACES, KINDS, WIDTHS = ("a", "b", "bias", "out", "shared"), ("read", "write", "copy"), (1, 2, 4, 8, 16)
+SPACES, KINDS = ("a", "b", "bias", "out", "shared"), ("read", "write", "copy", "product")
+WIDTHS = (1, 2, 4, 8, 16)
 
 
 class _Report(ctypes.Structure):
@@ -155,15 +163,20 @@ def run_window(
         raise EmulatorError(f"{launch.kernel.name}: {_explain(report, [])}")
 
 
+Line = tuple[str, int]
+"""A file's name, and a line's number."""
+
+
 @dataclass
 class Counts:
-    """What some blocks of a launch did: their accesses, by space, kind and width; by (file, line) how often
-    their threads in all ran what begins there; and how many bytes a thread's asynchronous copies had to bring
-    at the most.
+    """What threads of some blocks of a launch did: their accesses, by space, kind and width; by (file, line)
+    how often they in all ran what begins there; the lines of which nothing was run; and how many bytes a
+    thread's asynchronous copies had to bring at the most.
     """
 
     tallies: np.ndarray
-    lines: dict[tuple[str, int], int]
+    lines: dict[Line, int]
+    never: frozenset[Line]
     under_way: int
 
 
@@ -173,8 +186,9 @@ def count_window(
     strides: Mapping[str, Strides],
     blocks: Iterable[int],
     l1_bytes: int,
+    threads: range | None = None,
 ) -> Counts:
-    """run_window of some blocks, one by one, that counts.
+    """run_window of some blocks, one by one, that counts: what all threads do, or so many side by side.
 
     Each block has a first-level cache of so many bytes, empty at first.
     """
@@ -187,12 +201,14 @@ def count_window(
         np.zeros((len(SPACES), len(KINDS), len(WIDTHS)), TALLY),
         np.zeros(library.stat().st_size, np.uint64),
         ctypes.c_uint64(),
+        threads or range(launch.kernel.threads),
     )
     for block in blocks:
         report = _blocks(launch, pointers, strides, Pass(), range(block, block + 1), counting)
         if report is not None:
             raise EmulatorError(f"{launch.kernel.name}: {_explain(report, [])}")
-    return Counts(counting.tallies, _by_line(library, counting.passes), counting.under_way.value)
+    lines, never = _by_line(library, counting.passes)
+    return Counts(counting.tallies, lines, never, counting.under_way.value)
 
 
 @dataclass
@@ -204,25 +220,42 @@ class _Counting:
     tallies: np.ndarray
     passes: np.ndarray
     under_way: ctypes.c_uint64
+    threads: range
 
 
-def _by_line(library: Path, passes: np.ndarray) -> dict[tuple[str, int], int]:
-    """The passes of the busiest place of each line."""
-    places = np.flatnonzero(passes)
-    command = [
-        "addr2line",
-        "-e",
-        str(library),
-        *map(hex, places - 1),
-    ]  # the calls before these return addresses
-    found: dict[tuple[str, int], int] = {}
-    texts = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    for place, text in zip(places, texts, strict=True):
-        file, _, line = text.partition(" ")[0].rpartition(":")
-        if line.isdecimal():
-            name = (Path(file).name, int(line))
-            found[name] = max(found.get(name, 0), int(passes[place]))
+def _by_line(library: Path, passes: np.ndarray) -> tuple[dict[Line, int], frozenset[Line]]:
+    """The passes of the busiest place of each line, and the lines that have places and were never run."""
+    found: dict[Line, int] = {}
+    run, every = set[Line](), set[Line]()
+    for place, lines in _places(library).items():
+        count = int(passes[place])
+        every.update(lines)
+        if count and lines:
+            run.update(lines)
+            found[lines[0]] = max(found.get(lines[0], 0), count)
+    return found, frozenset(every - run)
+
+
+@functools.cache
+def _places(library: Path) -> dict[int, list[Line]]:
+    """By its address, where each counted place is in the source, and where that was inlined."""
+    command = ["objdump", "-d", "--no-show-raw-insn", str(library)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    calls = re.findall(r"\tcall +.*<__sanitizer_cov_trace_pc.*\n *([0-9a-f]+):", text)
+    places = [int(address, 16) for address in calls]
+    # The calls before these return addresses.
+    command = ["addr2line", "-a", "-i", "-e", str(library), *(hex(place - 1) for place in places)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found: dict[int, list[Line]] = {}
+    for place, part in zip(places, re.split(r"^0x[0-9a-f]+\n", text, flags=re.M)[1:], strict=True):
+        lines = (each.partition(" ")[0].rpartition(":") for each in part.splitlines())
+        found[place] = [(_name(file), int(line)) for file, _, line in lines if line.isdecimal()]
     return found
+
+
+def _name(file: str) -> str:
+    """A file's name, but of the emulator's own headers, which are named like others, its path."""
+    return file if build.HERE / "include" in Path(file).parents else Path(file).name
 
 
 class _Buffer:
@@ -368,6 +401,7 @@ def _blocks(
         order=ORDERS.index(how.order),
         poison=how.poison,
         low=how.low,
+        registers=_registers(launch.kernel),
     )
     if counting is not None:
         job.l1_bytes = counting.l1_bytes
@@ -375,8 +409,14 @@ def _blocks(
         job.tallies = counting.tallies.ctypes.data
         job.passes, job.code_bytes = counting.passes.ctypes.data, len(counting.passes)
         job.under_way = ctypes.addressof(counting.under_way)
+        job.counted_from, job.counted = counting.threads.start, len(counting.threads)
     report = _Report()
     return report if _runtime().emulator_run(ctypes.byref(job), ctypes.byref(report)) else None
+
+
+def _registers(kernel: Kernel) -> int:
+    """What each thread has of them at launch: the most that all residents can have."""
+    return min(MOST_REGISTERS, REGISTERS // (kernel.threads * kernel.residents) // 8 * 8)
 
 
 def _explain(report: _Report, operands: list[_Buffer | None]) -> str:

@@ -1,10 +1,11 @@
 // Runs a kernel's blocks one after another on the CPU, every thread of a block as a fiber.
 //
-// A fiber runs until it must wait, and then jumps straight to the next one that can go on; there is no
-// preemption, so a launch is repeatable. All waiting is for an Event: whoever makes it true puts the waiting
-// threads at the head of the queue, so that they run as far ahead of the others as the program's own barriers
-// let them, which is what makes a missing barrier visible. A switch is a pair of __builtin_setjmp and
-// __builtin_longjmp (a context of the C library would cost a system call); a fiber starts as a ucontext.
+// A fiber runs until it must wait, and then jumps straight to the next one that can go on; there is no preemption, so a
+// launch is repeatable. All waiting is for an Event: whoever makes it true puts the waiting threads at the head of the
+// queue, so that they run as far ahead of the others as the program's own barriers let them, which is what makes a
+// missing barrier visible. Asynchronous copies that are to arrive somewhere do so when there is nobody left to run. A
+// switch is a pair of __builtin_setjmp and __builtin_longjmp (a context of the C library would cost a system call); a
+// fiber starts as a ucontext.
 //
 // Errors, faults included, jump back to emulator_run, which reports them and abandons the fibers. When
 // AddressSanitizer is loaded faults are left to it; its symbols are weak here, so one runtime serves both.
@@ -44,10 +45,12 @@ struct Job {
   unsigned order;   // of the threads: 0 forward, 1 reverse, 2 shuffled
   unsigned poison;  // the byte that memory holds before it is written
   unsigned low;     // dynamic shared memory lies against its lower guard page, not the upper
+  unsigned registers;  // that each thread has at launch
   uint64_t l1_bytes;
   emulator::Range operands[4];
   emulator::Tally (*tallies)[emulator::kinds][emulator::widths];  // null if nobody counts
   uint64_t *passes, code_bytes, *under_way;
+  unsigned counted_from, counted;  // of which threads
 };
 
 struct Report {
@@ -91,7 +94,9 @@ struct Thread : Context {
   emulator::Site site;  // where it waits
   Thread* next;         // that waits for the same event
   std::vector<Copy> copies;
-  unsigned group;  // of the copies issued now
+  unsigned group;   // of the copies issued now
+  uint64_t copied;  // copies that are done, and no longer in the list
+  uint64_t fenced;  // when it last called fence_copies
 };
 
 struct Event {
@@ -102,6 +107,29 @@ struct Barrier {
   unsigned count, arrived;
   emulator::Site site;
   Event complete;
+};
+
+// In shared memory, where its word holds a token.
+struct MBarrier {
+  const unsigned long long* word;
+  unsigned expected, pending;
+  uint64_t phase;
+  Event ended;
+};
+constexpr unsigned long long mbarrier_token = 0x6d62617272696572;
+
+// That so many of the thread's copies are done, and what arrives then.
+struct Delivery {
+  Thread* thread;
+  uint64_t copies;
+  unsigned long long* barrier;
+  emulator::Site site;
+};
+
+// 16 bytes of dynamic shared memory: when a copy last wrote there, and whose, if that thread has waited for it.
+struct Chunk {
+  uint64_t written;
+  const Thread* writer;
 };
 
 struct Gathering {
@@ -144,11 +172,68 @@ struct Warp {
   Gathering gatherings[32];
 };
 Warp warps[max_threads / 32];
-unsigned char* shared;                       // the region that dynamic shared memory is part of
+unsigned char* shared;  // the region that dynamic shared memory is part of; its addresses begin here
 unsigned char* dynamic;
 size_t dynamic_slack;  // between its end and the guard page
 emulator::Traffic traffic;
 bool performing;  // what a warp does together; its accesses are those of the lanes, who have told of them
+
+// Whether what the running thread does is counted.
+bool counting() {
+  return traffic.tallies && current && !performing && current->index - job->counted_from < job->counted;
+}
+std::vector<MBarrier> mbarriers;
+std::vector<Delivery> deliveries;
+uint64_t now;  // counts what copies wrote and fences
+Chunk chunks[shared_bytes / 16];
+unsigned blocks_run, copied_in[shared_bytes / 4];  // by word: in which block a copy that is under way began
+
+struct Call {
+  emulator::Product product;
+  emulator::Site site;
+};
+
+// An array of each lane's that products have used: sums, or fragments of a.
+struct Registers {
+  uint32_t* of[32];
+  unsigned count;
+  std::vector<uint32_t> known;  // what was there at the last fence, or what a product has left there since; by lane
+  unsigned under_way;           // products that write there
+  std::vector<float> sums;      // those of the products that are done, 16 rows of them
+};
+
+struct UnderWay {
+  Call call;  // the first lane's
+  unsigned group;
+  size_t sums;  // the place in the warp's registers
+  const uint32_t* fragments[32];
+  uint32_t held[32][4];                 // by the fragments
+  std::vector<unsigned> a, b;           // addresses of chunks
+  std::vector<unsigned char> of_a, of_b;  // what was there
+};
+
+// What a warp has to do with its warpgroup.
+struct Member {
+  bool fenced;
+  unsigned group, issued;  // of the products issued now, and how many there have been
+  std::vector<Registers> registers;
+  std::vector<UnderWay> under_way;
+  unsigned has, wants, set;  // registers of a thread, and how often it has asked for another number
+};
+Member members[max_threads / 32];
+
+struct Setting {
+  unsigned count;
+  bool more;
+  emulator::Site site;
+};
+struct Warpgroup {  // what its warps do, by the first one that does it
+  std::vector<Call> calls;
+  std::vector<Setting> settings;
+};
+Warpgroup warpgroups[max_threads / 128];
+unsigned free_registers;
+Event registers_given;
 
 // Whole pages of memory between pages that cannot be accessed.
 char* guarded_region(size_t size) {
@@ -237,9 +322,17 @@ bool same(const emulator::Site& a, const emulator::Site& b) { return a.file == b
   fail("deadlock: %s", text);
 }
 
+unsigned random_below(unsigned count) {
+  random_state = random_state * 6364136223846793005u + 1442695040888963407u;
+  return (random_state >> 33) % count;
+}
+
+void deliver();
+
 // Goes on with the thread whose turn it is, or ends the block. The caller has queued itself, or waits.
 void switch_away() {
   Context& from = *current;
+  while (queue.size == 0 && unfinished && !deliveries.empty()) deliver();
   if (queue.size == 0) {
     if (unfinished) report_deadlock();
     current = nullptr;
@@ -247,8 +340,7 @@ void switch_away() {
     return;
   }
   if (job->order == 2) {
-    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
-    const unsigned chosen = (queue.head + (random_state >> 33) % queue.size) % max_threads;
+    const unsigned chosen = (queue.head + random_below(queue.size)) % max_threads;
     std::swap(queue.ring[queue.head], queue.ring[chosen]);
   }
   current = queue.pop_front();
@@ -273,12 +365,326 @@ void notify_all(Event& event) {
   event = {};
 }
 
+// ---- copies and barriers in shared memory ----
+
+// Copies arrive, the first ones that the thread has issued.
+void finish_copies(Thread& thread, size_t count, const Thread* waiting) {
+  for (size_t i = 0; i < count; i++) {
+    const Copy& copy = thread.copies[i];
+    memcpy(copy.to, copy.bytes, copy.size);
+    const size_t offset = static_cast<unsigned char*>(copy.to) - shared;
+    if (offset >= shared_bytes) continue;
+    chunks[offset / 16] = {++now, waiting};
+    for (unsigned word = 0; word < copy.size / 4; word++) copied_in[offset / 4 + word] = 0;
+  }
+  thread.copies.erase(thread.copies.begin(), thread.copies.begin() + count);
+  thread.copied += count;
+}
+
+MBarrier& find_mbarrier(const unsigned long long* word, emulator::Site site) {
+  for (MBarrier& barrier : mbarriers) {
+    if (barrier.word != word) continue;
+    if (*word != mbarrier_token) emulator::fail(site, "the barrier has been overwritten");
+    return barrier;
+  }
+  emulator::fail(site, "the barrier was never initialised");
+}
+
+void arrive_at(MBarrier& barrier) {
+  if (--barrier.pending) return;
+  barrier.pending = barrier.expected;
+  barrier.phase++;
+  notify_all(barrier.ended);
+}
+
+// The oldest delivery or, shuffled, the oldest of some thread. Errors are that thread's.
+void deliver() {
+  auto chosen = deliveries.begin();
+  if (job->order == 2) {
+    const Thread* thread = deliveries[random_below(deliveries.size())].thread;
+    while (chosen->thread != thread) ++chosen;
+  }
+  const Delivery delivery = *chosen;
+  deliveries.erase(chosen);
+  Thread& thread = *delivery.thread;
+  current = &thread;
+  if (delivery.copies > thread.copied) finish_copies(thread, delivery.copies - thread.copied, nullptr);
+  arrive_at(find_mbarrier(delivery.barrier, delivery.site));
+}
+
+// ---- products of warpgroups ----
+
+// How a descriptor says that rows by k lie in shared memory, in bytes: see cuda_src/ptx/sm90.cuh.
+struct Operand {
+  unsigned start, leading, stride, base, line;  // lines that are not swizzled have 16 bytes
+  bool k_major;
+
+  Operand(unsigned long long descriptor, bool k_major, emulator::Site site) : k_major(k_major) {
+    constexpr unsigned long long field = 0x3fff;
+    if (descriptor & ~(field | field << 16 | field << 32 | 7ull << 49 | 3ull << 62))
+      emulator::fail(site, "descriptor %016llx has bits that mean nothing", descriptor);
+    constexpr unsigned lines[] = {16, 128, 64, 32};
+    start = (descriptor & field) << 4;
+    leading = (descriptor >> 16 & field) << 4;
+    stride = (descriptor >> 32 & field) << 4;
+    base = descriptor >> 49 & 7;
+    line = lines[descriptor >> 62];
+    if (line == 16 && base) emulator::fail(site, "an operand that is not swizzled has no pattern to begin at %u", base);
+    if (line == 16) return;
+    if ((start >> 7 & pattern()) != (base & pattern()) || start % 128 >= line)
+      emulator::fail(site, "an operand at %#x begins inside its pattern of %u bytes, whose base is said to be %u",
+                     start, 8 * line, base);
+    if (start % line + (k_major ? 32 : line) > line)
+      emulator::fail(site, "an operand at %#x leaves its line of %u bytes", start, line);
+  }
+
+  unsigned pattern() const { return line / 16 - 1; }
+
+  // The address of the 16 bytes of k that begin with byte k of a row or, MN-major, of those rows for one k.
+  unsigned chunk(unsigned row, unsigned k) const {
+    if (line == 16 && k_major) return start + row % 8 * 16 + k / 16 * leading + row / 8 * stride;
+    if (line == 16) return start + k % 8 * 16 + k / 8 * leading + row / 8 * stride;
+    const unsigned rows = line / 2;  // of a line
+    const unsigned address = start + (k_major ? row % 8 * line + row / 8 * stride + k
+                                              : row % rows * 2 + k % 8 * line + row / rows * leading + k / 8 * stride);
+    return address ^ (((address >> 7) - base) & pattern()) << 4;
+  }
+
+  // The chunks of 32 bytes of k of some rows: by row or, MN-major, by k.
+  std::vector<unsigned> addresses(unsigned first, unsigned rows) const {
+    std::vector<unsigned> all;
+    for (unsigned i = 0; i < 2 * rows; i++)
+      all.push_back(k_major ? chunk(first + i / 2, i % 2 * 16) : chunk(first + i % (rows / 8) * 8, i / (rows / 8)));
+    return all;
+  }
+};
+
+void check_whole(emulator::Site site) {
+  if (current->index / 128 * 128 + 128 > job->threads) emulator::fail(site, "the warpgroup has not got four warps");
+}
+
+bool same(const Call& x, const Call& y) {
+  const emulator::Product &a = x.product, &b = y.product;
+  return same(x.site, y.site) && a.n == b.n && a.element == b.element && !a.a_registers == !b.a_registers &&
+         a.a == b.a && a.b == b.b && a.a_k_major == b.a_k_major && a.b_k_major == b.b_k_major && a.add == b.add;
+}
+
+// The row and the column of lane's i-th sum, as a place in 16 rows of n.
+unsigned place(unsigned lane, unsigned i, unsigned n) {
+  return (lane / 4 + i % 4 / 2 * 8) * n + i / 4 * 8 + lane % 4 * 2 + i % 2;
+}
+
+// What is read of sums under way: NaN in one pass, and in the other a number below 1, which does not swallow what a
+// thread adds to it.
+uint32_t poisoned() { return job->poison == 0xff ? ~0u : 0x3f000000 | (job->poison & 0x7f) * 0x010101u; }
+
+// Not memcpy: what was an array may be a part of the stack that the sanitizer has closed.
+void remember(Registers& registers) {
+  registers.known.resize(32 * registers.count);
+  for (unsigned lane = 0; lane < 32; lane++)
+    for (unsigned i = 0; i < registers.count; i++)
+      registers.known[lane * registers.count + i] = registers.of[lane][i];
+}
+
+bool as_known(const Registers& registers) {
+  for (unsigned lane = 0; lane < 32; lane++)
+    for (unsigned i = 0; i < registers.count; i++)
+      if (registers.of[lane][i] != registers.known[lane * registers.count + i]) return false;
+  return true;
+}
+
+// The place of those registers among the ones that the warp is known to use.
+size_t find_registers(Member& member, uint32_t* const (&of)[32], unsigned count, emulator::Site site) {
+  auto& all = member.registers;
+  size_t found = 0;
+  while (found < all.size() && all[found].of[0] != of[0]) found++;
+  if (found == all.size()) all.push_back({{}, 0, {}, 0, {}});
+  Registers& registers = all[found];
+  if (registers.count == count && std::equal(of, of + 32, registers.of)) return found;
+  if (registers.under_way) emulator::fail(site, "products with other sums in the same registers are under way");
+  std::copy(of, of + 32, registers.of);
+  registers.count = count;
+  remember(registers);
+  return found;
+}
+
+// What is at those addresses, for a product of lanes all of which have called fence_copies since `fenced`.
+std::vector<unsigned char> read_chunks(const std::vector<unsigned>& addresses, uint64_t fenced, emulator::Site site) {
+  std::vector<unsigned char> bytes(16 * addresses.size());
+  for (size_t i = 0; i < addresses.size(); i++) {
+    const unsigned address = addresses[i];
+    if (!dynamic || shared + address < dynamic || shared + address + 16 > dynamic + job->shared_bytes)
+      emulator::fail(site, "an operand is outside of dynamic shared memory, at %#x", address);
+    for (unsigned word = address / 4; word < address / 4 + 4; word++)
+      if (copied_in[word] == blocks_run) emulator::fail(site, "reads where an asynchronous copy has yet to arrive");
+    // Ordinary stores are no less in want of a fence, but nobody tells of them.
+    const Chunk& chunk = chunks[address / 16];
+    if (chunk.written > fenced && !(chunk.writer && chunk.written < chunk.writer->fenced))
+      emulator::fail(site, "reads what an asynchronous copy wrote after the last fence.proxy.async");
+    memcpy(&bytes[16 * i], shared + address, 16);
+  }
+  return bytes;
+}
+
+void issue(const Call* const* calls) {
+  const unsigned warp = current->index / 32;
+  Member& member = members[warp];
+  const Call& call = *calls[0];
+  const emulator::Product& product = call.product;
+  const emulator::Site site = call.site;
+  for (int lane = 1; lane < 32; lane++)
+    if (!same(*calls[lane], call)) emulator::fail(site, "lanes 0 and %d have different operands", lane);
+  auto& issued = warpgroups[warp / 4].calls;
+  if (member.issued == issued.size()) issued.push_back(call);
+  const Call& first = issued[member.issued++];
+  if (!same(first, call))
+    emulator::fail(site, "another warp of the warpgroup has another product in its place (%s:%d)", first.site.file,
+                   first.site.line);
+  if (!member.fenced) emulator::fail(site, "there was no wgmma.fence before the first product");
+
+  UnderWay under_way = {call, member.group, 0, {}, {}, {}, {}, {}, {}};
+  uint64_t fenced = now;
+  for (unsigned lane = 0; lane < 32; lane++) fenced = std::min(fenced, threads[warp * 32 + lane].fenced);
+  under_way.b = Operand(product.b, product.b_k_major, site).addresses(0, product.n);
+  under_way.of_b = read_chunks(under_way.b, fenced, site);
+  uint32_t* of[32];
+  if (product.a_registers) {
+    for (unsigned lane = 0; lane < 32; lane++) {
+      const unsigned* own = under_way.fragments[lane] = calls[lane]->product.a_registers;
+      std::copy(own, own + 4, under_way.held[lane]);
+      of[lane] = const_cast<unsigned*>(own);
+    }
+    if (!as_known(member.registers[find_registers(member, of, 4, site)]))
+      emulator::fail(site, "fragments of a were written after the last wgmma.fence");
+  } else {
+    under_way.a = Operand(product.a, product.a_k_major, site).addresses(warp % 4 * 16, 16);
+    under_way.of_a = read_chunks(under_way.a, fenced, site);
+  }
+
+  for (unsigned lane = 0; lane < 32; lane++) of[lane] = reinterpret_cast<uint32_t*>(calls[lane]->product.d);
+  under_way.sums = find_registers(member, of, product.n / 2, site);
+  Registers& sums = member.registers[under_way.sums];
+  if (!as_known(sums) && sums.under_way) emulator::fail(site, "a sum was written while a product was under way");
+  // Sums that are not added need not be known: the array may be new, where another one has been.
+  if (!as_known(sums) && product.add) emulator::fail(site, "sums were written after the last wgmma.fence");
+  if (!sums.under_way++) {
+    sums.sums.assign(16 * product.n, 0);
+    if (product.add)
+      for (unsigned lane = 0; lane < 32; lane++)
+        for (unsigned i = 0; i < sums.count; i++)
+          memcpy(&sums.sums[place(lane, i, product.n)], &sums.of[lane][i], sizeof(float));
+    for (uint32_t* own : sums.of) std::fill_n(own, sums.count, poisoned());
+    remember(sums);
+  }
+  member.under_way.push_back(std::move(under_way));
+}
+
+// The bytes of an operand become a matrix: (row, k) goes to row * row_step + k * k_step.
+void decode(const emulator::Product& product, bool k_major, const std::vector<unsigned char>& bytes, float* matrix,
+            unsigned row_step, unsigned k_step) {
+  const unsigned rows = bytes.size() / 32, width = 8 * product.per_word;
+  for (unsigned i = 0; i < bytes.size() / 4; i++) {
+    uint32_t word;
+    memcpy(&word, &bytes[4 * i], sizeof word);
+    for (unsigned j = 0; j < product.per_word; j++) {
+      const unsigned number = i * product.per_word + j;
+      const unsigned row = k_major ? number / width : number % rows, k = k_major ? number % width : number / rows;
+      matrix[row * row_step + k * k_step] = product.element(word, j);
+    }
+  }
+}
+
+void finish_product(Member& member, const UnderWay& under_way) {
+  const emulator::Product& product = under_way.call.product;
+  const emulator::Site site = under_way.call.site;
+  const unsigned n = product.n, depth = 8 * product.per_word;
+  auto check = [&](const std::vector<unsigned>& addresses, const std::vector<unsigned char>& bytes) {
+    for (size_t i = 0; i < addresses.size(); i++)
+      if (memcmp(shared + addresses[i], &bytes[16 * i], 16))
+        emulator::fail(site, "an operand was overwritten, or arrived, while the product was under way");
+  };
+  check(under_way.a, under_way.of_a);
+  check(under_way.b, under_way.of_b);
+  static float left[16 * 16], right[16 * 256];
+  if (product.a_registers) {
+    for (unsigned lane = 0; lane < 32; lane++)
+      for (unsigned i = 0; i < 4; i++) {
+        const uint32_t word = under_way.held[lane][i];
+        if (under_way.fragments[lane][i] != word)
+          emulator::fail(site, "fragments of a were written while the product was under way");
+        float* to = left + (lane / 4 + i % 2 * 8) * depth + (lane % 4 + i / 2 * 4) * product.per_word;
+        for (unsigned j = 0; j < product.per_word; j++) to[j] = product.element(word, j);
+      }
+  } else {
+    decode(product, product.a_k_major, under_way.of_a, left, depth, 1);
+  }
+  decode(product, product.b_k_major, under_way.of_b, right, 1, n);
+
+  Registers& sums = member.registers[under_way.sums];
+  if (!as_known(sums)) emulator::fail(site, "a sum was written while the product was under way");
+  if (!product.add) sums.sums.assign(16 * n, 0);
+  emulator::add_product(16, n, depth, depth, left, right, sums.sums.data());
+  if (--sums.under_way) return;
+  for (unsigned lane = 0; lane < 32; lane++)
+    for (unsigned i = 0; i < sums.count; i++)
+      memcpy(&sums.of[lane][i], &sums.sums[place(lane, i, n)], sizeof(float));
+  remember(sums);
+}
+
+// ---- registers of a warpgroup's threads ----
+
+// Warps that wait for registers get them, if there are enough for all that a warp wants.
+void give_registers() {
+  for (Member& member : members) {
+    const unsigned wanted = 32 * (member.wants - member.has);
+    if (!wanted || wanted > free_registers) continue;
+    free_registers -= wanted;
+    member.has = member.wants;
+  }
+  notify_all(registers_given);
+}
+
+void set_registers_of_warp(const Setting& setting) {
+  const unsigned warp = current->index / 32;
+  Member& member = members[warp];
+  auto& settings = warpgroups[warp / 4].settings;
+  if (member.set == settings.size()) settings.push_back(setting);
+  const Setting& first = settings[member.set++];
+  if (first.count != setting.count || first.more != setting.more)
+    emulator::fail(setting.site, "another warp of the warpgroup has asked for %u registers at %s (%s:%d)", first.count,
+                   first.site.what, first.site.file, first.site.line);
+  if (setting.more ? setting.count < member.has : setting.count > member.has)
+    emulator::fail(setting.site, "asks for %u registers where threads have %u", setting.count, member.has);
+  member.wants = setting.count;
+  if (!setting.more) {
+    free_registers += 32 * (member.has - setting.count);
+    member.has = setting.count;
+  }
+  give_registers();
+}
+
+// At the end of a block: all warps of a warpgroup have done the same.
+void check_warpgroups() {
+  for (unsigned warp = 0; warp < job->threads / 32; warp++) {
+    const Member& member = members[warp];
+    const Warpgroup& warpgroup = warpgroups[warp / 4];
+    auto fail = [&](emulator::Site site) {
+      emulator::fail(site, "warp %u has exited without it, others of its warpgroup have not", warp);
+    };
+    if (member.issued < warpgroup.calls.size()) fail(warpgroup.calls[member.issued].site);
+    if (member.set < warpgroup.settings.size()) fail(warpgroup.settings[member.set].site);
+  }
+}
+
 void run_thread() {
   if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
   for (;;) {
     job->entry(job->pointers, job->params);
+    const Member& member = members[current->index / 32];
+    if (!member.under_way.empty())
+      emulator::fail(member.under_way.front().call.site, "exits while products are under way");
     current->finished = true;
-    unfinished--;
+    if (--unfinished == 0) check_warpgroups();
     switch_away();
   }
 }
@@ -380,6 +786,15 @@ void run_block(unsigned block) {
   queue.head = queue.size = 0;
   memset(barriers, 0, sizeof barriers);
   for (Warp& warp : warps) warp.open = 0;
+  performing = false;
+  mbarriers.clear();
+  deliveries.clear();
+  now++;
+  blocks_run++;
+  for (Member& member : members) member = {false, 0, 0, {}, {}, job->registers, job->registers, 0};
+  for (Warpgroup& warpgroup : warpgroups) warpgroup = {};
+  free_registers = 0;
+  registers_given = {};
   unfinished = job->threads;
   if (traffic.tallies) traffic.begin_block(job->threads);
   for (unsigned i = 0; i < job->threads; i++) {
@@ -387,6 +802,8 @@ void run_block(unsigned block) {
     thread.finished = false;
     thread.copies.clear();
     thread.group = 0;
+    thread.copied = 0;
+    thread.fenced = now;
     queue.push_back(&thread);
   }
   current = queue.pop_front();
@@ -489,38 +906,138 @@ void* dynamic_shared(Bytes alignment) {
 }
 
 void access(const void* address, unsigned bytes, Kind kind) {
-  if (traffic.tallies && current && !performing)
-    traffic.add(current->index, __builtin_return_address(0), address, bytes, kind);
+  if (counting()) traffic.add(current->index, __builtin_return_address(0), address, bytes, kind);
 }
 
-void copy_later(void* to, const void* bytes, unsigned size) {
+void copy_later(void* to, const void* bytes, unsigned size, Site site) {
+  auto* byte = static_cast<unsigned char*>(to);
+  const size_t offset = byte - shared;
+  if (offset < shared_bytes)
+    for (unsigned word = 0; word < size / 4; word++) {
+      unsigned& began = copied_in[offset / 4 + word];
+      if (began == blocks_run) fail(site, "writes to where another copy has yet to arrive");
+      began = blocks_run;
+    }
   Copy copy = {to, size, current->group, {}};
   memcpy(copy.bytes, bytes, size);
   current->copies.push_back(copy);
-  if (traffic.tallies) {
+  if (counting()) {
     uint64_t bytes = 0;
     for (const Copy& other : current->copies) bytes += other.size;
     *traffic.under_way = std::max(*traffic.under_way, bytes);
   }
-  auto* byte = static_cast<unsigned char*>(to);
   fill(byte, byte + size);
 }
 
 void commit_copies() { current->group++; }
 
-static void finish_copies(unsigned groups) {
-  auto& copies = current->copies;
+static void finish_groups(unsigned groups) {
+  const auto& copies = current->copies;
   size_t done = 0;
-  for (; done < copies.size() && copies[done].group < groups; done++)
-    memcpy(copies[done].to, copies[done].bytes, copies[done].size);
-  copies.erase(copies.begin(), copies.begin() + done);
+  while (done < copies.size() && copies[done].group < groups) done++;
+  ::finish_copies(*current, done, current);
 }
 
 void wait_copies(unsigned groups_left) {
-  finish_copies(current->group > groups_left ? current->group - groups_left : 0);
+  finish_groups(current->group > groups_left ? current->group - groups_left : 0);
 }
 
-void wait_copies() { finish_copies(current->group + 1); }
+void wait_copies() { finish_groups(current->group + 1); }
+
+void init_mbarrier(unsigned long long* barrier, int arrivals, Site site) {
+  const auto* byte = reinterpret_cast<unsigned char*>(barrier);
+  const bool is_shared = (job->statics <= byte && byte < job->statics_end) ||
+                         (dynamic && dynamic <= byte && byte + 8 <= dynamic + job->shared_bytes);
+  if (!is_shared || reinterpret_cast<uint64_t>(barrier) % 8)
+    fail(site, "there is no room for a barrier at %p", static_cast<void*>(barrier));
+  if (arrivals < 1 || arrivals >= 1 << 20) fail(site, "a barrier cannot expect %d arrivals", arrivals);
+  for (const MBarrier& other : mbarriers)
+    if (other.word == barrier) fail(site, "the barrier has been initialised before");
+  *barrier = mbarrier_token;
+  mbarriers.push_back({barrier, unsigned(arrivals), unsigned(arrivals), 0, {}});
+}
+
+void arrive(unsigned long long* barrier, Site site) { arrive_at(find_mbarrier(barrier, site)); }
+
+void arrive_after_copies(unsigned long long* barrier, Site site) {
+  find_mbarrier(barrier, site);
+  deliveries.push_back({current, current->copied + current->copies.size(), barrier, site});
+}
+
+// A phase that ends and is followed by the end of the next before the thread goes on is one that it has missed.
+void wait_for_phase(unsigned long long* barrier, unsigned parity, Site site) {
+  if (parity > 1) fail(site, "a phase cannot have parity %u", parity);
+  while ((find_mbarrier(barrier, site).phase & 1) == parity) {
+    current->site = site;
+    add_to(find_mbarrier(barrier, site).ended);
+    switch_away();
+  }
+}
+
+void fence_copies() { current->fenced = ++now; }
+
+unsigned shared_address(const void* address, Site site) {
+  const auto* byte = static_cast<const unsigned char*>(address);
+  if (!dynamic || byte < dynamic || byte > dynamic + job->shared_bytes)
+    fail(site, "%p is not in dynamic shared memory", address);
+  return byte - shared;
+}
+
+void multiply(const Product& product, Site site) {
+  check_whole(site);
+  access(dynamic, 16, PRODUCT);
+  Call call = {product, site};
+  gather(~0u, site, &call, [](unsigned, void* const* calls) {
+    if (traffic.tallies)
+      for (int lane = 0; lane < 32; lane++) {
+        const Product& own = static_cast<Call*>(calls[lane])->product;
+        std::fill_n(own.d, own.n / 2, 0.f);  // nobody asks what the sums are
+      }
+    else
+      issue(reinterpret_cast<const Call* const*>(calls));
+  });
+}
+
+void fence_registers(Site site) {
+  check_whole(site);
+  gather(~0u, site, nullptr, [](unsigned, void* const*) {
+    Member& member = members[current->index / 32];
+    member.fenced = true;
+    for (Registers& registers : member.registers)
+      if (!registers.under_way) remember(registers);
+  });
+}
+
+void commit_products(Site site) {
+  check_whole(site);
+  gather(~0u, site, nullptr, [](unsigned, void* const*) { members[current->index / 32].group++; });
+}
+
+void wait_products(unsigned groups_left, Site site) {
+  check_whole(site);
+  gather(~0u, site, &groups_left, [](unsigned, void* const* left) {
+    Member& member = members[current->index / 32];
+    const unsigned groups_left = *static_cast<unsigned*>(left[0]);
+    size_t done = 0;
+    for (; done < member.under_way.size() && member.under_way[done].group + groups_left < member.group; done++)
+      finish_product(member, member.under_way[done]);
+    member.under_way.erase(member.under_way.begin(), member.under_way.begin() + done);
+  });
+}
+
+void set_registers(unsigned count, bool more, Site site) {
+  check_whole(site);
+  Setting setting = {count, more, site};
+  gather(~0u, site, &setting, [](unsigned, void* const* settings) {
+    set_registers_of_warp(*static_cast<Setting*>(settings[0]));
+  });
+  const Member& member = members[current->index / 32];
+  while (member.has != member.wants) {
+    current->site = site;
+    add_to(registers_given);
+    switch_away();
+  }
+}
 
 void add_product(int m, int n, int k, const double* a, const double* b, double* c) {
   for (int i = 0; i < m; i++)
@@ -586,7 +1103,7 @@ void add_product(int m, int n, int k, int step, const float* a, const float* b, 
 
 #define ACCESS(name, bytes, kind)                                                                   \
   extern "C" void __tsan_##name(const void* address) {                                              \
-    if (traffic.tallies && current && !performing)                                                  \
+    if (counting())                                                                                 \
       traffic.add(current->index, __builtin_return_address(0), address, bytes, emulator::kind);     \
   }
 #define ACCESSES(bytes)                    \
@@ -601,7 +1118,7 @@ ACCESSES(8)
 ACCESSES(16)
 
 extern "C" void __sanitizer_cov_trace_pc() {
-  if (traffic.tallies && current && !performing) traffic.pass(__builtin_return_address(0));
+  if (counting()) traffic.pass(__builtin_return_address(0));
 }
 
 // Of structs that are no vector; those in shared or global memory are read member by member.

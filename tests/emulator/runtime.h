@@ -35,13 +35,45 @@ void* dynamic_shared(Bytes alignment);
 
 // Asynchronous copies of the calling thread. Their bytes arrive when they are waited for and not before;
 // until then the destination is poisoned.
-void copy_later(void* to, const void* bytes, unsigned size);
+void copy_later(void* to, const void* bytes, unsigned size, Site site);
 void commit_copies();
 void wait_copies(unsigned groups_left);
 void wait_copies();
 
+// The offset of dynamic shared memory from where such addresses begin, a multiple of 1024: below 2^18.
+unsigned shared_address(const void* shared, Site site);
+
+// Barriers in shared memory. What the runtime knows of one is under its address; the word itself holds a token. The
+// copies of arrive_after_copies arrive, and it does, when no thread can go on otherwise.
+void init_mbarrier(unsigned long long* barrier, int arrivals, Site site);
+void arrive(unsigned long long* barrier, Site site);
+void arrive_after_copies(unsigned long long* barrier, Site site);
+void wait_for_phase(unsigned long long* barrier, unsigned parity, Site site);
+
+// What the calling warp's threads have of registers; the four warps of a warpgroup have to ask for the same.
+void set_registers(unsigned count, bool more, Site site);
+
+// From here on products of the calling thread's warp, once all of its lanes have called, may read what copies have
+// written by now, and those of any warp what the thread's own copies have, if it has waited for them.
+void fence_copies();
+
+// A product of 64 rows by n columns, as one lane of the four warps hands it in. Elements are 32 / per_word bits wide.
+// It is done when its warp waits for its group: until then the sums are poisoned, and the operands must not change.
+struct Product {
+  float* d;
+  unsigned n, per_word;
+  float (*element)(unsigned word, int i);
+  const unsigned* a_registers;  // null if a is in shared memory
+  unsigned long long a, b;      // descriptors
+  bool a_k_major, b_k_major, add;
+};
+void multiply(const Product& product, Site site);
+void fence_registers(Site site);
+void commit_products(Site site);
+void wait_products(unsigned groups_left, Site site);
+
 // Tells those who count traffic of an access that no hook tells of: what a wrapper of PTX does for its lane.
-enum Kind { READ, WRITE, COPY };  // COPY: an asynchronous copy's read
+enum Kind { READ, WRITE, COPY, PRODUCT };  // an asynchronous copy's read; that a product of warpgroups was begun
 void access(const void* address, unsigned bytes, Kind kind);
 
 // c += a b, of row-major matrices: a is m by k, b is k by n. In double precision every product and every sum is

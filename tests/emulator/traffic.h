@@ -22,7 +22,7 @@
 namespace emulator {
 
 enum Space { A, B, BIAS, OUT, SHARED, SPACES, DYNAMIC = SPACES };  // dynamic shared memory counts as shared
-constexpr unsigned kinds = 3, widths = 5;
+constexpr unsigned kinds = 4, widths = 5;
 
 // Of one space, kind and width. `taken` and `least` are sectors, or wavefronts; `least` is what the same bytes would
 // take side by side. Its mirror is in runner.py.

@@ -17,7 +17,7 @@ __device__ inline EMULATOR_UNCOUNTED void cp_async(void* shared, const void* glo
   emulator::access(shared, bytes, emulator::WRITE);
   unsigned char source[bytes] = {};
   for (int i = 0; i < source_bytes; i++) source[i] = static_cast<const unsigned char*>(global)[i];
-  emulator::copy_later(shared, source, bytes);
+  emulator::copy_later(shared, source, bytes, site);
 }
 
 __device__ inline void cp_async_commit() { emulator::commit_copies(); }

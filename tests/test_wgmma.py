@@ -64,11 +64,11 @@ def tiles_of(op, line, kind, number, parts):
 
 @pytest.mark.parametrize(
     ("kind", "number"),
-    [  # of bfloat16 they are float16's, and of complex64 float32's; the smaller ones differ in their numbers
+    [  # of bfloat16 they are float16's, and of complex64 float32's
         pytest.param(
             kind,
             number,
-            marks=pytest.mark.long if kind != "float16" and (number or kind == "bfloat16") else (),
+            marks=pytest.mark.long if kind not in ("float16", "tf32", "float32") or number > 2 else (),
         )
         for kind, number in TILES
     ],

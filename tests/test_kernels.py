@@ -30,6 +30,7 @@ from .cases import (
     check,
     check_seeds,
     from_layout,
+    ops_of,
     to_layout,
     workspace,
 )
@@ -311,7 +312,7 @@ def check_in_all_ways(problem, dtype, algorithm, precision=None):
         sizes = (1, 2000) if algorithm in ("depthwise", "grouped", "wgmma") else (1, blocking.WORKSPACE)
         for size in (1, 2000, blocking.WORKSPACE) if more else sizes:
             case = Case(problem, dtype, layout, bias=True, workspace=size, precision=precision)
-            check(case, algorithm, emulator.run)
+            check(case, algorithm, emulator.run, (*ops_of(case, algorithm, "cuda"), "bgrad"))
 
 
 @pytest.mark.parametrize("part", range(6))

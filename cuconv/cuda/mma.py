@@ -25,9 +25,9 @@ from .schedule import (
     reduce_seconds,
     result_shape,
     seen_by,
-    shortest_sum,
     split_sum,
     table_bytes,
+    too_short,
 )
 from .transform import (
     REAL,
@@ -229,12 +229,10 @@ def applies(request: Request, device: Device | None) -> str | None:
 
 
 def except_for(request: Request) -> str | None:
-    """By parts short sums may be less exact than plain ones: see docs/accuracy.md."""
     product = PRODUCTS.get((request.dtype, request.precision))
     if product is None or product.parts == 1:
         return None
-    short = shortest_sum(as_real(request, request.problem), request.op) < SHORT
-    return f"sums of fewer than {SHORT} products are less exact by parts" if short else None
+    return too_short(as_real(request, request.problem), request.op, SHORT)
 
 
 def estimate(request: Request, device: Device | None) -> float:

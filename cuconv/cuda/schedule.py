@@ -96,6 +96,12 @@ def shortest_sum(problem: ConvProblem, op: str) -> int:
     return problem.k // problem.groups * taps
 
 
+def too_short(problem: ConvProblem, op: str, least: int) -> str | None:
+    """Why sums by parts may be less exact than plain ones, if they may: see docs/accuracy.md."""
+    short = shortest_sum(problem, op) < least
+    return f"sums of fewer than {least} products are less exact by parts" if short else None
+
+
 def per(extent: int, tile: int) -> int:
     """How many tiles cover an extent."""
     return -(-extent // tile)

@@ -22,8 +22,8 @@ from .schedule import (
     pixels,
     reduce_seconds,
     result_shape,
-    shortest_sum,
     split_sum,
+    too_short,
     zero_padded,
 )
 from .transform import (
@@ -163,12 +163,10 @@ def applies(request: Request, device: Device | None) -> str | None:
 
 
 def except_for(request: Request) -> str | None:
-    """By parts short sums may be less exact than plain ones: see docs/accuracy.md."""
     product = PRODUCTS.get((request.dtype, request.precision))
     if product is None or product.sets == 1:
         return None
-    short = shortest_sum(as_real(request, request.problem), request.op) < SHORT
-    return f"sums of fewer than {SHORT} products are less exact by parts" if short else None
+    return too_short(as_real(request, request.problem), request.op, SHORT)
 
 
 def estimate(request: Request, device: Device | None) -> float:

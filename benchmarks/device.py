@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cuconv import machine
+from cuconv import machine, table
 from cuconv.cuda.algorithms import TABLE
 
 from . import environment, kernels, sanitizer, summary, turns
@@ -31,7 +31,7 @@ GPU_TESTS = (
 )  # fmt: skip
 """The files with tests for a GPU: others may ask for libraries that are not there."""
 
-UNTRIED = tuple(dict.fromkeys(entry.name for entries in TABLE.values() for entry in entries if entry.untried))
+UNTRIED = tuple(table.untried(TABLE))
 """What no GPU has run yet, in parts of its own: it may not end."""
 
 SUITES = (

@@ -60,3 +60,8 @@ class Algorithm:
 
 
 Table = dict[str, tuple[Algorithm, ...]]
+
+
+def untried(table: Table) -> list[str]:
+    """The names of the entries that no GPU has run yet."""
+    return list(dict.fromkeys(entry.name for of_op in table.values() for entry in of_op if entry.untried))

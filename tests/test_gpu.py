@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import cuconv
+from cuconv import table
 from cuconv.cli.main import main
 from cuconv.cuda import jit, launch
 from cuconv.cuda.algorithms import TABLE
@@ -27,8 +28,7 @@ pytestmark = [
 no_transforms = cupy is None or not launch.has_transforms()
 with_transforms = pytest.mark.skipif(no_transforms, reason="there is no cuFFT that CuPy can load")
 
-ENTRIES = {entry.name: entry for entries in TABLE.values() for entry in entries}
-UNTRIED = [name for name, entry in ENTRIES.items() if entry.untried]
+UNTRIED = table.untried(TABLE)
 BY_NAME = [pytest.param(name, marks=[pytest.mark.untried] * (name in UNTRIED)) for name in KERNELS]
 ALL_AT_ONCE = pytest.mark.parametrize(
     "untried", [False, pytest.param(True, marks=pytest.mark.untried)], ids=["tried", "untried"]

@@ -23,7 +23,7 @@ from ..dtypes import DTYPES
 from ..options import one_of
 from ..plan import AVOID, INPUTS, TABLES, avoided, current_arch, device_of, make_plan
 from ..problem import ConvProblem, Request
-from ..table import Algorithm
+from ..table import Algorithm, untried
 from .oracle import ROUNDED, terms, units
 
 PROBLEMS = (
@@ -186,7 +186,7 @@ def check(backend: str, xp: Any = np, seed: int = 0, algorithms: Sequence[str] =
     print()
     if avoided():
         print(f"{AVOID} leaves out {', '.join(avoided())}: not run.")
-    for name in () if algorithms else _untried(backend):
+    for name in () if algorithms else untried(TABLES[backend]):
         print(f"No GPU has run {name} yet: not run. python -m cuconv check --algorithm {name} does.")
     if not failures:
         print("all within their bounds")
@@ -229,17 +229,11 @@ def _entries(backend: str, algorithms: Sequence[str]) -> list[tuple[str, Algorit
     names = list(dict.fromkeys(entry.name for _, entry in entries))
     for name in algorithms:
         one_of("--algorithm", name, names)
-    left_out = {*avoided(), *_untried(backend)}
+    left_out = {*avoided(), *untried(TABLES[backend])}
     kept = algorithms or [name for name in names if name not in left_out]
     return sorted(
         (pair for pair in entries if pair[1].name in kept), key=lambda pair: names.index(pair[1].name)
     )
-
-
-def _untried(backend: str) -> list[str]:
-    """What no GPU has run yet."""
-    entries = (entry for of_op in TABLES[backend].values() for entry in of_op)
-    return list(dict.fromkeys(entry.name for entry in entries if entry.untried))
 
 
 def _worst(

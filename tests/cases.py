@@ -516,7 +516,10 @@ def ops_of(case, algorithm, backend="cpu"):
 
 def applies(case, algorithm, op, backend="cpu"):
     """Whether a backend's table has the algorithm for an op, and it says that it can do the case's."""
-    request = cuconv.problem.Request(op, case.problem, case.dtype, precision=case.precision)
+    request = cuconv.problem.Request(
+        op, case.problem, case.dtype, case.layout, precision=case.precision, accumulate=case.accumulate,
+        activation=case.activation if op == "fprop" else None,
+    )  # fmt: skip
     device = device_of(backend, f"{case.threads} threads" if backend == "cpu" else None)
     entries = [entry for entry in TABLES[backend][op] if entry.name == algorithm]
     return bool(entries) and entries[0].applies(request, device) is None

@@ -321,6 +321,13 @@ def test_depthwise_counts_tiles_in_30_bits():
     assert reasons("wgrad", "n16777216c1w8192 k1s3")["depthwise"] is None
 
 
+@pytest.mark.parametrize(("stride", "blocks"), [(1, 10), (3, 12)])
+def test_depthwise_has_no_tiles_without_results(stride, blocks):
+    """Taps far apart leave each result to itself: as many tiles as results, or places of residues."""
+    (launch,) = planned("dgrad", f"c1w10 k1s2 sw{stride} dw9600001 pw9599998:0", "depthwise").launches
+    assert launch.blocks == blocks
+
+
 def test_large_problems_have_plans():
     """Every op of problems across the boundary, by auto; direct is there for what nothing else takes."""
     for line in ("n3c1024h1024w1024 k8r3s3 p1", "n1c1w4294967296 k1s5 p2", "n65536c70000w1 k70000s1 g70000"):

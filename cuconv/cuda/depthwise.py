@@ -417,7 +417,8 @@ def _line(kind: str, problem: ConvProblem, axis: int) -> Line:
     common = math.gcd(stride, dilation)
     step, apart = stride // common, dilation // common
     if kind == "dgrad":
-        return Line(per(x, stride), per(r, step), 1, apart, apart)
+        results = per(x, stride)
+        return Line(results, per(r, step), 1, min(apart, max(results, 1)), apart)
     if kind == "taps":
         return Line(r, y, apart, min(step, max(r, 1)), stride)
     if kind == "spread":

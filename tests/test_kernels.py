@@ -105,7 +105,7 @@ AS_FLOAT32 = {
     ("complex64", "depthwise"),
 }
 """Whose instances are those of float32, but for the same, and for what is made of a pair of numbers."""
-BY_TILE = {("float32", "mma"), *((dtype, "wgmma") for dtype in DTYPES)}
+BY_TILE = {("float32", "mma"), ("float64", "mma"), *((dtype, "wgmma") for dtype in DTYPES)}
 """Whose instances test_mma.py and test_wgmma.py run one by one."""
 OF_DTYPES = [
     pytest.param(
@@ -505,11 +505,12 @@ def test_division_by_multiplication():
     ("algorithm", "count"),
     [
         ("auto", 5),
-        ("simt", 3),
         ("depthwise", 20),
-        ("grouped", 4),
         ("mma", 3),
-        pytest.param("wgmma", 2, marks=pytest.mark.long),
+        *(
+            pytest.param(*more, marks=pytest.mark.long)
+            for more in (("simt", 3), ("grouped", 4), ("wgmma", 2))
+        ),
     ],
 )
 def test_sanitized(algorithm, count, first):

@@ -167,22 +167,21 @@ def seeded_case(seed, backend="cpu"):
 
 def suited(case, algorithm):
     """The case, or one like it of a dtype and channels that tensor cores take, as few have by chance."""
-    if algorithm not in ("mma", "grouped", "wgmma"):
+    family = {"mma": mma, "grouped": grouped, "wgmma": wgmma}.get(algorithm)
+    if family is None:
         return case
     rng, problem, groups = np.random.default_rng(case.seed), case.problem, case.problem.groups
-    if algorithm == "wgmma":
+    if family is wgmma:
         groups = min(groups, 2)
     if groups == 1:
-        channels, filters = map(int, rng.integers(1, 90 if algorithm == "wgmma" else 40, 2))
-    elif algorithm in ("mma", "wgmma"):
-        least = mma.LEAST if algorithm == "mma" else wgmma.LEAST
-        channels, filters = map(int, rng.integers(least, least + 8, 2))
+        channels, filters = map(int, rng.integers(1, 90 if family is wgmma else 40, 2))
+    elif family is not grouped:
+        channels, filters = map(int, rng.integers(family.LEAST, family.LEAST + 8, 2))
     else:
         channels, filters = map(int, rng.choice(grouped.CHANNELS, 2))
         groups *= 2 if min(channels, filters) < grouped.OCTET else 1
     problem = dataclasses.replace(problem, c=channels * groups, k=filters * groups, groups=groups)
-    of_16_bits = [(dtype, None) for dtype in grouped.PRODUCTS]
-    kinds = {"mma": [*mma.PRODUCTS], "wgmma": [*wgmma.PRODUCTS]}.get(algorithm, of_16_bits)
+    kinds = [(of, None) if family is grouped else of for of in family.PRODUCTS]
     dtype, precision = kinds[rng.integers(len(kinds))]
     activation = None if DTYPES[dtype].kind == "c" else case.activation
     return dataclasses.replace(
@@ -283,11 +282,8 @@ def workspace(size):
         yield
         return
 
-    def tile(problem, request):
-        return in_parts(problem, request, 0 if size == 1 else -1 - problem.k // 2 % 3)
-
-    def group_tile(problem, request):
-        return of_warpgroups(problem, request, 0 if size == 1 else -1 - problem.k // 2 % 3)
+    def tile(choice):
+        return lambda problem, request: choice(problem, request, 0 if size == 1 else -1 - problem.k // 2 % 3)
 
     def rank(request, tile, seconds=grouped._rank):
         one, other = tile.arguments[:2]
@@ -304,8 +300,8 @@ def workspace(size):
         mock.patch.object(schedule, "SHOWN_CHANNELS", 1),
         mock.patch.object(simt, "SHOWN_FILTERS", 0),
         mock.patch.object(simt, "_first", lambda choices, cost: choices[0 if size == 1 else -1]),
-        mock.patch.object(mma, "choice", tile),
-        mock.patch.object(wgmma, "choice", group_tile),
+        mock.patch.object(mma, "choice", tile(in_parts)),
+        mock.patch.object(wgmma, "choice", tile(of_warpgroups)),
         mock.patch.object(wgmma, "blocks_for", lambda tiles, device: min(tiles, 1 if size == 1 else 3)),
         mock.patch.object(mma, "_folded", return_value=""),
         mock.patch.multiple(depthwise, **(dict(MOST=3, WAVE=1) if size == 1 else dict(ADDED=0, PARTS=0))),
@@ -320,18 +316,21 @@ def in_parts(problem, request, number, parts=3):
     """A tile for tensor cores, counted from the largest, and gemm_k in parts if it has so many slices."""
     tiles = [tile for tile in mma.tiles_of(request) if schedule.planar(problem) or not tile.planar]
     tile = tiles[max(number, -len(tiles))]
-    slices = schedule.per(schedule.gemm_k(problem, request.op, VECTOR // mma.itemsize(request)), tile.bk)
-    chunk = max(schedule.per(slices, parts), 1) * tile.bk
-    return tile, max(schedule.per(slices * tile.bk, chunk), 1), chunk
+    return tile, *cut(problem, request, VECTOR // mma.itemsize(request), tile.bk, parts)
 
 
 def of_warpgroups(problem, request, number, parts=3):
     """Likewise for warpgroups."""
     product = wgmma.PRODUCTS[request.dtype, request.precision]
-    slices = schedule.per(schedule.gemm_k(problem, request.op, product.vector), product.depth)
-    chunk = max(schedule.per(slices, parts), 1) * product.depth
     tile = product.tiles[max(number, -len(product.tiles))]
-    return tile, max(schedule.per(slices * product.depth, chunk), 1), chunk
+    return tile, *cut(problem, request, product.vector, product.depth, parts)
+
+
+def cut(problem, request, vector, depth, parts):
+    """How many parts gemm_k has, and how deep each is, in slices of `depth`."""
+    slices = schedule.per(schedule.gemm_k(problem, request.op, vector), depth)
+    chunk = max(schedule.per(slices, parts), 1) * depth
+    return max(schedule.per(slices * depth, chunk), 1), chunk
 
 
 @contextlib.contextmanager

@@ -57,8 +57,9 @@ TILES = [(kind, number) for kind in KINDS for number in range(len(wgmma.PRODUCTS
 
 def tiles_of(op, line, kind, number, parts):
     """How many there are."""
-    tile = wgmma.PRODUCTS[KINDS[kind]].tiles[number]
-    counts = schedule.block_digits(cuconv.ConvProblem.parse(line).volumetric, op, tile.bm, tile.bn, 8)
+    product = wgmma.PRODUCTS[KINDS[kind]]
+    tile, problem = product.tiles[number], cuconv.ConvProblem.parse(line).volumetric
+    counts = schedule.block_digits(problem, op, tile.bm, tile.bn, product.vector)
     return parts * int(np.prod(counts))
 
 
@@ -179,8 +180,10 @@ def test_floats_are_rounded_to_the_nearest_tf32():
     floats[:, :4] = [1 + 2**-11, -1 - 2**-11, 1 + 2**-11 - 2**-23, 3e38]
     nearest = (floats.astype("float32").view("uint32") + 0x1000 & 0xFFFFE000).view("float32")
     one = np.eye(64, dtype="float32").reshape(64, 64, 1)
-    for x, w, op in ((floats[..., None], one, "fprop"), (one, floats[..., None], "fprop")):
-        y = emulator.run(op, x.astype("float32"), w.astype("float32"), precision="tf32", algorithm="wgmma")
+    for x, w in ((floats[..., None], one), (one, floats[..., None])):
+        y = emulator.run(
+            "fprop", x.astype("float32"), w.astype("float32"), precision="tf32", algorithm="wgmma"
+        )
         np.testing.assert_array_equal(y[..., 0], nearest if w is one else nearest.T)
     dy = np.eye(2, dtype="float32")[..., None]
     dx = emulator.run(

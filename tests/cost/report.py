@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from statistics import geometric_mean
 from typing import Any
 
@@ -120,9 +120,9 @@ def _suites() -> list[str]:
     lines = []
     for name, kinds in table.SUITES.items():
         for kind in kinds:
-            named = [algorithm for algorithm, suites in table.BY_NAME.items() if kind in suites.get(name, ())]
-            for algorithm in ("auto", *named):
-                lines += [f"\n## {name}, {kind}" + (f", by `{algorithm}`\n" if algorithm in named else "\n")]
+            for algorithm in ("auto", *table.by_name(name, kind)):
+                by = f", by `{algorithm}`" if algorithm != "auto" else ""
+                lines += [f"\n## {name}, {kind}{by}\n"]
                 lines += _table(("problem", "fprop", "dgrad", "wgrad"), _problems(name, kind, algorithm))
     return lines
 
@@ -135,7 +135,7 @@ def _problems(name: str, kind: table.Kind, algorithm: str) -> Iterator[list[str]
         cells = [f"`{problem}`"]
         for op in OPS:
             case = table.Case(name, problem, op, kind, algorithm)
-            if algorithm != "auto" and not table.applies(algorithm, replace(case, algorithm="auto")):
+            if algorithm != "auto" and not case.applies():
                 cells.append("")
                 continue
             plan = case.plan()

@@ -97,6 +97,12 @@ class Case:
             algorithm=self.algorithm, backend="cuda", device=arch,
         )  # fmt: skip
 
+    def applies(self) -> bool:
+        """Whether the entry of that name does it."""
+        request = replace(self, algorithm="auto").plan().request
+        (entry,) = (entry for entry in TABLES["cuda"][self.op] if entry.name == self.algorithm)
+        return entry.applies(request, None) is None
+
 
 def cases(names: Iterable[str] = SUITES) -> Iterator[Case]:
     """What is predicted of the suites of these names."""
@@ -109,24 +115,25 @@ def cases(names: Iterable[str] = SUITES) -> Iterator[Case]:
                     yield case
                     if name == "home":
                         yield from _others(case)
-                    for algorithm, kinds in BY_NAME.items():
-                        if kind in kinds.get(name, ()) and applies(algorithm, case):
-                            yield replace(case, algorithm=algorithm)
+                    for algorithm in by_name(name, kind):
+                        named = replace(case, algorithm=algorithm)
+                        if named.applies():
+                            yield named
 
 
 def _others(case: Case) -> Iterator[Case]:
     """The same call by the other entries that apply."""
     chosen = case.plan().algorithm
     for entry in TABLES["cuda"][case.op]:
+        named = replace(case, algorithm=entry.name)
         # Transforms are no launches of kernels that could be counted.
-        if entry.exact and entry.name != chosen and applies(entry.name, case):
-            yield replace(case, algorithm=entry.name)
+        if entry.exact and entry.name != chosen and named.applies():
+            yield named
 
 
-def applies(algorithm: str, case: Case) -> bool:
-    """Whether an entry does a case."""
-    (entry,) = (entry for entry in TABLES["cuda"][case.op] if entry.name == algorithm)
-    return entry.applies(case.plan().request, None) is None
+def by_name(suite: str, kind: Kind) -> list[str]:
+    """The entries by which a suite is predicted in that kind beside auto's choice."""
+    return [algorithm for algorithm, suites in BY_NAME.items() if kind in suites.get(suite, ())]
 
 
 def name(plan: Plan) -> str:

@@ -9,7 +9,14 @@ COPY cuconv cuconv
 COPY cuda_src cuda_src
 RUN pip install --no-cache-dir --no-deps --no-build-isolation .
 
-# Compiled kernels and tuned algorithms are kept in a volume, owned by the user the container runs as.
+# Kernels for GPUs of these architectures are compiled here, so that a container starts warm. They are in a folder
+# that calls only read: what is mounted over /cache does not hide it. Others are compiled when they are needed.
+ARG ARCHITECTURES="sm_80 sm_89 sm_90"
+RUN cuconv compile --bench $(printf ' --device %s' $ARCHITECTURES) \
+    --dtype float32 --dtype float16 --layout channels_first --layout channels_last --out kernels
+ENV CUCONV_KERNEL_DIR=/opt/cuconv/kernels
+
+# Kernels compiled since and tuned algorithms are kept in a volume, owned by the user the container runs as.
 COPY --chown=1000:1000 docker/cache /cache
 ENV CUPY_CACHE_DIR=/cache
 ENV CUCONV_CACHE_DIR=/cache

@@ -6,7 +6,6 @@ They are kept where a first call would have kept them, so that no later process 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,16 +16,6 @@ from cuconv.cuda.kernel import Kernel
 
 NO_GPU = 2
 """The exit status where there is no GPU to compile for."""
-
-
-def lowest(kernel: Kernel) -> int:
-    """The compute capability, times ten, that a kernel is for: that of the header of wrappers it includes."""
-    files, seen = [kernel.file], set[str]()
-    while files:
-        seen.add(name := files.pop())
-        found = re.findall(r'#include [<"](.+)[>"]', (jit.SOURCES / name).read_text())
-        files += [file for file in found if file not in seen]
-    return max(int(number) for number in re.findall(r"ptx/sm(\d+)", " ".join(seen)) or [jit.LOWEST])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return NO_GPU
     named = (kernel for kernel in algorithms.kernels() if options.match in kernel.name)
     here = int(arch[3:])
-    kernels = [each for each in named if lowest(each) <= here <= (each.newest or here)]
+    kernels = [each for each in named if jit.lowest(each.file) <= here <= (each.newest or here)]
 
     def failure(kernel: Kernel) -> str | None:
         try:

@@ -112,9 +112,11 @@ _SLOPES: dict[str, Callable[[Array, Any], Array]] = {"silu": _silu_slope, "gelu"
 def activation_backward(
     dy: Array, activation: str | None, *, y: Array | None = None, pre_activation: Array | None = None
 ) -> Array:
-    """The gradient before an activation, given dy, the gradient after it: what `conv_backward` takes as dy.
+    """The gradient before an activation, given dy, the gradient after it.
 
-        dz = dy f'(z)        y = f(z)
+    It is what `conv_backward` takes as dy. With y = f(z), f being the activation::
+
+        dz = dy f'(z)
 
     ============  =================================================
     activation    f'(z), Phi being the normal distribution
@@ -127,16 +129,47 @@ def activation_backward(
     None          1
     ============  =================================================
 
-    dy              an array of any shape, of the dtypes that the activation is defined for: real ones, and
-                    integers for relu; half types are computed with in float32 and rounded once
-    y               the activation's result, as `conv(..., activation=...)` returns it: enough for relu,
-                    sigmoid and tanh
-    pre_activation  its argument z, as `conv` without the activation returns it: enough for all, and
-                    needed for silu and gelu, where two z have one y
-    returns         dz, of the shape, dtype and kind of dy
+    Give one of y and pre_activation; for None neither is needed.
 
-    Give one of y and pre_activation, of the shape and dtype of dy; for None neither is needed. Raises
-    ValueError for shapes and values, TypeError for dtypes and kinds of array.
+    Parameters
+    ----------
+    dy : array
+        An array of any shape, of the dtypes that the activation is defined for: real ones, and integers
+        for relu.
+    activation : {"relu", "sigmoid", "tanh", "silu", "gelu", None}
+        The activation that was applied.
+    y : array, optional
+        Its result, as ``conv(..., activation=...)`` returns it: enough for relu, sigmoid and tanh. Of
+        the shape and dtype of dy.
+    pre_activation : array, optional
+        Its argument z, as `conv` without the activation returns it: enough for all, and needed for silu
+        and gelu, where two z have one y. Of the shape and dtype of dy.
+
+    Returns
+    -------
+    dz : array
+        Of the shape, dtype and kind of dy.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values.
+    TypeError
+        For dtypes and kinds of array.
+
+    See Also
+    --------
+    conv_backward, conv_transpose_backward : What takes dz as its dy.
+
+    Notes
+    -----
+    Half types are computed with in float32 and rounded once.
+
+    Examples
+    --------
+    >>> y = np.array([0.0, 2.0, 5.0])  # what relu returned
+    >>> cuconv.activation_backward(np.array([1.0, 1.0, 3.0]), "relu", y=y)
+    array([0., 1., 3.])
     """
     given = {"y": y, "pre_activation": pre_activation}
     known: dict[str, Any] = {name: array for name, array in given.items() if array is not None}

@@ -43,56 +43,120 @@ def conv(
 ) -> Array:
     """Cross-correlate x with the filters w, in one to three dimensions, as deep learning defines it.
 
-    On each spatial axis, with stride s, dilation d, and a cells of padding before and b after,
+    On each spatial axis, with stride s, dilation d, and a cells of padding before and b after::
 
         y[n, k, p] = activation(bias[k] + sum over c, r of  x[n, c, p s - a + r d] w[k, c, r])
 
-    with c over the C/groups channels of k's group, and P = floor((H + a + b - d (R - 1) - 1) / s) + 1
-    output cells.
+        P = floor((H + a + b - d (R - 1) - 1) / s) + 1
 
-    ============  ==========================================  ======================================
-    array         layout="channels_first"                     layout="channels_last"
-    ============  ==========================================  ======================================
-    x             (N, C, *input) or (C, *input)               (N, *input, C) or (*input, C)
-    w             (K, C/groups, *filter)                      (K, *filter, C/groups)
-    bias          (K,)                                        (K,)
-    y             (N, K, *output) or (K, *output)             (N, *output, K) or (*output, K)
-    ============  ==========================================  ======================================
+    with c over the C/groups channels of k's group, H cells of x, R of the filter, and P of the
+    result.
 
-    All arrays have one dtype: float16, bfloat16, float32, float64, complex64, complex128, int32 or int64.
+    =====  ==========================  ==========================
+    array  layout="channels_first"     layout="channels_last"
+    =====  ==========================  ==========================
+    x      ``(N, C, *input)``          ``(N, *input, C)``
+    w      ``(K, C/groups, *filter)``  ``(K, *filter, C/groups)``
+    bias   ``(K,)``                    ``(K,)``
+    y      ``(N, K, *output)``         ``(N, *output, K)``
+    =====  ==========================  ==========================
+
+    x may come without the axis N; y then has none either.
+
+    Parameters
+    ----------
+    x, w : array
+        The input and the filters: NumPy's, CuPy's, or of another library with DLPack. All arrays of a
+        call are of one library and one dtype: float16, bfloat16, float32, float64, complex64,
+        complex128, int32 or int64; for narrower integers see `out_dtype`. They may have any strides.
+    bias : array, optional
+        One number for each filter.
+    stride : int or sequence of int, default 1
+        One int, or one per spatial axis; at least 1.
+    padding : int, str or sequence, default 0
+        One int, one per axis, one (before, after) pair per axis, or "valid" (none), "same"
+        (P = ceil(H / s), the odd cell at the end), "same_lower" (the odd cell at the beginning) or
+        "full" (d (R - 1) on both sides); negative numbers crop.
+    dilation : int or sequence of int, default 1
+        One int, or one per spatial axis; at least 1.
+    groups : int, default 1
+        Channels and filters are divided into so many groups; a filter sees its own group's channels.
+    padding_mode : {"zeros", "circular", "reflect", "replicate", "symmetric"}
+        What the padding holds: zeros; "circular", the other end (NumPy's "wrap"); "reflect", the mirror
+        image about the outermost cell (SciPy's "mirror"); "replicate", the outermost cell (NumPy's
+        "edge", SciPy's "nearest"); or "symmetric", the mirror image that repeats the outermost cell
+        (scipy.ndimage's "reflect", scipy.signal's "symm").
+    layout : {"channels_first", "channels_last"}
+        Where the axis of the channels is. Unlike in PyTorch this is the layout of the filters too.
+    flip : bool, default False
+        Turn the filters by 180 degrees: true convolution, as in SciPy and MATLAB.
+    activation : {None, "relu", "sigmoid", "tanh", "silu", "gelu"}
+        What is applied to each element, before it is rounded. Integers have "relu" alone, complex
+        numbers none.
+    precision : {None, "tf32"}
+        None for the dtype's own accuracy; "tf32" permits float32 to be multiplied as numbers rounded to
+        11 bits, on tensor cores ("mma"), and summed in float32. For CuPy arrays CUPY_TF32=1, in the
+        environment, has None mean it.
+    algorithm : str, default "auto"
+        "auto" takes what is estimated to be fastest, "tune" times the candidates once. A name never
+        falls back: for NumPy arrays "gemm", "mec", "im2col", "toeplitz", "depthwise" or "fft", for CuPy
+        arrays "mma", "wgmma", "grouped", "simt", "depthwise", "direct" or "fft", which needs cuFFT.
+    out_dtype : {None, "int32", "int64"}
+        The dtype of y, bias and out, and of all sums, where x and w are integers that it holds, each of
+        its own: int8, uint8, int16, uint16 or int32; for int64 also uint32 and int64. Truth values go
+        in as ``x.view("uint8")``.
+    out : array, optional
+        The array that the result is written to. It must not overlap the others.
+    accumulate : bool, default False
+        Add the result to what `out` holds.
+
+    Returns
+    -------
+    y : array
+        A new array of x's library and dtype (or of `out_dtype`), or `out` where it is given.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values, before any work is done.
+    TypeError
+        For dtypes and kinds of array, likewise.
+
+    See Also
+    --------
+    conv_backward : Its gradients.
+    conv_transpose : The map from y's shape to x's.
+    plan : How a call would be done, and why so.
+
+    Notes
+    -----
     Half types are summed in float32 and rounded once; integers are exact modulo 2^32 or 2^64. Sums of
-    narrower integers, as images have, do not fit those: `out_dtype` names a wider dtype for them. Arrays may
-    have any strides. Extents are in elements; zero-size batches and channels are allowed. Unlike in PyTorch
-    the layout is that of the filters too. To filter each channel with the same kernel, repeat it C times
-    along w's first axis and set groups=C.
+    narrower integers, as images have, do not fit those: `out_dtype` names a wider dtype for them.
+    Extents are in elements; zero-size batches and channels are allowed.
 
-    stride, dilation    one int, or one per spatial axis; at least 1
-    padding             one int, one per axis, one (before, after) pair per axis, or "valid", "same"
-                        (P = ceil(H / s), the odd cell at the end), "same_lower", "full"; negative crops
-    padding_mode        what the padding holds: "zeros"; "circular", the other end (NumPy's "wrap");
-                        "reflect", the mirror image about the outermost cell (SciPy's "mirror");
-                        "replicate", the outermost cell (NumPy's "edge", SciPy's "nearest"); or
-                        "symmetric", the mirror image that repeats the outermost cell (scipy.ndimage's
-                        "reflect", scipy.signal's "symm")
-    flip                turn the filters by 180 degrees: true convolution, as in SciPy and MATLAB
-    activation          None, "relu", "sigmoid", "tanh", "silu" or "gelu"
-    precision           None for the dtype's own accuracy; "tf32" permits float32 to be multiplied as
-                        numbers rounded to 11 bits, on tensor cores ("mma"), and summed in float32. For CuPy
-                        arrays CUPY_TF32=1, in the environment, has None mean it
-    algorithm           "auto", "tune" (time the candidates once) or a name, which never falls back: for NumPy
-                        arrays "gemm", "mec", "im2col", "toeplitz", "depthwise" or "fft", for CuPy arrays
-                        "mma", "wgmma", "grouped", "simt", "depthwise", "direct" or "fft", which needs cuFFT
-    out_dtype           "int32" or "int64": the dtype of y, bias and out, and of all sums, where x and w are
-                        integers that it holds, each of its own: int8, uint8, int16, uint16 or int32; for
-                        int64 also uint32. Truth values go in as x.view("uint8")
-    out, accumulate     write the result to `out`, or add it to `out`
+    Zeros of the padding are multiplied like any other cell, in the gradients too: where one meets an
+    infinity or NaN of the other operand the result is NaN. Only ``algorithm="fft"`` mixes all cells of
+    an image.
 
-    Zeros of the padding are multiplied like any other cell, in the gradients too: where one meets an infinity
-    or NaN of the other operand the result is NaN. Only `algorithm="fft"` mixes all cells of an image.
+    The formula is that of [1]_, section 9.1; padding names are as in TensorFlow and NumPy.
 
-    Raises ValueError for shapes and values, TypeError for dtypes and kinds of array, before any work.
-    Source: Goodfellow, Bengio and Courville, Deep Learning (2016), section 9.1; padding names as in
-    TensorFlow and NumPy.
+    References
+    ----------
+    .. [1] Goodfellow, Bengio and Courville, Deep Learning (2016).
+
+    Examples
+    --------
+    >>> x = np.arange(9.0).reshape(1, 3, 3)  # C, H, W
+    >>> cuconv.conv(x, np.ones((1, 1, 2, 2)))
+    array([[[ 8., 12.],
+            [20., 24.]]])
+
+    To filter each channel with the same kernel, repeat it C times along w's first axis and set
+    groups=C:
+
+    >>> image, kernel = np.ones((3, 6, 8)), np.ones((1, 1, 3, 3))
+    >>> cuconv.conv(image, np.repeat(kernel, 3, axis=0), padding="same", groups=3).shape
+    (3, 6, 8)
     """
     operands = arrays.adopt(out_dtype, widens=True, x=x, w=w, bias=bias, out=out)
     request = _request(
@@ -122,23 +186,60 @@ def conv_input_grad(
     out: Array | None = None,
     accumulate: bool = False,
 ) -> Array:
-    """The gradient of `conv` with respect to x, given dy, the gradient of its result before activation.
+    """The gradient of `conv` with respect to x.
+
+    It is made from dy, the gradient of `conv`'s result before activation::
 
         dx[n, c, h] = sum over k, r, p with p s - a + r d = h of  dy[n, k, p] conj(w[k, c, r])
 
-    With stride 1 and no padding this is the full correlation of dy with the filter turned by 180 degrees.
-    It is the adjoint of `conv`: <dy, conv(x, w)> = <conv_input_grad(dy, w), x>. Cells that no output sees
-    get zero where w is finite; outside of its P cells dy counts as zeros, for every tap whose p is whole.
+    With stride 1 and no padding this is the full correlation of dy with the filter turned by 180
+    degrees. It is the adjoint of `conv`: <dy, conv(x, w)> = <conv_input_grad(dy, w), x>.
 
-    dy          the shape of `conv`'s result
-    w           the filters, as in `conv`
-    input_shape the shape of x, which the stride leaves open
-    returns     dx, of shape input_shape
+    Parameters
+    ----------
+    dy : array
+        Of the shape of `conv`'s result.
+    w : array
+        The filters, as in `conv`.
+    input_shape : sequence of int
+        The shape of x, which the stride leaves open.
+    stride, padding, dilation, groups, padding_mode, layout, flip, precision : optional
+        As in `conv`.
+    algorithm : str, default "auto"
+        As in `conv`; the names are "gemm", "mec", "col2im", "toeplitz", "depthwise" and "fft" for NumPy
+        arrays, "mma", "wgmma", "grouped", "simt", "depthwise", "direct" and "fft" for CuPy arrays.
+    out, accumulate : optional
+        As in `conv`.
 
-    Shapes, dtypes, options and errors are those of `conv`; the algorithms are "gemm", "mec", "col2im",
-    "toeplitz", "depthwise" and "fft" for NumPy arrays, "mma", "wgmma", "grouped", "simt", "depthwise",
-    "direct" and "fft" for CuPy arrays. Source: Wang, Forward and Backward Propagation of Convolutional Layer
-    (2015), equations 7 to 9.
+    Returns
+    -------
+    dx : array
+        Of shape `input_shape`, and of the dtype of dy and w, which is any of those of `conv`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `conv`.
+
+    See Also
+    --------
+    conv_backward : All three gradients by one call.
+
+    Notes
+    -----
+    Cells that no output sees get zero where w is finite; outside of its P cells dy counts as zeros, for
+    every tap whose p is whole. The formula is in [1]_, equations 7 to 9.
+
+    References
+    ----------
+    .. [1] Wang, Forward and Backward Propagation of Convolutional Layer (2015).
+
+    Examples
+    --------
+    >>> cuconv.conv_input_grad(np.ones((1, 2, 2)), np.ones((1, 1, 2, 2)), (1, 3, 3))
+    array([[[1., 2., 1.],
+            [2., 4., 2.],
+            [1., 2., 1.]]])
     """
     operands = arrays.adopt(dy=dy, w=w, out=out)
     input_shape = integers("input_shape", input_shape, 0)
@@ -169,22 +270,59 @@ def conv_weight_grad(
     out: Array | None = None,
     accumulate: bool = False,
 ) -> Array:
-    """The gradient of `conv` with respect to w, given dy, the gradient of its result before activation.
+    """The gradient of `conv` with respect to w.
+
+    It is made from dy, the gradient of `conv`'s result before activation::
 
         dw[k, c, r] = sum over n, p of  dy[n, k, p] conj(x[n, c, p s - a + r d])
 
     With stride 1 this is the correlation of x with dy. It is the adjoint of `conv` in w:
     <dy, conv(x, w)> = <conv_weight_grad(x, dy), w>.
 
-    x             the input, as in `conv`
-    dy            the shape of `conv`'s result
-    weight_shape  the shape of w, which the stride leaves open
-    returns       dw, of shape weight_shape
+    Parameters
+    ----------
+    x : array
+        The input, as in `conv`.
+    dy : array
+        Of the shape of `conv`'s result.
+    weight_shape : sequence of int
+        The shape of w, which the stride leaves open.
+    stride, padding, dilation, groups, padding_mode, layout, flip, precision : optional
+        As in `conv`.
+    algorithm : str, default "auto"
+        As in `conv`; the names are "gemm", "im2col", "toeplitz", "depthwise" and "fft" for NumPy
+        arrays, "mma", "wgmma", "grouped", "simt", "depthwise", "direct" and "fft" for CuPy arrays.
+    out, accumulate : optional
+        As in `conv`.
 
-    Shapes, dtypes, options and errors are those of `conv`; the algorithms are "gemm", "im2col", "toeplitz",
-    "depthwise" and "fft" for NumPy arrays, "mma", "wgmma", "grouped", "simt", "depthwise", "direct" and
-    "fft" for CuPy arrays. Source: Wang, Forward and Backward Propagation of Convolutional Layer (2015),
-    equations 4 to 6.
+    Returns
+    -------
+    dw : array
+        Of shape `weight_shape`, and of the dtype of x and dy, which is any of those of `conv`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `conv`.
+
+    See Also
+    --------
+    conv_backward : All three gradients by one call.
+
+    Notes
+    -----
+    The formula is in [1]_, equations 4 to 6.
+
+    References
+    ----------
+    .. [1] Wang, Forward and Backward Propagation of Convolutional Layer (2015).
+
+    Examples
+    --------
+    >>> x = np.arange(9.0).reshape(1, 3, 3)
+    >>> cuconv.conv_weight_grad(x, np.ones((1, 2, 2)), (1, 1, 2, 2))
+    array([[[[ 8., 12.],
+             [20., 24.]]]])
     """
     operands = arrays.adopt(x=x, dy=dy, out=out)
     weight_shape = integers("weight_shape", weight_shape, 0)
@@ -206,13 +344,41 @@ def conv_bias_grad(
     out: Array | None = None,
     accumulate: bool = False,
 ) -> Array:
-    """The gradient of `conv` with respect to its bias: db[k] = sum over n and all pixels of dy[n, k, ...].
+    """The gradient of `conv` with respect to its bias.
 
-    dy       (N, K, *output), or (N, *output, K) for channels_last; `batched=False` says that the axis N is
-             missing, which the shape alone does not tell
-    returns  db, of shape (K,)
+    It is made from dy, the gradient of `conv`'s result before activation::
 
-    Dtypes and errors are those of `conv`.
+        db[k] = sum over n and all pixels of  dy[n, k, ...]
+
+    Parameters
+    ----------
+    dy : array
+        ``(N, K, *output)``, or ``(N, *output, K)`` for channels_last.
+    layout : {"channels_first", "channels_last"}
+        Where dy's axis K is.
+    batched : bool, default True
+        False says that dy has no axis N, which the shape alone does not tell.
+    out, accumulate : optional
+        As in `conv`.
+
+    Returns
+    -------
+    db : array
+        Of shape ``(K,)``, and of the dtype of dy, which is any of those of `conv`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `conv`.
+
+    See Also
+    --------
+    conv_backward : All three gradients by one call.
+
+    Examples
+    --------
+    >>> cuconv.conv_bias_grad(np.ones((5, 2, 4, 4)))
+    array([80., 80.])
     """
     operands = arrays.adopt(dy=dy, out=out)
     one_of("layout", layout, LAYOUTS)
@@ -263,13 +429,54 @@ def conv_backward(
     out: Sequence[Array | None] | None = None,
     accumulate: bool = False,
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """The gradients of `conv` with respect to x, w and the bias, given dy.
+    """The gradients of `conv` with respect to x, w and the bias.
 
-    needs    which of the three to compute; the others are None in the result
-    out      three arrays or None, one for each gradient; with `accumulate` each needed one is added to
-    returns  (dx, dw, db): see `conv_input_grad`, `conv_weight_grad` and `conv_bias_grad`
+    They are made from dy, the gradient of `conv`'s result before activation; where an activation was
+    fused, `activation_backward` makes that of the gradient after it. The formulas are those of
+    `conv_input_grad`, `conv_weight_grad` and `conv_bias_grad`.
 
-    Shapes, dtypes, the other options and errors are those of `conv`.
+    Parameters
+    ----------
+    dy : array
+        Of the shape of `conv`'s result.
+    x, w : array
+        The input and the filters, as in `conv`.
+    stride, padding, dilation, groups : optional
+        As in `conv`.
+    needs : sequence of three bool, optional
+        Which of the three to compute, all by default; the others are None in the result.
+    padding_mode, layout, flip, precision : optional
+        As in `conv`.
+    algorithm : str, default "auto"
+        As in `conv`, for dx and dw; a name has to be one that both have, if both are needed.
+    out : sequence of three arrays or None, optional
+        One place for each gradient.
+    accumulate : bool, default False
+        Add each gradient that is needed to what its place holds.
+
+    Returns
+    -------
+    dx, dw, db : array or None
+        Of the shapes of x, w and the bias, and of their dtype, which is any of those of `conv`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `conv`.
+
+    See Also
+    --------
+    conv_input_grad, conv_weight_grad, conv_bias_grad : One gradient each, without the other operand.
+    activation_backward : From the gradient after an activation to that before it.
+
+    Examples
+    --------
+    >>> x, w = np.ones((1, 4)), np.array([[[1.0, 2.0]]])
+    >>> dx, dw, db = cuconv.conv_backward(np.ones((1, 3)), x, w)
+    >>> dx
+    array([[1., 3., 3., 2.]])
+    >>> dw, db
+    (array([[[3., 3.]]]), array([3.]))
     """
     wanted, places = _three(needs, out)
     operands = arrays.adopt(dy=dy, x=x, w=w, **places)
@@ -326,27 +533,73 @@ def conv_transpose(
     out: Array | None = None,
     accumulate: bool = False,
 ) -> Array:
-    """Transposed convolution: the linear map of `conv_input_grad`, used forward, with bias and activation.
+    """Transposed convolution: the linear map of `conv_input_grad`, with bias and activation.
 
-        y[n, c, h] = activation(bias[c] + sum over k, r, p with p s - a + r d = h of  x[n, k, p] w[k, c, r])
+    On each spatial axis, with stride s, dilation d, and a and b cells of padding before and after, both
+    those of the convolution that is transposed::
 
-    with H = (P - 1) s - a - b + d (R - 1) + output_padding + 1 on each spatial axis, P being x's extent and
-    a and b the padding before and after of the convolution that is transposed.
+        y[n, c, h] = activation(bias[c] + sum over k, r, p with p s - a + r d = h of
+                                          x[n, k, p] w[k, c, r])
 
-    ============  ==========================================  ======================================
-    array         layout="channels_first"                     layout="channels_last"
-    ============  ==========================================  ======================================
-    x             (N, K, *input) or (K, *input)               (N, *input, K) or (*input, K)
-    w             (K, C/groups, *filter)                      (K, *filter, C/groups)
-    bias          (C,)                                        (C,)
-    y             (N, C, *output) or (C, *output)             (N, *output, C) or (*output, C)
-    ============  ==========================================  ======================================
+        H = (P - 1) s - a - b + d (R - 1) + output_padding + 1
 
-    `output_padding` cells, fewer than the stride or the dilation, are added at the end of each axis.
-    `padding="same"` makes the result stride times as large as x, and output_padding more. Cells that no
-    product reaches get the activation of the bias. Complex filters are not conjugated. The other options,
-    dtypes and errors are those of `conv`; the order of arguments is that of
-    `torch.nn.functional.conv_transpose2d`. `conv_transpose_backward` has its gradients.
+    with P cells of x, R of the filter, and H of the result.
+
+    =====  ==========================  ==========================
+    array  layout="channels_first"     layout="channels_last"
+    =====  ==========================  ==========================
+    x      ``(N, K, *input)``          ``(N, *input, K)``
+    w      ``(K, C/groups, *filter)``  ``(K, *filter, C/groups)``
+    bias   ``(C,)``                    ``(C,)``
+    y      ``(N, C, *output)``         ``(N, *output, C)``
+    =====  ==========================  ==========================
+
+    x may come without the axis N; y then has none either.
+
+    Parameters
+    ----------
+    x, w : array
+        The input and the filters, of any library and dtype that `conv` takes.
+    bias : array, optional
+        One number for each channel of the result.
+    stride : int or sequence of int, default 1
+        As in `conv`; the result is about so many times as large as x.
+    padding : int, str or sequence, default 0
+        As in `conv`, but that it is cut off the result. "same" makes the result stride times as large
+        as x, and `output_padding` more.
+    output_padding : int or sequence of int, default 0
+        How many cells are added at the end of each axis, fewer than the stride or the dilation.
+    groups, dilation, padding_mode, layout, flip, activation, precision : optional
+        As in `conv`.
+    algorithm : str, default "auto"
+        As in `conv_input_grad`.
+    out, accumulate : optional
+        As in `conv`.
+
+    Returns
+    -------
+    y : array
+        A new array of x's library and dtype, or `out` where it is given.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `conv`.
+
+    See Also
+    --------
+    conv_transpose_backward : Its gradients.
+    conv_input_grad : The same map for gradients, which conjugates complex filters.
+
+    Notes
+    -----
+    Cells that no product reaches get the activation of the bias. Complex filters are not conjugated.
+    The order of arguments is that of `torch.nn.functional.conv_transpose2d`.
+
+    Examples
+    --------
+    >>> cuconv.conv_transpose(np.array([[1.0, 2.0, 3.0]]), np.ones((1, 1, 2)), stride=2)
+    array([[1., 1., 2., 2., 3., 3.]])
     """
     operands = arrays.adopt(x=x, w=w, bias=bias, out=out)
     request = _transposed(
@@ -376,7 +629,9 @@ def conv_transpose_backward(
     out: Sequence[Array | None] | None = None,
     accumulate: bool = False,
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """The gradients of `conv_transpose` with respect to x, w and the bias, given dy, before its activation.
+    """The gradients of `conv_transpose` with respect to x, w and the bias.
+
+    They are made from dy, the gradient of `conv_transpose`'s result before activation::
 
         dx[n, k, p] = sum over c, r of  dy[n, c, p s - a + r d] conj(w[k, c, r])
         dw[k, c, r] = sum over n, p of  conj(x[n, k, p]) dy[n, c, p s - a + r d]
@@ -384,13 +639,56 @@ def conv_transpose_backward(
 
     dx is the convolution that is transposed, of dy, and dw its weight gradient with x and dy exchanged.
 
-    dy       the shape of `conv_transpose`'s result
-    needs    which of the three to compute; the others are None in the result
-    out      three arrays or None, one for each gradient; with `accumulate` each needed one is added to
-    returns  (dx, dw, db), of the shapes of x, w and the bias
+    Parameters
+    ----------
+    dy : array
+        Of the shape of `conv_transpose`'s result.
+    x, w : array
+        The input and the filters, as in `conv_transpose`.
+    stride, padding, output_padding, groups, dilation : optional
+        As in `conv_transpose`.
+    needs : sequence of three bool, optional
+        Which of the three to compute, all by default; the others are None in the result.
+    padding_mode, layout, flip, precision : optional
+        As in `conv`.
+    algorithm : str, default "auto"
+        As in `conv` for dx, and as in `conv_weight_grad` for dw; a name has to be one that both have,
+        if both are needed.
+    out : sequence of three arrays or None, optional
+        One place for each gradient.
+    accumulate : bool, default False
+        Add each gradient that is needed to what its place holds.
 
-    Shapes, dtypes, the other options and errors are those of `conv_transpose`. Source: that of
-    `conv_weight_grad`, with the roles of x and dy exchanged.
+    Returns
+    -------
+    dx, dw, db : array or None
+        Of the shapes of x, w and the bias, and of their dtype, which is any of those of `conv`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `conv`.
+
+    See Also
+    --------
+    conv_backward : The gradients of `conv`.
+
+    Notes
+    -----
+    dw is that of [1]_, equations 4 to 6, with the roles of x and dy exchanged.
+
+    References
+    ----------
+    .. [1] Wang, Forward and Backward Propagation of Convolutional Layer (2015).
+
+    Examples
+    --------
+    >>> x, w = np.array([[1.0, 2.0, 3.0]]), np.ones((1, 1, 2))
+    >>> dx, dw, db = cuconv.conv_transpose_backward(np.ones((1, 6)), x, w, stride=2)
+    >>> dx
+    array([[2., 2., 2.]])
+    >>> dw, db
+    (array([[[6., 6.]]]), array([6.]))
     """
     wanted, places = _three(needs, out)
     operands = arrays.adopt(dy=dy, x=x, w=w, **places)
@@ -445,14 +743,58 @@ def plan(
 ) -> Plan:
     """The plan by which an op would be done: print it, inspect it, or call it with the op's arrays.
 
-    op       "fprop" (called with x, w), "dgrad" (dy, w), "wgrad" (x, dy) or "bgrad" (dy)
-    dtype    of all arrays; with out_dtype of x and w, one for both or a pair
-    bias     whether a bias will be fused; the plan is then called with `bias=`
-    backend  "cpu" for NumPy arrays, "cuda" for CuPy arrays
-    device   for "cuda", the architecture of the GPU, "sm_90" and the like, which none need be there for;
-             None for the current GPU's, or "sm_90" where there is none
+    Parameters
+    ----------
+    op : {"fprop", "dgrad", "wgrad", "bgrad"}
+        The result of `conv`, called with x and w, or its gradient with respect to x (dy, w), to w
+        (x, dy) or to the bias (dy).
+    x_shape, w_shape : sequence of int
+        The shapes of x and w, for every op.
+    dtype : dtype or pair of them, default "float32"
+        Of all arrays; with `out_dtype` that of x and w, one for both or a pair.
+    stride, padding, dilation, groups, padding_mode, layout, flip : optional
+        As in `conv`.
+    bias : bool, default False
+        Whether a bias will be fused; the plan is then called with ``bias=``.
+    activation, precision, algorithm, out_dtype : optional
+        As in `conv`. There are no arrays to time, so that "tune" is an error.
+    accumulate : bool, default False
+        Whether results will be added to `out`; the plan is then called with ``out=``.
+    backend : {"cpu", "cuda"}
+        "cpu" for NumPy arrays, "cuda" for CuPy arrays.
+    device : str, optional
+        For "cuda", the architecture of the GPU, "sm_90" and the like, which none need be there for;
+        None for the current GPU's, or "sm_90" where there is none.
 
-    The other options and errors are those of `conv`; the plan of `conv_transpose` is not made here.
+    Returns
+    -------
+    plan : Plan
+        Which algorithm, why, its launches, and the memory that it takes besides.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `conv`.
+
+    See Also
+    --------
+    Plan : What is returned.
+
+    Notes
+    -----
+    The plan of `conv_transpose` is not made here.
+
+    Examples
+    --------
+    >>> print(cuconv.plan("fprop", (1, 1, 5), (1, 1, 2), "float64", algorithm="gemm"))
+    fprop float64 channels_first n1c1w5 k1s2
+      algorithm  gemm on cpu with ... asked for by name
+      work       16 FLOP, at least 88 bytes
+      workspace  ... bytes
+      launch     ...
+    >>> plan = cuconv.plan("fprop", (1, 1, 5), (1, 1, 2), "float64")
+    >>> plan(np.arange(5.0).reshape(1, 1, 5), np.ones((1, 1, 2)))
+    array([[[1., 3., 5., 7.]]])
     """
     name, inputs = arrays.dtype_names(dtype, out_dtype)
     one_of("op", op, OPS)

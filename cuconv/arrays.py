@@ -359,11 +359,11 @@ def view_of(name: str, array: Array, owner: Owner) -> Array:
                 f"{name} is a view that {owner.library} {pending} only on reading it ({question}), which "
                 f"DLPack does not pass on: {name}.{resolve}() makes a plain copy"
             )
-    bfloat16 = getattr(owner.home, "bfloat16", None)
+    bfloat16, namespace = getattr(owner.home, "bfloat16", None), owner.namespace
     try:
         if owner.backend == "cpu" and bfloat16 is not None and getattr(array, "dtype", None) == bfloat16:
             return np.from_dlpack(array.view(owner.home.int16)).view(ml_dtypes.bfloat16)
-        view = owner.namespace.from_dlpack(array)
+        view = namespace.from_dlpack(array)
     except Exception as error:  # whatever the library raises
         hint = ""
         if getattr(array, "requires_grad", False) is True:

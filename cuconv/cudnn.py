@@ -1,40 +1,35 @@
-"""The convolutions of `cupy.cudnn`, which CuPy had up to version 13, for programs that were written for them.
+"""The convolutions of `cupy.cudnn`, which CuPy had up to version 13, for programs that use them.
 
-    cudnn.convolution_forward(x, W, b, y, pad, stride, dilation, groups, auto_tune=True, tensor_core="auto")
-    print(cudnn.install())  # `from cupy import cudnn` finds these functions now, and so does SigPy
+`install` has ``from cupy import cudnn`` find these functions, and SigPy find them too::
 
-Each writes its result into an array that it is given and returns None. On each spatial axis, with stride s,
-dilation d, and a cells of padding at either end,
+    import cuconv.cudnn
+    print(cuconv.cudnn.install())
 
-    convolution_forward          y[n, k, p] = b[k] + sum over c, r of  x[n, c, p s - a + r d] W[k, c, r]
-    convolution_backward_data    y[n, c, h] = b[c] + sum over k, r, p with p s - a + r d = h of
-                                              x[n, k, p] conj(W[k, c, r])
-    convolution_backward_filter  gW[k, c, r] = sum over n, p of  gy[n, k, p] conj(x[n, c, p s - a + r d])
+Each writes its result into an array that it is given and returns None. On each spatial axis, with
+stride s, dilation d, and a cells of padding at either end, `convolution_forward`,
+`convolution_backward_data` and `convolution_backward_filter` are::
 
-The second one has y and x for what others call gx and gy, and adds b to the rounded sums. They are cuconv's
-`conv`, `conv_input_grad` and `conv_weight_grad` by CuPy's names; see there for dtypes. All arrays of a call
-have one.
+    y[n, k, p] = b[k] + sum over c, r of  x[n, c, p s - a + r d] W[k, c, r]
 
-============  ====================================  ====================================
-array         CUDNN_TENSOR_NCHW                     CUDNN_TENSOR_NHWC
-============  ====================================  ====================================
-the input     (N, C, *input)                        (N, *input, C)
-the filters   (K, C/groups, *filter)                (K, *filter, C/groups)
-the output    (N, K, *output)                       (N, *output, K)
-b             as many numbers as the result has channels, in any shape, or None
-============  ====================================  ====================================
+    y[n, c, h] = b[c] + sum over k, r, p with p s - a + r d = h of  x[n, k, p] conj(W[k, c, r])
 
-pad, stride, dilation  one int per spatial axis, of which there are 1 to 3, or one for all of them
-deterministic          True leaves auto_tune out, as in CuPy; no result depends on the order of threads anyway
-auto_tune              `algorithm="tune"`: the first call of its kind times the algorithms, the others use the
-                       fastest one; otherwise "auto"
-tensor_core            "always", "auto" or "never", which are the same here: no dtype is given fewer bits
-d_layout, w_layout     the layout of the filters is w_layout, that of the input and the output d_layout
-beta                   beta times what is there is added to the result; 0 writes over anything, also NaN. CuPy
-                       had no such argument and did as with 0. For integers it is 0 or 1
+    gW[k, c, r] = sum over n, p of  gy[n, k, p] conj(x[n, c, p s - a + r d])
 
-Raises ValueError for shapes and values, TypeError for dtypes and kinds of array, before any work. Sources:
-`cupyx/cudnn.pyx` of CuPy 13 for the interface, cuDNN's `cudnnConvolutionForward` for beta.
+The second one has y and x for what others call gx and gy, and adds b to the rounded sums. They are
+`cuconv.conv`, `cuconv.conv_input_grad` and `cuconv.conv_weight_grad` by CuPy's names; see there for
+dtypes. All arrays of a call have one.
+
+===========  ==========================  ==========================
+array        CUDNN_TENSOR_NCHW           CUDNN_TENSOR_NHWC
+===========  ==========================  ==========================
+the input    ``(N, C, *input)``          ``(N, *input, C)``
+the filters  ``(K, C/groups, *filter)``  ``(K, *filter, C/groups)``
+the output   ``(N, K, *output)``         ``(N, *output, K)``
+===========  ==========================  ==========================
+
+b has as many numbers as the result has channels, in any shape, or is None.
+
+Sources: `cupyx/cudnn.pyx` of CuPy 13 for the interface, cuDNN's `cudnnConvolutionForward` for beta.
 """
 # ruff: noqa: N803  (W and gW are CuPy's names)
 
@@ -95,9 +90,52 @@ def convolution_forward(
 ) -> None:
     """Write the cross-correlation of x with the filters W, plus b, to y.
 
+    On each spatial axis, with stride s, dilation d, and a cells of padding at either end::
+
         y[n, k, p] = b[k] + sum over c, r of  x[n, c, p s - a + r d] W[k, c, r]
 
-    Shapes, dtypes, options and errors are those of the module `cuconv.cudnn`.
+    Parameters
+    ----------
+    x, W : array
+        The input and the filters, in the shapes of the module `cuconv.cudnn`, of 1 to 3 spatial axes;
+        all arrays are of one dtype, which is any of those of `cuconv.conv`.
+    b : array or None
+        One number per channel of y, in any shape.
+    y : array
+        Where the result goes.
+    pad, stride, dilation : int or sequence of int
+        One int per spatial axis, or one for all of them.
+    groups : int
+        As in `cuconv.conv`.
+    auto_tune : bool
+        True is ``algorithm="tune"``: the first call of its kind times the algorithms, the others use
+        the fastest one. Otherwise "auto".
+    tensor_core : {"always", "auto", "never"}
+        All the same here: no dtype is given fewer bits.
+    d_layout, w_layout : {CUDNN_TENSOR_NCHW, CUDNN_TENSOR_NHWC}
+        The layout of the input and the output, and that of the filters.
+    beta : float, default 0
+        beta times what is there is added to the result; 0 writes over anything, also NaN. CuPy had no
+        such argument and did as with 0. For integers it is 0 or 1.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values, before any work.
+    TypeError
+        For dtypes and kinds of array, likewise.
+
+    See Also
+    --------
+    cuconv.conv : The same, with more options and its result returned.
+
+    Examples
+    --------
+    >>> from cuconv import cudnn
+    >>> x, W, y = np.ones((1, 1, 4)), np.ones((1, 1, 2)), np.empty((1, 1, 5))
+    >>> cudnn.convolution_forward(x, W, None, y, 1, 1, 1, 1, auto_tune=False, tensor_core="auto")
+    >>> y
+    array([[[1., 2., 2., 2., 1.]]])
     """
     call = _checked(
         ("x", "W", "y"), dict(x=x, W=W, b=b, y=y), "y", auto_tune, tensor_core,
@@ -125,9 +163,43 @@ def convolution_backward_filter(
 ) -> None:
     """Write the gradient with respect to the filters to gW, given the input x and the gradient gy.
 
+    On each spatial axis, with stride s, dilation d, and a cells of padding at either end::
+
         gW[k, c, r] = sum over n, p of  gy[n, k, p] conj(x[n, c, p s - a + r d])
 
-    Shapes, dtypes, options and errors are those of the module `cuconv.cudnn`.
+    Parameters
+    ----------
+    x, gy : array
+        The input, and the gradient of the output, as in `convolution_forward`.
+    gW : array
+        Where the result goes, of the filters' shape.
+    pad, stride, dilation, groups
+        As in `convolution_forward`.
+    deterministic : bool
+        True leaves `auto_tune` out, as in CuPy; no result depends on the order of threads anyway.
+    auto_tune, tensor_core
+        As in `convolution_forward`.
+    d_layout, w_layout, beta : optional
+        As in `convolution_forward`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `convolution_forward`.
+
+    See Also
+    --------
+    cuconv.conv_weight_grad : The same, with more options and its result returned.
+
+    Examples
+    --------
+    >>> from cuconv import cudnn
+    >>> x, gy, gW = np.arange(4.0).reshape(1, 1, 4), np.ones((1, 1, 3)), np.empty((1, 1, 2))
+    >>> cudnn.convolution_backward_filter(
+    ...     x, gy, gW, 0, 1, 1, 1, deterministic=True, auto_tune=False, tensor_core="auto"
+    ... )
+    >>> gW
+    array([[[3., 6.]]])
     """
     call = _checked(
         ("x", "gW", "gy"), dict(x=x, gy=gy, gW=gW), "gW", auto_tune, tensor_core,
@@ -156,10 +228,45 @@ def convolution_backward_data(
 ) -> None:
     """Write the gradient with respect to the input, plus b, to y, given the filters W and the gradient x.
 
+    On each spatial axis, with stride s, dilation d, and a cells of padding at either end::
+
         y[n, c, h] = b[c] + sum over k, r, p with p s - a + r d = h of  x[n, k, p] conj(W[k, c, r])
 
-    Chainer's transposed convolutions are this. Shapes, dtypes, options and errors are those of the module
-    `cuconv.cudnn`.
+    Chainer's transposed convolutions are this.
+
+    Parameters
+    ----------
+    W, x : array
+        The filters, and the gradient of the output, as in `convolution_forward`.
+    b : array or None
+        One number per channel of y, in any shape; added to the rounded sums.
+    y : array
+        Where the result goes, of the input's shape.
+    pad, stride, dilation, groups
+        As in `convolution_forward`.
+    deterministic, auto_tune, tensor_core
+        As in `convolution_backward_filter`.
+    d_layout, w_layout, beta : optional
+        As in `convolution_forward`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `convolution_forward`.
+
+    See Also
+    --------
+    cuconv.conv_input_grad : The same, with more options and its result returned.
+
+    Examples
+    --------
+    >>> from cuconv import cudnn
+    >>> W, x, y = np.ones((1, 1, 2)), np.ones((1, 1, 3)), np.empty((1, 1, 4))
+    >>> cudnn.convolution_backward_data(
+    ...     W, x, None, y, 0, 1, 1, 1, deterministic=True, auto_tune=False, tensor_core="auto"
+    ... )
+    >>> y
+    array([[[1., 2., 2., 1.]]])
     """
     call = _checked(
         ("y", "W", "x"), dict(W=W, x=x, b=b, y=y), "y", auto_tune, tensor_core,
@@ -305,13 +412,26 @@ _undo: ExitStack | None = None
 
 
 def install() -> str:
-    """Put this module into CuPy under the names of its cuDNN functions, and return what was done, in words.
+    """Put this module into CuPy under the names of its cuDNN functions.
 
-    From then on `from cupy import cudnn`, `import cupyx.cudnn` and `import cupy.cuda.cudnn` find this module.
-    So SigPy, which looks for them when it is imported, convolves on GPUs again; one that has been imported
-    already is told. Nothing is changed where CuPy has cuDNN functions that work, as up to version 13.
+    From then on ``from cupy import cudnn``, ``import cupyx.cudnn`` and ``import cupy.cuda.cudnn`` find
+    this module. So SigPy, which looks for them when it is imported, convolves on GPUs again; one that
+    has been imported already is told. Nothing is changed where CuPy has cuDNN functions that work, as
+    up to version 13.
 
-    `uninstall` takes it back. Raises ImportError without CuPy.
+    Returns
+    -------
+    done : str
+        What was done, in words.
+
+    Raises
+    ------
+    ImportError
+        Without CuPy.
+
+    See Also
+    --------
+    uninstall : Takes it back.
     """
     global _undo
     try:
@@ -336,9 +456,20 @@ def install() -> str:
 
 
 def uninstall() -> str:
-    """Take back what `install` did, exactly, and return what was done, in words.
+    """Take back what `install` did, exactly.
 
     Who has imported a name meanwhile, as SigPy does, keeps the functions behind it.
+
+    Returns
+    -------
+    done : str
+        What was done, in words.
+
+    Examples
+    --------
+    >>> from cuconv import cudnn
+    >>> cudnn.uninstall()
+    'nothing to do: cuconv.cudnn is not installed'
     """
     global _undo
     if _undo is None:

@@ -1,13 +1,13 @@
-"""The linear filters of scipy.ndimage, by its names, on NumPy and CuPy arrays, with their gradients.
+"""The linear filters of scipy.ndimage, by its names, on NumPy and CuPy arrays, with gradients.
 
-`X_grad` takes dy, the gradient of what `X` returns, then the arguments of `X` without its output; filters
-with weights of their own are linear maps of the input alone, and theirs take dy in its place. The interfaces
-are those of SciPy 1.17 and of cupyx.scipy.ndimage; SciPy is not imported.
+`X_grad` takes dy, the gradient of what `X` returns, then the arguments of `X` without its output;
+filters with weights of their own are linear maps of the input alone, and theirs take dy in its
+place. The interfaces are those of SciPy 1.17 and of cupyx.scipy.ndimage; SciPy is not imported.
 
-Where SciPy computes in double precision and rounds at the end, floats here are summed in the common dtype of
-input and output: float32 for an image of float32, float64 where output=numpy.float64 asks for it. Integers
-with integer weights give exact integers, modulo the range of the output; with weights of floats they are
-summed in float64, cut off towards zero and wrapped around, as in SciPy.
+Where SciPy computes in double precision and rounds at the end, floats here are summed in the common
+dtype of input and output: float32 for an image of float32, float64 where output=numpy.float64 asks
+for it. Integers with integer weights give exact integers, modulo the range of the output; with
+weights of floats they are summed in float64, cut off towards zero and wrapped around, as in SciPy.
 """
 
 from __future__ import annotations
@@ -83,24 +83,84 @@ def correlate(
     *,
     axes: int | Sequence[int] | None = None,
 ) -> Array:
-    """Correlate an n-D array with weights, to an array of the same shape.
+    """Correlate an n-D array with weights, as `scipy.ndimage.correlate` does.
+
+    The result has the shape of the input. On each axis, with a filter of R cells::
 
         y[p] = sum over r of  input[p - R // 2 - origin + r] conj(weights[r])
 
-    weights  an array with an axis for each of axes, of extent R
-    output   None for the dtype of the input (the complex one to it where weights are complex), a dtype, or an
-             array to write to, which may be the input
-    mode     what lies outside: "reflect" or "grid-mirror", the mirror image that repeats the outermost cell;
-             "mirror", the one that does not; "nearest", the outermost cell; "wrap" or "grid-wrap", the other
-             end; "constant" or "grid-constant", cval
-    origin   how many cells the filter is shifted by, one number or one for each of axes: from -(R // 2) to
-             (R - 1) // 2
-    axes     which to filter, all by default
-    returns  y, or the array given as output
+    Parameters
+    ----------
+    input : array_like
+        What is filtered, of any number of axes. An array is NumPy's, CuPy's or that of another
+        library with DLPack; numbers and lists become arrays.
+    weights : array_like
+        The filter, an array with one axis for each that is filtered. R is its extent there.
+    output : dtype or array, optional
+        A dtype for the result; or an array of the input's shape to write it to, which may be the
+        input. By default the result is a new array of the dtype of the input, or where weights are
+        complex of the smallest complex dtype that holds it.
+    mode : str, optional
+        What lies outside of the array. "reflect", the default, or "grid-mirror": the mirror image
+        that repeats the outermost cell; "mirror": the one that does not; "nearest": the outermost
+        cell; "wrap" or "grid-wrap": the other end; "constant" or "grid-constant": cval.
+    cval : number, optional
+        What lies outside in the modes "constant" and "grid-constant", by default 0. Real where the
+        input is.
+    origin : int or sequence of ints, optional
+        How many cells the filter is shifted by, one number or one for each axis that is filtered:
+        from -(R // 2) to (R - 1) // 2. By default its middle is above the cell whose result it
+        gives.
+    axes : int or sequence of ints, optional
+        Which axes to filter, all by default.
 
-    Any number of axes. Arrays are of NumPy, CuPy or a library with DLPack; numbers and lists become arrays.
-    Raises ValueError for shapes and values, TypeError for dtypes and kinds of array, before any work. Source:
-    `scipy.ndimage.correlate`.
+    Returns
+    -------
+    y : array
+        The correlation, of the input's shape and the arrays' own library; or the array given as
+        output.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken. Nothing has been computed then.
+
+    See Also
+    --------
+    correlate_grad : Its gradients with respect to input and weights.
+    convolve : The same with the weights turned around.
+    correlate1d : With weights along one axis.
+
+    Notes
+    -----
+    What differs from `scipy.ndimage.correlate` [1]_:
+
+    - Floats are summed in the common dtype of input and output, where SciPy computes in double
+      precision and rounds at the end. output=numpy.float64 asks for as much.
+    - Integers with integer weights give exact integers, modulo the range of the output; SciPy
+      rounds those of 64 bits to doubles.
+    - Integers with weights of floats are summed in float64, cut off towards zero and wrapped
+      around, as in SciPy; but a sum that is an integer but for its rounding counts as that integer,
+      from which SciPy's may be 1 away.
+    - Weights that are 0 are multiplied like any other: next to a NaN or an infinity the result is
+      NaN. SciPy leaves them out.
+    - origin goes with axes, in their order, as SciPy's documentation says.
+    - float16 is taken. Truth values are an error unless output names a dtype of numbers, where
+      SciPy's result is of truth values too.
+
+    References
+    ----------
+    .. [1] SciPy 1.17, `scipy.ndimage.correlate`.
+
+    Examples
+    --------
+    >>> from cuconv import ndimage
+    >>> ndimage.correlate([1, 2, 3, 4], [1, 2, 3])
+    array([ 9, 14, 20, 23])
+    >>> ndimage.correlate([1, 2, 3, 4], [1, 2, 3], mode="constant")
+    array([ 8, 14, 20, 11])
     """
     return _filtered(False, input, weights, output, mode, cval, origin, axes)
 
@@ -116,14 +176,66 @@ def correlate_grad(
     axes: int | Sequence[int] | None = None,
     needs: Sequence[bool] = (True, True),
 ) -> Gradients:
-    """The gradients of `correlate` with respect to input and weights, given dy, the gradient of its result.
+    """Gradients of `correlate` with respect to input and weights.
 
-    It is the adjoint map: <dy, correlate(input, weights)> = <d_input, input> = <d_weights, weights> where
-    cval is 0, of real parts where one of input and weights is real.
+    Given dy, the gradient of a loss with respect to the result of `correlate`, they are the adjoint
+    maps, where cval is 0::
 
-    needs    which of the two to compute; the other is None. Integers have no gradient
-    returns  (d_input, d_weights), of the shapes and dtypes of input and weights; summed in the common dtype
-             of dy and input
+        <dy, correlate(input, weights)> = <d_input, input> = <d_weights, weights>
+
+    where <a, b> is the real part of the sum of conj(a) b over all cells.
+
+    Parameters
+    ----------
+    dy : array_like
+        The gradient of the result, of its shape, that of the input. Floats, or where input or
+        weights are complex also complex numbers.
+    input, weights : array_like
+        What `correlate` was given.
+    mode : str, optional
+        What lies outside of the array, as it was given to `correlate`.
+    cval : number, optional
+        What lies outside in the modes "constant" and "grid-constant".
+    origin : int or sequence of ints, optional
+        How many cells the filter is shifted by, as it was given to `correlate`.
+    axes : int or sequence of ints, optional
+        Which axes to filter, as it was given to `correlate`.
+    needs : sequence of two bools, optional
+        Which of the two gradients to compute, by default both. The other one is None. Integers have
+        no gradient.
+
+    Returns
+    -------
+    d_input, d_weights : array or None
+        The gradients, of the shapes and dtypes of input and weights, and of the arrays' own
+        library. Where one of input and weights is real and the other complex, that of the real one
+        is the real part.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken, among them integers whose gradient is
+        asked for. Nothing has been computed then.
+
+    See Also
+    --------
+    correlate : What these are the gradients of.
+
+    Notes
+    -----
+    Sums are made in the common dtype of dy and input. With a cval other than 0 the result depends
+    on weights also through the border, and d_weights has that part.
+
+    Examples
+    --------
+    >>> from cuconv import ndimage
+    >>> d_input, d_weights = ndimage.correlate_grad(np.ones(4), [1.0, 2, 3, 4], [1.0, 2, 3])
+    >>> d_input
+    array([4., 6., 6., 8.])
+    >>> d_weights
+    array([ 7., 10., 13.])
     """
     return _gradients(False, dy, input, weights, mode, cval, origin, axes, needs)
 
@@ -138,11 +250,82 @@ def convolve(
     *,
     axes: int | Sequence[int] | None = None,
 ) -> Array:
-    """Convolve an n-D array with weights, to an array of the same shape.
+    """Convolve an n-D array with weights, as `scipy.ndimage.convolve` does.
+
+    The result has the shape of the input. On each axis, with a filter of R cells::
 
         y[p] = sum over r of  input[p + R // 2 + origin - r] weights[r]
 
-    Arguments, result and errors are those of `correlate`. Source: `scipy.ndimage.convolve`.
+    Parameters
+    ----------
+    input : array_like
+        What is filtered, of any number of axes. An array is NumPy's, CuPy's or that of another
+        library with DLPack; numbers and lists become arrays.
+    weights : array_like
+        The filter, an array with one axis for each that is filtered. R is its extent there.
+    output : dtype or array, optional
+        A dtype for the result; or an array of the input's shape to write it to, which may be the
+        input. By default the result is a new array of the dtype of the input, or where weights are
+        complex of the smallest complex dtype that holds it.
+    mode : str, optional
+        What lies outside of the array. "reflect", the default, or "grid-mirror": the mirror image
+        that repeats the outermost cell; "mirror": the one that does not; "nearest": the outermost
+        cell; "wrap" or "grid-wrap": the other end; "constant" or "grid-constant": cval.
+    cval : number, optional
+        What lies outside in the modes "constant" and "grid-constant", by default 0. Real where the
+        input is.
+    origin : int or sequence of ints, optional
+        How many cells the filter is shifted by, one number or one for each axis that is filtered:
+        from -(R // 2) to (R - 1) // 2. By default its middle is above the cell whose result it
+        gives.
+    axes : int or sequence of ints, optional
+        Which axes to filter, all by default.
+
+    Returns
+    -------
+    y : array
+        The convolution, of the input's shape and the arrays' own library; or the array given as
+        output.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken. Nothing has been computed then.
+
+    See Also
+    --------
+    convolve_grad : Its gradients with respect to input and weights.
+    correlate : The same without turning the weights around, which are conjugated instead.
+    convolve1d : With weights along one axis.
+
+    Notes
+    -----
+    What differs from `scipy.ndimage.convolve` [1]_:
+
+    - Floats are summed in the common dtype of input and output, where SciPy computes in double
+      precision and rounds at the end. output=numpy.float64 asks for as much.
+    - Integers with integer weights give exact integers, modulo the range of the output; SciPy
+      rounds those of 64 bits to doubles.
+    - Integers with weights of floats are summed in float64, cut off towards zero and wrapped
+      around, as in SciPy; but a sum that is an integer but for its rounding counts as that integer,
+      from which SciPy's may be 1 away.
+    - Weights that are 0 are multiplied like any other: next to a NaN or an infinity the result is
+      NaN. SciPy leaves them out.
+    - origin goes with axes, in their order, as SciPy's documentation says.
+    - float16 is taken. Truth values are an error unless output names a dtype of numbers, where
+      SciPy's result is of truth values too.
+
+    References
+    ----------
+    .. [1] SciPy 1.17, `scipy.ndimage.convolve`.
+
+    Examples
+    --------
+    >>> from cuconv import ndimage
+    >>> ndimage.convolve([1, 2, 3, 4], [1, 2, 3])
+    array([ 7, 10, 16, 21])
     """
     return _filtered(True, input, weights, output, mode, cval, origin, axes)
 
@@ -158,7 +341,68 @@ def convolve_grad(
     axes: int | Sequence[int] | None = None,
     needs: Sequence[bool] = (True, True),
 ) -> Gradients:
-    """The gradients of `convolve` with respect to input and weights, given dy: see `correlate_grad`."""
+    """Gradients of `convolve` with respect to input and weights.
+
+    Given dy, the gradient of a loss with respect to the result of `convolve`, they are the adjoint
+    maps, where cval is 0::
+
+        <dy, convolve(input, weights)> = <d_input, input> = <d_weights, weights>
+
+    where <a, b> is the sum of conj(a) b over all cells, or the real part of it where one of input
+    and weights is real.
+
+    Parameters
+    ----------
+    dy : array_like
+        The gradient of the result, of its shape, that of the input. Floats, or where input or
+        weights are complex also complex numbers.
+    input, weights : array_like
+        What `convolve` was given.
+    mode : str, optional
+        What lies outside of the array, as it was given to `convolve`.
+    cval : number, optional
+        What lies outside in the modes "constant" and "grid-constant".
+    origin : int or sequence of ints, optional
+        How many cells the filter is shifted by, as it was given to `convolve`.
+    axes : int or sequence of ints, optional
+        Which axes to filter, as it was given to `convolve`.
+    needs : sequence of two bools, optional
+        Which of the two gradients to compute, by default both. The other one is None. Integers have
+        no gradient.
+
+    Returns
+    -------
+    d_input, d_weights : array or None
+        The gradients, of the shapes and dtypes of input and weights, and of the arrays' own
+        library. Where one of input and weights is real and the other complex, that of the real one
+        is the real part.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken, among them integers whose gradient is
+        asked for. Nothing has been computed then.
+
+    See Also
+    --------
+    convolve : What these are the gradients of.
+
+    Notes
+    -----
+    Sums are made in the common dtype of dy and input. With a cval other than 0 the result depends
+    on weights also through the border, and d_weights has that part.
+
+    Examples
+    --------
+    >>> from cuconv import ndimage
+    >>> d_input, d_weights = ndimage.convolve_grad(np.ones(4), [1.0, 2, 3, 4], [1.0, 2, 3])
+    >>> d_input
+    array([8., 6., 6., 4.])
+    >>> d_weights
+    array([13., 10.,  7.])
+    """
     return _gradients(True, dy, input, weights, mode, cval, origin, axes, needs)
 
 
@@ -171,7 +415,80 @@ def correlate1d(
     cval: complex = 0.0,
     origin: int = 0,
 ) -> Array:
-    """`correlate` along one axis, with weights of one axis. Source: `scipy.ndimage.correlate1d`."""
+    """Correlate an n-D array with weights along one axis, as `scipy.ndimage.correlate1d` does.
+
+    It is `correlate` along that axis, with weights of R cells::
+
+        y[p] = sum over r of  input[p - R // 2 - origin + r] conj(weights[r])
+
+    Parameters
+    ----------
+    input : array_like
+        What is filtered, of any number of axes. An array is NumPy's, CuPy's or that of another
+        library with DLPack; numbers and lists become arrays.
+    weights : array_like
+        The filter, an array of one axis, of extent R.
+    axis : int, optional
+        Which axis to filter, the last by default.
+    output : dtype or array, optional
+        A dtype for the result; or an array of the input's shape to write it to, which may be the
+        input. By default the result is a new array of the dtype of the input, or where weights are
+        complex of the smallest complex dtype that holds it.
+    mode : str, optional
+        What lies outside of the array. "reflect", the default, or "grid-mirror": the mirror image
+        that repeats the outermost cell; "mirror": the one that does not; "nearest": the outermost
+        cell; "wrap" or "grid-wrap": the other end; "constant" or "grid-constant": cval.
+    cval : number, optional
+        What lies outside in the modes "constant" and "grid-constant", by default 0. Real where the
+        input is.
+    origin : int, optional
+        How many cells the filter is shifted by: from -(R // 2) to (R - 1) // 2. By default its
+        middle is above the cell whose result it gives.
+
+    Returns
+    -------
+    y : array
+        The correlation, of the input's shape and the arrays' own library; or the array given as
+        output.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken. Nothing has been computed then.
+
+    See Also
+    --------
+    correlate1d_grad : Its gradients with respect to input and weights.
+    convolve1d : The same with the weights turned around.
+    correlate : With weights along all axes or some of them.
+
+    Notes
+    -----
+    What differs from `scipy.ndimage.correlate1d` [1]_:
+
+    - Floats are summed in the common dtype of input and output, where SciPy computes in double
+      precision and rounds at the end. output=numpy.float64 asks for as much.
+    - Integers with integer weights give exact integers, modulo the range of the output; SciPy
+      rounds those of 64 bits to doubles.
+    - Integers with weights of floats are summed in float64, cut off towards zero and wrapped
+      around, as in SciPy; but a sum that is an integer but for its rounding counts as that integer,
+      from which SciPy's may be 1 away.
+    - float16 is taken. Truth values are an error unless output names a dtype of numbers, where
+      SciPy's result is of truth values too.
+
+    References
+    ----------
+    .. [1] SciPy 1.17, `scipy.ndimage.correlate1d`.
+
+    Examples
+    --------
+    >>> from cuconv import ndimage
+    >>> ndimage.correlate1d([[1, 2, 4], [3, 5, 8]], [-1, 0, 1], mode="nearest")
+    array([[1, 3, 2],
+           [2, 5, 3]])
+    """
     return _filtered(False, input, weights, output, mode, cval, origin, (axis,), "axis")
 
 
@@ -186,7 +503,67 @@ def correlate1d_grad(
     *,
     needs: Sequence[bool] = (True, True),
 ) -> Gradients:
-    """The gradients of `correlate1d` with respect to input and weights, given dy: see `correlate_grad`."""
+    """Gradients of `correlate1d` with respect to input and weights.
+
+    Given dy, the gradient of a loss with respect to the result of `correlate1d`, they are the
+    adjoint maps, where cval is 0::
+
+        <dy, correlate1d(input, weights)> = <d_input, input> = <d_weights, weights>
+
+    where <a, b> is the real part of the sum of conj(a) b over all cells.
+
+    Parameters
+    ----------
+    dy : array_like
+        The gradient of the result, of its shape, that of the input. Floats, or where input or
+        weights are complex also complex numbers.
+    input, weights : array_like
+        What `correlate1d` was given.
+    axis : int, optional
+        Which axis is filtered, as it was given to `correlate1d`.
+    mode : str, optional
+        What lies outside of the array, as it was given to `correlate1d`.
+    cval : number, optional
+        What lies outside in the modes "constant" and "grid-constant".
+    origin : int, optional
+        How many cells the filter is shifted by, as it was given to `correlate1d`.
+    needs : sequence of two bools, optional
+        Which of the two gradients to compute, by default both. The other one is None. Integers have
+        no gradient.
+
+    Returns
+    -------
+    d_input, d_weights : array or None
+        The gradients, of the shapes and dtypes of input and weights, and of the arrays' own
+        library. Where one of input and weights is real and the other complex, that of the real one
+        is the real part.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken, among them integers whose gradient is
+        asked for. Nothing has been computed then.
+
+    See Also
+    --------
+    correlate1d : What these are the gradients of.
+
+    Notes
+    -----
+    Sums are made in the common dtype of dy and input. With a cval other than 0 the result depends
+    on weights also through the border, and d_weights has that part.
+
+    Examples
+    --------
+    >>> from cuconv import ndimage
+    >>> d_input, d_weights = ndimage.correlate1d_grad(np.ones(4), [1.0, 2, 3, 4], [1.0, 2, 3])
+    >>> d_input
+    array([4., 6., 6., 8.])
+    >>> d_weights
+    array([ 7., 10., 13.])
+    """
     return _gradients(False, dy, input, weights, mode, cval, origin, (axis,), needs, "axis")
 
 
@@ -199,7 +576,80 @@ def convolve1d(
     cval: complex = 0.0,
     origin: int = 0,
 ) -> Array:
-    """`convolve` along one axis, with weights of one axis. Source: `scipy.ndimage.convolve1d`."""
+    """Convolve an n-D array with weights along one axis, as `scipy.ndimage.convolve1d` does.
+
+    It is `convolve` along that axis, with weights of R cells::
+
+        y[p] = sum over r of  input[p + R // 2 + origin - r] weights[r]
+
+    Parameters
+    ----------
+    input : array_like
+        What is filtered, of any number of axes. An array is NumPy's, CuPy's or that of another
+        library with DLPack; numbers and lists become arrays.
+    weights : array_like
+        The filter, an array of one axis, of extent R.
+    axis : int, optional
+        Which axis to filter, the last by default.
+    output : dtype or array, optional
+        A dtype for the result; or an array of the input's shape to write it to, which may be the
+        input. By default the result is a new array of the dtype of the input, or where weights are
+        complex of the smallest complex dtype that holds it.
+    mode : str, optional
+        What lies outside of the array. "reflect", the default, or "grid-mirror": the mirror image
+        that repeats the outermost cell; "mirror": the one that does not; "nearest": the outermost
+        cell; "wrap" or "grid-wrap": the other end; "constant" or "grid-constant": cval.
+    cval : number, optional
+        What lies outside in the modes "constant" and "grid-constant", by default 0. Real where the
+        input is.
+    origin : int, optional
+        How many cells the filter is shifted by: from -(R // 2) to (R - 1) // 2. By default its
+        middle is above the cell whose result it gives.
+
+    Returns
+    -------
+    y : array
+        The convolution, of the input's shape and the arrays' own library; or the array given as
+        output.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken. Nothing has been computed then.
+
+    See Also
+    --------
+    convolve1d_grad : Its gradients with respect to input and weights.
+    correlate1d : The same without turning the weights around, which are conjugated instead.
+    convolve : With weights along all axes or some of them.
+
+    Notes
+    -----
+    What differs from `scipy.ndimage.convolve1d` [1]_:
+
+    - Floats are summed in the common dtype of input and output, where SciPy computes in double
+      precision and rounds at the end. output=numpy.float64 asks for as much.
+    - Integers with integer weights give exact integers, modulo the range of the output; SciPy
+      rounds those of 64 bits to doubles.
+    - Integers with weights of floats are summed in float64, cut off towards zero and wrapped
+      around, as in SciPy; but a sum that is an integer but for its rounding counts as that integer,
+      from which SciPy's may be 1 away.
+    - float16 is taken. Truth values are an error unless output names a dtype of numbers, where
+      SciPy's result is of truth values too.
+
+    References
+    ----------
+    .. [1] SciPy 1.17, `scipy.ndimage.convolve1d`.
+
+    Examples
+    --------
+    >>> from cuconv import ndimage
+    >>> ndimage.convolve1d([[1, 2, 4], [3, 5, 8]], [1, 0, -1], mode="nearest")
+    array([[1, 3, 2],
+           [2, 5, 3]])
+    """
     return _filtered(True, input, weights, output, mode, cval, origin, (axis,), "axis")
 
 
@@ -214,7 +664,68 @@ def convolve1d_grad(
     *,
     needs: Sequence[bool] = (True, True),
 ) -> Gradients:
-    """The gradients of `convolve1d` with respect to input and weights, given dy: see `correlate_grad`."""
+    """Gradients of `convolve1d` with respect to input and weights.
+
+    Given dy, the gradient of a loss with respect to the result of `convolve1d`, they are the
+    adjoint maps, where cval is 0::
+
+        <dy, convolve1d(input, weights)> = <d_input, input> = <d_weights, weights>
+
+    where <a, b> is the sum of conj(a) b over all cells, or the real part of it where one of input
+    and weights is real.
+
+    Parameters
+    ----------
+    dy : array_like
+        The gradient of the result, of its shape, that of the input. Floats, or where input or
+        weights are complex also complex numbers.
+    input, weights : array_like
+        What `convolve1d` was given.
+    axis : int, optional
+        Which axis is filtered, as it was given to `convolve1d`.
+    mode : str, optional
+        What lies outside of the array, as it was given to `convolve1d`.
+    cval : number, optional
+        What lies outside in the modes "constant" and "grid-constant".
+    origin : int, optional
+        How many cells the filter is shifted by, as it was given to `convolve1d`.
+    needs : sequence of two bools, optional
+        Which of the two gradients to compute, by default both. The other one is None. Integers have
+        no gradient.
+
+    Returns
+    -------
+    d_input, d_weights : array or None
+        The gradients, of the shapes and dtypes of input and weights, and of the arrays' own
+        library. Where one of input and weights is real and the other complex, that of the real one
+        is the real part.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken, among them integers whose gradient is
+        asked for. Nothing has been computed then.
+
+    See Also
+    --------
+    convolve1d : What these are the gradients of.
+
+    Notes
+    -----
+    Sums are made in the common dtype of dy and input. With a cval other than 0 the result depends
+    on weights also through the border, and d_weights has that part.
+
+    Examples
+    --------
+    >>> from cuconv import ndimage
+    >>> d_input, d_weights = ndimage.convolve1d_grad(np.ones(4), [1.0, 2, 3, 4], [1.0, 2, 3])
+    >>> d_input
+    array([8., 6., 6., 4.])
+    >>> d_weights
+    array([13., 10.,  7.])
+    """
     return _gradients(True, dy, input, weights, mode, cval, origin, (axis,), needs, "axis")
 
 
@@ -230,20 +741,88 @@ def gaussian_filter(
     radius: int | Sequence[int] | None = None,
     axes: int | Sequence[int] | None = None,
 ) -> Array:
-    """Convolve an n-D array with a Gaussian, or a derivative of it, one axis after the other.
+    """Filter an n-D array with a Gaussian, as `scipy.ndimage.gaussian_filter` does.
+
+    It is convolved with a Gaussian or a derivative of it, one axis after the other, each as by
+    `convolve1d` with the weights w::
 
         g[t] = exp(-t^2 / (2 sigma^2)) / sum of these,    |t| <= radius
         w[t] = (-1 / sigma)^order He_order(t / sigma) g[t]
 
     with the Hermite polynomials He: the derivatives of the Gaussian, once it is normalised.
 
-    sigma     the standard deviation in cells; an axis where it is 0 is left as it is
-    order     which derivative
-    truncate  the radius in standard deviations, rounded to cells, where `radius` does not give it in cells
-    axes      which to filter, all by default; sigma, order, mode and radius are one value or one for each
+    Parameters
+    ----------
+    input : array_like
+        What is filtered, of any number of axes. An array is NumPy's, CuPy's or that of another
+        library with DLPack; numbers and lists become arrays.
+    sigma : float or sequence of floats
+        The standard deviation in cells, one for all axes or one for each that is filtered. An axis
+        where it is 0 is left as it is.
+    order : int or sequence of ints, optional
+        Which derivative, one for all axes or one for each that is filtered. By default 0, the
+        Gaussian itself.
+    output : dtype or array, optional
+        A dtype for the result; or an array of the input's shape to write it to, which may be the
+        input. By default the result is a new array of the dtype of the input.
+    mode : str or sequence of str, optional
+        What lies outside of the array. "reflect", the default, or "grid-mirror": the mirror image
+        that repeats the outermost cell; "mirror": the one that does not; "nearest": the outermost
+        cell; "wrap" or "grid-wrap": the other end; "constant" or "grid-constant": cval. One for all
+        axes, or one for each that is filtered.
+    cval : number, optional
+        What lies outside in the modes "constant" and "grid-constant", by default 0. Real where the
+        input is.
+    truncate : float, optional
+        The radius of the filter in standard deviations, by default 4, which is rounded to cells.
+        Only where radius does not give it in cells.
+    radius : int or sequence of ints, optional
+        The radius of the filter in cells, one for all axes or one for each that is filtered.
+    axes : int or sequence of ints, optional
+        Which axes to filter, all by default.
 
-    Between two axes the array has the dtype of the output, as in SciPy. Output, mode, cval, result and errors
-    are those of `correlate`. Source: `scipy.ndimage.gaussian_filter`.
+    Returns
+    -------
+    y : array
+        The filtered array, of the input's shape and the arrays' own library; or the array given as
+        output.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken. Nothing has been computed then.
+
+    See Also
+    --------
+    gaussian_filter_grad : Its gradient with respect to the input.
+    convolve1d : With other weights along one axis.
+
+    Notes
+    -----
+    Between two axes the array has the dtype of the output, as in SciPy.
+
+    What differs from `scipy.ndimage.gaussian_filter` [1]_:
+
+    - Floats are summed in the common dtype of input and output, where SciPy computes in double
+      precision and rounds after each axis. output=numpy.float64 asks for as much.
+    - Integers are summed in float64, cut off towards zero and wrapped around, as in SciPy; but a
+      sum that is an integer but for its rounding counts as that integer: a plain area stays as it
+      is, where SciPy's may lose 1.
+    - A sigma below 0 is an error.
+    - float16 is taken. Truth values are an error unless output names a dtype of numbers, where
+      SciPy's result is of truth values too.
+
+    References
+    ----------
+    .. [1] SciPy 1.17, `scipy.ndimage.gaussian_filter`.
+
+    Examples
+    --------
+    >>> from cuconv import ndimage
+    >>> ndimage.gaussian_filter([0.0, 0.0, 1.0, 0.0, 0.0], sigma=1, radius=1).round(3)
+    array([0.   , 0.274, 0.452, 0.274, 0.   ])
     """
     call = _Call(output, input=input)
     lines = _gaussians(call.first.ndim, sigma, order, mode, truncate, radius, axes)
@@ -261,10 +840,57 @@ def gaussian_filter_grad(
     radius: int | Sequence[int] | None = None,
     axes: int | Sequence[int] | None = None,
 ) -> Array:
-    """The gradient of `gaussian_filter` with respect to its input, given dy, that of its result.
+    """Gradient of `gaussian_filter` with respect to its input.
 
-    It is the adjoint map: <dy, gaussian_filter(input)> = <d_input, input> where cval is 0, which plays no
-    part in it. dy is of floats or complex numbers; d_input has its shape and dtype.
+    Given dy, the gradient of a loss with respect to the result of `gaussian_filter`, it is the
+    adjoint map, where cval is 0::
+
+        <dy, gaussian_filter(input)> = <d_input, input>
+
+    where <a, b> is the sum of conj(a) b over all cells.
+
+    Parameters
+    ----------
+    dy : array_like
+        The gradient of the result, of floats or complex numbers. It takes the place of the input,
+        on which the gradient does not depend.
+    sigma : float or sequence of floats
+        The standard deviation in cells, as it was given to `gaussian_filter`.
+    order : int or sequence of ints, optional
+        Which derivative of the Gaussian, as it was given to `gaussian_filter`.
+    mode : str or sequence of str, optional
+        What lies outside of the array, as it was given to `gaussian_filter`.
+    cval : number, optional
+        What lies outside in the modes "constant" and "grid-constant". The gradient does not depend
+        on it.
+    truncate : float, optional
+        The radius in standard deviations, as it was given to `gaussian_filter`.
+    radius : int or sequence of ints, optional
+        The radius in cells, as it was given to `gaussian_filter`.
+    axes : int or sequence of ints, optional
+        Which axes are filtered, as it was given to `gaussian_filter`.
+
+    Returns
+    -------
+    d_input : array
+        The gradient, of the shape, dtype and library of dy.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken. Nothing has been computed then.
+
+    See Also
+    --------
+    gaussian_filter : What this is the gradient of.
+
+    Examples
+    --------
+    >>> from cuconv import ndimage
+    >>> ndimage.gaussian_filter_grad([1.0, 0.0, 0.0, 0.0], sigma=1, radius=1).round(3)
+    array([0.726, 0.274, 0.   , 0.   ])
     """
     call = _Call(None, dy=dy)
     lines = _gaussians(call.first.ndim, sigma, order, mode, truncate, radius, axes)
@@ -274,17 +900,123 @@ def gaussian_filter_grad(
 def sobel(
     input: Any, axis: int = -1, output: Any = None, mode: str | Sequence[str] = "reflect", cval: complex = 0.0
 ) -> Array:
-    """Sobel's edge filter: the difference [-1, 0, 1] along an axis, smoothed by [1, 2, 1] along all others.
+    """Find edges across an axis with Sobel's filter, as `scipy.ndimage.sobel` does.
 
-    mode is one, or one for each axis. Between two axes the array has the dtype of the output, as in SciPy.
-    Output, mode, cval, result and errors are those of `correlate`. Source: `scipy.ndimage.sobel`.
+    The difference of neighbours along the axis, smoothed along all others, each a correlation::
+
+        [-1, 0, 1]  along the axis
+        [1, 2, 1]   along every other axis
+
+    Parameters
+    ----------
+    input : array_like
+        What is filtered, of any number of axes. An array is NumPy's, CuPy's or that of another
+        library with DLPack; numbers and lists become arrays.
+    axis : int, optional
+        The axis along which the difference is taken, the last by default.
+    output : dtype or array, optional
+        A dtype for the result; or an array of the input's shape to write it to, which may be the
+        input. By default the result is a new array of the dtype of the input.
+    mode : str or sequence of str, optional
+        What lies outside of the array. "reflect", the default, or "grid-mirror": the mirror image
+        that repeats the outermost cell; "mirror": the one that does not; "nearest": the outermost
+        cell; "wrap" or "grid-wrap": the other end; "constant" or "grid-constant": cval. One for all
+        axes, or one for each.
+    cval : number, optional
+        What lies outside in the modes "constant" and "grid-constant", by default 0. Real where the
+        input is.
+
+    Returns
+    -------
+    y : array
+        The filtered array, of the input's shape and the arrays' own library; or the array given as
+        output.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken. Nothing has been computed then.
+
+    See Also
+    --------
+    sobel_grad : Its gradient with respect to the input.
+    laplace : Edges of all directions, by second differences.
+
+    Notes
+    -----
+    Between two axes the array has the dtype of the output, as in SciPy.
+
+    What differs from `scipy.ndimage.sobel` [1]_:
+
+    - Floats are summed in the common dtype of input and output, where SciPy computes in double
+      precision and rounds after each axis. output=numpy.float64 asks for as much.
+    - Integers are exact, modulo the range of the output; SciPy rounds those of 64 bits to doubles.
+    - float16 is taken. Truth values are an error unless output names a dtype of numbers, where
+      SciPy's result is of truth values too.
+
+    References
+    ----------
+    .. [1] SciPy 1.17, `scipy.ndimage.sobel`.
+
+    Examples
+    --------
+    >>> from cuconv import ndimage
+    >>> ndimage.sobel([[0, 0, 9], [0, 0, 9], [0, 0, 9]])
+    array([[ 0, 36, 36],
+           [ 0, 36, 36],
+           [ 0, 36, 36]])
     """
     call = _Call(output, input=input)
     return call.finish(_through(call, _sobels(call.first.ndim, axis, mode), cval))
 
 
 def sobel_grad(dy: Any, axis: int = -1, mode: str | Sequence[str] = "reflect", cval: complex = 0.0) -> Array:
-    """The gradient of `sobel` with respect to its input, given dy: see `gaussian_filter_grad`."""
+    """Gradient of `sobel` with respect to its input.
+
+    Given dy, the gradient of a loss with respect to the result of `sobel`, it is the adjoint map,
+    where cval is 0::
+
+        <dy, sobel(input)> = <d_input, input>
+
+    where <a, b> is the sum of conj(a) b over all cells.
+
+    Parameters
+    ----------
+    dy : array_like
+        The gradient of the result, of floats or complex numbers. It takes the place of the input,
+        on which the gradient does not depend.
+    axis : int, optional
+        The axis along which the difference is taken, as it was given to `sobel`.
+    mode : str or sequence of str, optional
+        What lies outside of the array, as it was given to `sobel`.
+    cval : number, optional
+        What lies outside in the modes "constant" and "grid-constant". The gradient does not depend
+        on it.
+
+    Returns
+    -------
+    d_input : array
+        The gradient, of the shape, dtype and library of dy.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken. Nothing has been computed then.
+
+    See Also
+    --------
+    sobel : What this is the gradient of.
+
+    Examples
+    --------
+    >>> from cuconv import ndimage
+    >>> ndimage.sobel_grad([0.0, 0.0, 1.0, 0.0, 0.0])
+    array([ 0., -1.,  0.,  1.,  0.])
+    """
     call = _Call(None, dy=dy)
     return call.finish(_back_through(call, _sobels(call.first.ndim, axis, mode), cval))
 
@@ -297,10 +1029,68 @@ def laplace(
     *,
     axes: int | Sequence[int] | None = None,
 ) -> Array:
-    """The sum of the second differences [1, -2, 1] along the axes, all by default.
+    """Sum up an array's second differences along its axes, as `scipy.ndimage.laplace` does.
 
-    mode is one, or one for each of axes. Output, mode, cval, result and errors are those of `correlate`.
-    Source: `scipy.ndimage.laplace`.
+    Each is a correlation with these weights::
+
+        [1, -2, 1]
+
+    Parameters
+    ----------
+    input : array_like
+        What is filtered, of any number of axes. An array is NumPy's, CuPy's or that of another
+        library with DLPack; numbers and lists become arrays.
+    output : dtype or array, optional
+        A dtype for the result; or an array of the input's shape to write it to, which may be the
+        input. By default the result is a new array of the dtype of the input.
+    mode : str or sequence of str, optional
+        What lies outside of the array. "reflect", the default, or "grid-mirror": the mirror image
+        that repeats the outermost cell; "mirror": the one that does not; "nearest": the outermost
+        cell; "wrap" or "grid-wrap": the other end; "constant" or "grid-constant": cval. One for all
+        axes, or one for each that is filtered.
+    cval : number, optional
+        What lies outside in the modes "constant" and "grid-constant", by default 0. Real where the
+        input is.
+    axes : int or sequence of ints, optional
+        The axes along which differences are taken, all by default.
+
+    Returns
+    -------
+    y : array
+        The sum of the differences, of the input's shape and the arrays' own library; or the array
+        given as output.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken. Nothing has been computed then.
+
+    See Also
+    --------
+    laplace_grad : Its gradient with respect to the input.
+    sobel : Edges across one axis, by first differences.
+
+    Notes
+    -----
+    What differs from `scipy.ndimage.laplace` [1]_:
+
+    - Floats are summed in the common dtype of input and output, where SciPy computes in double
+      precision and rounds at the end. output=numpy.float64 asks for as much.
+    - Integers are exact, modulo the range of the output; SciPy rounds those of 64 bits to doubles.
+    - float16 is taken. Truth values are an error unless output names a dtype of numbers, where
+      SciPy's result is of truth values too.
+
+    References
+    ----------
+    .. [1] SciPy 1.17, `scipy.ndimage.laplace`.
+
+    Examples
+    --------
+    >>> from cuconv import ndimage
+    >>> ndimage.laplace([0, 0, 1, 0, 0])
+    array([ 0,  1, -2,  1,  0])
     """
     call = _Call(output, input=input)
     lines = _laplaces(call.first.ndim, mode, axes)
@@ -314,7 +1104,50 @@ def laplace_grad(
     *,
     axes: int | Sequence[int] | None = None,
 ) -> Array:
-    """The gradient of `laplace` with respect to its input, given dy: see `gaussian_filter_grad`."""
+    """Gradient of `laplace` with respect to its input.
+
+    Given dy, the gradient of a loss with respect to the result of `laplace`, it is the adjoint map,
+    where cval is 0::
+
+        <dy, laplace(input)> = <d_input, input>
+
+    where <a, b> is the sum of conj(a) b over all cells.
+
+    Parameters
+    ----------
+    dy : array_like
+        The gradient of the result, of floats or complex numbers. It takes the place of the input,
+        on which the gradient does not depend.
+    mode : str or sequence of str, optional
+        What lies outside of the array, as it was given to `laplace`.
+    cval : number, optional
+        What lies outside in the modes "constant" and "grid-constant". The gradient does not depend
+        on it.
+    axes : int or sequence of ints, optional
+        The axes along which differences are taken, as it was given to `laplace`.
+
+    Returns
+    -------
+    d_input : array
+        The gradient, of the shape, dtype and library of dy.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken. Nothing has been computed then.
+
+    See Also
+    --------
+    laplace : What this is the gradient of.
+
+    Examples
+    --------
+    >>> from cuconv import ndimage
+    >>> ndimage.laplace_grad([0.0, 0.0, 1.0, 0.0, 0.0])
+    array([ 0.,  1., -2.,  1.,  0.])
+    """
     call = _Call(None, dy=dy)
     lines = _laplaces(call.first.ndim, mode, axes)
     return call.finish(_sum(_back_through(call, ways, cval) for ways in lines))

@@ -1,17 +1,31 @@
-"""Layers with forward and backward, losses and optimizers: enough to train a network with nothing else.
+"""Layers with forward and backward, losses and optimizers: enough to train a small network.
 
-    network = nn.Sequential(nn.Conv(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Dense(8 * 6 * 6, 10))
-    loss, optimizer = nn.SoftmaxCrossEntropy(), nn.Adam(network)
-    loss.forward(network(images), labels)       # images (N, 1, 8, 8), labels (N,)
-    network.backward(loss.backward())
-    optimizer.step()
-    for layer in network.layers():              # parameters and gradients are plain arrays in dicts
-        print(layer.parameters, layer.gradients)
+`forward` keeps what `backward` needs; `backward` takes the gradient of the loss with respect to the
+layer's output, sets `gradients` (it does not add to them) and returns the gradient with respect to
+its input. Parameters and gradients are plain arrays in dicts.
 
-`forward` keeps what `backward` needs; `backward` takes the gradient of the loss with respect to the layer's
-output, sets `gradients` (it does not add to them) and returns the gradient with respect to its input.
-Activations are batched: (N, C, *spatial) or, for layout="channels_last", (N, *spatial, C). Parameters are
-made by NumPy in float32 unless `dtype` says otherwise; `network.convert(function)` replaces each of them.
+Activations are batched: ``(N, C, *spatial)`` or, for layout="channels_last", ``(N, *spatial, C)``.
+Parameters are made by NumPy in float32 unless `dtype` says otherwise; ``network.convert(function)``
+replaces each of them, ``network.convert(cupy.asarray)`` by CuPy's arrays.
+
+>>> from cuconv import nn
+>>> images, labels = np.ones((2, 1, 8, 8), np.float32), np.array([3, 3])
+>>> network = nn.Sequential(
+...     nn.Conv(1, 8, 3, rng=0), nn.ReLU(), nn.Flatten(), nn.Dense(8 * 6 * 6, 10, rng=0)
+... )
+>>> loss, optimizer = nn.SoftmaxCrossEntropy(), nn.Adam(network)
+>>> before = loss.forward(network(images), labels)
+>>> d_images = network.backward(loss.backward())
+>>> optimizer.step()
+>>> loss.forward(network(images), labels) < before
+True
+>>> for layer in network.layers():
+...     for name, array in layer.parameters.items():
+...         print(name, array.shape, layer.gradients[name].shape)
+w (8, 1, 3, 3) (8, 1, 3, 3)
+bias (8,) (8,)
+w (10, 288) (10, 288)
+bias (10,) (10,)
 """
 
 from __future__ import annotations
@@ -36,7 +50,28 @@ def _namespace(x: Array) -> Any:
 
 
 class Layer:
-    """A differentiable map with named parameters."""
+    """A differentiable map with named parameters: what all layers are, and yours may be.
+
+    A layer of your own has `forward` and `backward`; where backward needs more than dy, forward leaves
+    it in ``self.kept``, and ``self.recall()`` finds it there. Calling a layer calls its forward.
+
+    Attributes
+    ----------
+    parameters : dict of str to array
+        What is learned, by name.
+    gradients : dict of str to array
+        That of the loss with respect to each, as the last backward left it.
+
+    Examples
+    --------
+    >>> class Double(cuconv.nn.Layer):
+    ...     def forward(self, x):
+    ...         return 2 * x
+    ...     def backward(self, dy):
+    ...         return 2 * dy
+    >>> Double()(np.ones((1, 3)))
+    array([[2., 2., 2.]])
+    """
 
     def __init__(self) -> None:
         self.parameters: dict[str, Array] = {}
@@ -44,35 +79,124 @@ class Layer:
         self.kept: Any = None  # what the last forward left for backward
 
     def recall(self) -> Any:
-        """What the last forward kept."""
+        """What the last forward kept.
+
+        Returns
+        -------
+        kept : object
+            What `forward` left in ``self.kept``.
+
+        Raises
+        ------
+        RuntimeError
+            Where there was no forward.
+        """
         if self.kept is None:
             raise RuntimeError(f"{type(self).__name__}.backward needs a forward before it")
         return self.kept
 
     def forward(self, x: Array) -> Array:
-        """The layer's output for x."""
+        """The layer's output for x.
+
+        Parameters
+        ----------
+        x : array
+            The input, with an axis N.
+
+        Returns
+        -------
+        y : array
+            The output.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Where x has not the shape that the layer is for, or is no array.
+        """
         raise NotImplementedError
 
     def backward(self, dy: Array) -> Array:
-        """The gradient with respect to the last forward's input, given that with respect to its output."""
+        """The gradient with respect to the last forward's input.
+
+        It sets `gradients`, those with respect to the layer's parameters.
+
+        Parameters
+        ----------
+        dy : array
+            The gradient with respect to the last forward's output.
+
+        Returns
+        -------
+        dx : array
+            Of the shape of the last forward's input.
+
+        Raises
+        ------
+        RuntimeError
+            Where there was no forward.
+        """
         raise NotImplementedError
 
     def layers(self) -> Iterator[Layer]:
-        """This layer, or the layers it is made of."""
+        """This layer, or the layers it is made of.
+
+        Yields
+        ------
+        layer : Layer
+            Each of them, in order.
+        """
         yield self
 
     def convert(self, function: Callable[[Array], Array]) -> None:
-        """Replace every parameter by function(parameter), for example `cupy.asarray`."""
+        """Replace every parameter by function(parameter), for example `cupy.asarray`.
+
+        Gradients that were there are forgotten.
+
+        Parameters
+        ----------
+        function : callable
+            From an array to an array.
+        """
         for layer in self.layers():
             layer.parameters = {name: function(value) for name, value in layer.parameters.items()}
             layer.gradients = {}
 
     def __call__(self, x: Array) -> Array:
+        """The same as `forward`.
+
+        Parameters
+        ----------
+        x : array
+            The input.
+
+        Returns
+        -------
+        y : array
+            The output.
+        """
         return self.forward(x)
 
 
 class Sequential(Layer):
-    """Layers one after another."""
+    """Layers one after another, as one layer.
+
+    Parameters
+    ----------
+    *parts : Layer
+        The layers, the first one first.
+
+    Raises
+    ------
+    TypeError
+        For what is no layer.
+
+    Examples
+    --------
+    >>> from cuconv import nn
+    >>> network = nn.Sequential(nn.Conv(1, 4, 3), nn.ReLU(), nn.Flatten())
+    >>> network(np.ones((2, 1, 8, 8), np.float32)).shape
+    (2, 144)
+    """
 
     def __init__(self, *parts: Layer) -> None:
         super().__init__()
@@ -97,10 +221,54 @@ class Sequential(Layer):
 
 
 class Conv(Layer):
-    """Convolution with learned filters w (K, C/groups, *kernel) and bias (K,): see `cuconv.conv`.
+    """Convolution with learned filters and bias: `cuconv.conv`, with its gradients in backward.
 
-    kernel is one int per spatial axis, or one int for `rank` axes, by default 2. The filters start as normal
-    numbers of variance 2 / fan-in (He et al., Delving Deep into Rectifiers, 2015), the bias as zeros.
+    Filters, ``parameters["w"]``, are ``(K, C/groups, *kernel)``, or ``(K, *kernel, C/groups)`` for
+    layout="channels_last"; ``parameters["bias"]`` is ``(K,)``.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+        C and K.
+    kernel : int or sequence of int
+        The filters' extents: one int per spatial axis, or one for all of them.
+    stride, padding, dilation, groups : optional
+        As in `cuconv.conv`.
+    bias : bool, default True
+        Whether there is a bias.
+    rank : int, optional
+        The number of spatial axes; needed where `kernel` is one int for 1 or 3 of them, otherwise 2.
+    padding_mode, layout : optional
+        As in `cuconv.conv`.
+    dtype : dtype, default float32
+        Of the parameters, and so of x.
+    rng : numpy.random.Generator or int, optional
+        What the filters are drawn with, or its seed.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For numbers and dtypes that a convolution cannot have; stride, padding, dilation and
+        padding_mode are looked at by `forward`.
+
+    Notes
+    -----
+    The filters start as normal numbers of variance 2 / fan-in [1]_, the bias as zeros.
+
+    References
+    ----------
+    .. [1] He et al., Delving Deep into Rectifiers, 2015.
+
+    Examples
+    --------
+    >>> layer = cuconv.nn.Conv(3, 16, 5, padding="same")
+    >>> y = layer(np.ones((8, 3, 32, 32), np.float32))
+    >>> y.shape
+    (8, 16, 32, 32)
+    >>> layer.backward(y).shape
+    (8, 3, 32, 32)
+    >>> layer.gradients["w"].shape, layer.gradients["bias"].shape
+    ((16, 3, 5, 5), (16,))
     """
 
     def __init__(
@@ -151,9 +319,41 @@ class Conv(Layer):
 
 
 class Dense(Layer):
-    """A fully connected layer: y = x w^T + bias, with x (N, in), w (out, in), bias (out,).
+    """A fully connected layer.
 
-    Done as a convolution of a single pixel: CuPy's matrix products need cuBLAS, which the extras lack.
+    With x (N, inputs), w (outputs, inputs), bias (outputs,) and y (N, outputs)::
+
+        y = x w^T + bias
+
+        dx = dy w        dw = dy^T x        d_bias = sum over n of dy[n]
+
+    Parameters
+    ----------
+    inputs, outputs : int
+        How many numbers go in and come out for each n.
+    dtype : dtype, default float32
+        Of the parameters, and so of x.
+    rng : numpy.random.Generator or int, optional
+        What w is drawn with, as the filters of `Conv` are, or its seed. The bias starts as zeros.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For numbers and dtypes that a layer cannot have.
+
+    Notes
+    -----
+    It is done as a convolution of a single pixel: CuPy's matrix products need cuBLAS, which the extras
+    lack. So all dtypes of `cuconv.conv` are there, and gradients of complex ones are conjugated.
+
+    Examples
+    --------
+    >>> layer = cuconv.nn.Dense(3, 2, dtype="float64")
+    >>> layer.parameters["w"] = np.array([[1.0, 0.0, 0.0], [0.0, 2.0, 2.0]])
+    >>> layer(np.array([[5.0, 6.0, 7.0]]))
+    array([[ 5., 26.]])
+    >>> layer.backward(np.array([[1.0, 1.0]]))
+    array([[1., 2., 2.]])
     """
 
     def __init__(
@@ -181,7 +381,22 @@ class Dense(Layer):
 
 
 class ReLU(Layer):
-    """max(x, 0); its slope at 0 is taken as 0."""
+    """Positive numbers as they are, zero for the others.
+
+    On each element, the slope at 0 being taken as 0::
+
+        y = max(x, 0)
+
+        dx = dy where x > 0, else 0
+
+    Examples
+    --------
+    >>> layer = cuconv.nn.ReLU()
+    >>> layer(np.array([[-1.0, 0.0, 2.0]]))
+    array([[0., 0., 2.]])
+    >>> layer.backward(np.array([[3.0, 3.0, 3.0]]))
+    array([[0., 0., 3.]])
+    """
 
     def forward(self, x: Array) -> Array:
         xp = _namespace(x)
@@ -193,7 +408,22 @@ class ReLU(Layer):
 
 
 class Sigmoid(Layer):
-    """1 / (1 + exp(-x)), whose slope is y (1 - y)."""
+    """From all numbers to those between 0 and 1.
+
+    On each element::
+
+        y = 1 / (1 + exp(-x))
+
+        dx = dy y (1 - y)
+
+    Examples
+    --------
+    >>> layer = cuconv.nn.Sigmoid()
+    >>> layer(np.array([[0.0]]))
+    array([[0.5]])
+    >>> layer.backward(np.array([[4.0]]))
+    array([[1.]])
+    """
 
     def forward(self, x: Array) -> Array:
         self.kept = activations.sigmoid(x, _namespace(x))
@@ -205,7 +435,15 @@ class Sigmoid(Layer):
 
 
 class Flatten(Layer):
-    """(N, ...) as (N, features)."""
+    """All axes but N as one: from ``(N, ...)`` to ``(N, features)``, and backward.
+
+    Examples
+    --------
+    >>> layer = cuconv.nn.Flatten()
+    >>> y = layer(np.ones((2, 3, 4, 4)))
+    >>> y.shape, layer.backward(y).shape
+    ((2, 48), (2, 3, 4, 4))
+    """
 
     def forward(self, x: Array) -> Array:
         owner_of("x", x)
@@ -225,7 +463,18 @@ class _Pool(Layer):
     """
 
     def fill(self, dtype: Any) -> Any:
-        """What the padding holds."""
+        """What the padding holds.
+
+        Parameters
+        ----------
+        dtype : numpy.dtype
+            Of the input.
+
+        Returns
+        -------
+        fill : int or float
+            A number of that dtype.
+        """
         raise NotImplementedError
 
     def __init__(
@@ -272,7 +521,43 @@ class _Pool(Layer):
 
 
 class MaxPool(_Pool):
-    """The largest cell of each window; its gradient goes to the first cell that has it."""
+    """The largest cell of each window.
+
+    On each spatial axis, with windows of `kernel` cells, `stride` apart, over an input of H cells::
+
+        y[n, c, p] = max over r of  x[n, c, p stride - padding + r],    0 <= r < kernel
+
+        P = floor((H + 2 padding - kernel) / stride) + 1
+
+    The gradient goes to the first cell of a window that has the largest number. The padding holds the
+    least number there is; NaN counts as larger than all.
+
+    Parameters
+    ----------
+    kernel : int or sequence of int
+        The windows' extents: one int per spatial axis, or one for all of them.
+    stride : int or sequence of int, optional
+        How far windows are apart; `kernel` by default.
+    padding : int or sequence of int, default 0
+        How many cells are added at both ends, at most half of `kernel`.
+    rank : int, optional
+        The number of spatial axes; needed where `kernel` is one int for 1 or 3 of them, otherwise 2.
+    layout : {"channels_first", "channels_last"}
+        Where the axis of the channels is.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For extents that windows cannot have.
+
+    Examples
+    --------
+    >>> layer = cuconv.nn.MaxPool(2, rank=1)
+    >>> layer(np.array([[[1.0, 5.0, 4.0, 3.0]]]))
+    array([[[5., 4.]]])
+    >>> layer.backward(np.array([[[1.0, 2.0]]]))
+    array([[[0., 1., 2., 0.]]])
+    """
 
     def fill(self, dtype: Any) -> Any:
         return np.iinfo(dtype).min if dtype.kind == "i" else -math.inf
@@ -297,7 +582,36 @@ class MaxPool(_Pool):
 
 
 class AvgPool(_Pool):
-    """The mean of each window, the padding counted as zeros."""
+    """The mean of each window, the padding counted as zeros.
+
+    On each spatial axis, with windows of `kernel` cells, `stride` apart, over an input of H cells::
+
+        y[n, c, p] = sum over r of  x[n, c, p stride - padding + r] / kernel,    0 <= r < kernel
+
+        P = floor((H + 2 padding - kernel) / stride) + 1
+
+    The gradient goes to all cells of a window in equal parts.
+
+    Parameters
+    ----------
+    kernel : int or sequence of int
+        As in `MaxPool`.
+    stride, padding, rank, layout : optional
+        As in `MaxPool`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        As in `MaxPool`.
+
+    Examples
+    --------
+    >>> layer = cuconv.nn.AvgPool(2, rank=1)
+    >>> layer(np.array([[[1.0, 5.0, 4.0, 3.0]]]))
+    array([[[3. , 3.5]]])
+    >>> layer.backward(np.array([[[1.0, 2.0]]]))
+    array([[[0.5, 0.5, 1. , 1. ]]])
+    """
 
     def fill(self, dtype: Any) -> Any:
         return 0
@@ -321,9 +635,43 @@ class AvgPool(_Pool):
 
 
 class SoftmaxCrossEntropy:
-    """The mean over the batch of -log softmax(scores)[label]: scores (N, classes), integer labels (N,)."""
+    """How unlikely a network's scores make the right labels: the loss for classification.
+
+    With scores of shape (N, classes) and integer labels of shape (N,)::
+
+        loss = mean over n of  -log softmax(scores[n])[labels[n]]
+
+        d_scores = (softmax(scores) - one_hot(labels)) / N
+
+    Examples
+    --------
+    >>> loss = cuconv.nn.SoftmaxCrossEntropy()
+    >>> round(loss.forward(np.zeros((1, 2)), np.array([1])), 4)  # log(2)
+    0.6931
+    >>> loss.backward()
+    array([[ 0.5, -0.5]])
+    """
 
     def forward(self, scores: Array, labels: Array) -> float:
+        """The loss.
+
+        Parameters
+        ----------
+        scores : array
+            A network's output, (N, classes).
+        labels : array of int
+            Of shape (N,), from 0 to classes - 1.
+
+        Returns
+        -------
+        loss : float
+            The mean over the batch.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For shapes, labels that are no classes, and what is no array.
+        """
         xp = owner_of("scores", scores).namespace
         owner_of("labels", labels)
         if scores.ndim != 2 or labels.shape != scores.shape[:1] or labels.dtype.kind not in "iu":
@@ -342,19 +690,68 @@ class SoftmaxCrossEntropy:
         return float(-self.log_probabilities[self.rows, labels].mean())
 
     def backward(self) -> Array:
-        """(softmax(scores) - one_hot(labels)) / N."""
+        """The gradient of the last loss with respect to the scores.
+
+        Returns
+        -------
+        d_scores : array
+            (softmax(scores) - one_hot(labels)) / N.
+        """
         gradient = _namespace(self.log_probabilities).exp(self.log_probabilities)
         gradient[self.rows, self.labels] -= 1
         return gradient / len(self.rows)
 
 
 class SquaredError:
-    """The sum, or the mean, over all cells of (output - target)^2."""
+    """The sum, or the mean, over all cells of the squared difference.
+
+    For an output and a target of one shape, with count = 1 for the sum, and the number of cells for the
+    mean::
+
+        loss = sum over all cells of  (output - target)^2 / count
+
+        d_output = 2 (output - target) / count
+
+    Parameters
+    ----------
+    reduction : {"mean", "sum"}
+        Which of the two.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For another `reduction`.
+
+    Examples
+    --------
+    >>> loss = cuconv.nn.SquaredError()
+    >>> loss.forward(np.array([1.0, 3.0]), np.array([0.0, 1.0]))
+    2.5
+    >>> loss.backward()
+    array([1., 2.])
+    """
 
     def __init__(self, reduction: str = "mean") -> None:
         self.reduction = one_of("reduction", reduction, ("mean", "sum"))
 
     def forward(self, output: Array, target: Array) -> float:
+        """The loss, summed in float64.
+
+        Parameters
+        ----------
+        output, target : array
+            Of one shape.
+
+        Returns
+        -------
+        loss : float
+            The sum or the mean.
+
+        Raises
+        ------
+        ValueError, TypeError
+            For two shapes, and what is no array.
+        """
         owner_of("output", output)
         owner_of("target", target)
         if output.shape != target.shape:
@@ -363,7 +760,13 @@ class SquaredError:
         return float((self.difference.astype("float64") ** 2).sum()) / self._count
 
     def backward(self) -> Array:
-        """2 (output - target), divided by the number of cells for the mean."""
+        """The gradient of the last loss with respect to the output.
+
+        Returns
+        -------
+        d_output : array
+            2 (output - target), divided by the number of cells for the mean.
+        """
         return 2 * self.difference / self._count
 
     @property
@@ -381,7 +784,13 @@ class _Optimizer:
         self.state: dict[tuple[int, str], Any] = {}
 
     def step(self) -> None:
-        """Apply the gradients of the last backward."""
+        """Apply the gradients of the last backward, in place.
+
+        Raises
+        ------
+        RuntimeError
+            Where the network has parameters and there was no backward.
+        """
         layers = list(self.network.layers())
         if any(layer.parameters for layer in layers) and not any(layer.gradients for layer in layers):
             raise RuntimeError("step needs gradients: call the network's backward before it")
@@ -394,7 +803,40 @@ class _Optimizer:
 
 
 class SGD(_Optimizer):
-    """Gradient descent with momentum: v = momentum v + g; parameter -= rate v."""
+    """Gradient descent with momentum.
+
+    Each step changes each parameter in place, g being its gradient, and v, from step to step, zero at
+    first::
+
+        v = momentum v + g
+
+        parameter -= rate v
+
+    Parameters
+    ----------
+    network : Layer
+        What is trained: a layer, such as a `Sequential`.
+    rate : float
+        How large steps are.
+    momentum : float, default 0.0
+        How much of a step goes on in the next one: 0 for none, less than 1.
+
+    Raises
+    ------
+    TypeError
+        Where `network` is no layer.
+
+    Examples
+    --------
+    >>> layer = cuconv.nn.Dense(2, 1, dtype="float64")
+    >>> layer.parameters["w"] = np.array([[1.0, 1.0]])
+    >>> optimizer = cuconv.nn.SGD(layer, rate=0.5)
+    >>> y = layer(np.array([[1.0, 2.0]]))
+    >>> dx = layer.backward(np.array([[1.0]]))  # of the loss y.sum()
+    >>> optimizer.step()
+    >>> layer.parameters["w"]
+    array([[0.5, 0. ]])
+    """
 
     def __init__(self, network: Layer, rate: float, momentum: float = 0.0) -> None:
         super().__init__(network, rate)
@@ -406,7 +848,50 @@ class SGD(_Optimizer):
 
 
 class Adam(_Optimizer):
-    """Adam (Kingma and Ba, 2015): steps scaled by running means of the gradient and of its square."""
+    """Steps scaled by running means of the gradient and of its square.
+
+    Step t, from 1, changes each parameter in place, g being its gradient, m and v zero at first::
+
+        m = beta1 m + (1 - beta1) g
+        v = beta2 v + (1 - beta2) g^2
+
+        parameter -= rate (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + epsilon)
+
+    Parameters
+    ----------
+    network : Layer
+        What is trained: a layer, such as a `Sequential`.
+    rate : float, default 0.001
+        About how much a step changes a number.
+    beta1, beta2 : float, default 0.9 and 0.999
+        How much of each mean stays from step to step.
+    epsilon : float, default 1e-08
+        What keeps the divisor from zero.
+
+    Raises
+    ------
+    TypeError
+        Where `network` is no layer.
+
+    Notes
+    -----
+    The algorithm is that of [1]_.
+
+    References
+    ----------
+    .. [1] Kingma and Ba, Adam, 2015.
+
+    Examples
+    --------
+    >>> layer = cuconv.nn.Dense(2, 1, dtype="float64")
+    >>> layer.parameters["w"] = np.array([[1.0, 1.0]])
+    >>> optimizer = cuconv.nn.Adam(layer, rate=0.25)
+    >>> y = layer(np.array([[1.0, 2.0]]))
+    >>> dx = layer.backward(np.array([[1.0]]))  # of the loss y.sum()
+    >>> optimizer.step()
+    >>> layer.parameters["w"].round(6)
+    array([[0.75, 0.75]])
+    """
 
     def __init__(
         self,

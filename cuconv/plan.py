@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -15,8 +16,9 @@ from . import arrays, cpu, prepared, processor, tuning
 from .arrays import Array, Operands
 from .cuda import algorithms as cuda_algorithms
 from .cuda import device as devices
-from .cuda import jit
+from .cuda import jit, launch
 from .cuda.device import Device
+from .dtypes import DTYPES
 from .options import one_of, shown
 from .problem import Request
 from .processor import Processor
@@ -32,12 +34,40 @@ TABLES: dict[str, Table] = {"cpu": cpu.TABLE, "cuda": cuda_algorithms.TABLE}
 
 @dataclass(frozen=True)
 class Plan(Schedule):
-    """A chosen algorithm, as plain data: print it, compare it, keep it.
+    """A chosen algorithm, as plain data: print it, compare it, keep it, call it.
 
-    `workspace_bytes` is scratch memory beyond the operands and the result; `why` says how the choice
-    was made; `launches` are run in order by the backend, on a GPU of the architecture `arch`, or by as many
-    threads as it says. Called with arrays of the shapes and the dtype it was made for, in the order of its op
-    (x, w or dy, w or x, dy), a plan runs.
+    `plan` makes it. Called with arrays of the shapes and the dtype it was made for, in the order of its
+    op (x, w or dy, w or x, dy or dy), it runs.
+
+    Attributes
+    ----------
+    workspace_bytes : int
+        Scratch memory beyond the operands and the result.
+    launches : tuple
+        What is run in order by the backend; printing the plan shows each.
+    request : Request
+        The op, its `ConvProblem` (``request.problem``), the dtype, and what is fused with it.
+    backend : {"cpu", "cuda"}
+        Whether it takes NumPy's or CuPy's arrays.
+    arch : str or None
+        The architecture of the GPU that it is for, None where there is no GPU; for "cpu" as many
+        threads as it runs in.
+    algorithm : str
+        The algorithm's name.
+    why : str
+        How the choice was made, in words.
+
+    See Also
+    --------
+    plan : Makes one.
+
+    Examples
+    --------
+    >>> plan = cuconv.plan("dgrad", (1, 1, 3), (1, 1, 2), "float64", algorithm="gemm")
+    >>> plan.algorithm, plan.why
+    ('gemm', 'asked for by name')
+    >>> plan(np.ones((1, 1, 2)), np.ones((1, 1, 2)))
+    array([[[1., 2., 1.]]])
     """
 
     request: Request
@@ -47,6 +77,23 @@ class Plan(Schedule):
     why: str
 
     def __call__(self, *inputs: Array, bias: Array | None = None, out: Array | None = None) -> Array:
+        """Run it.
+
+        Parameters
+        ----------
+        *inputs : array
+            x and w for fprop, dy and w for dgrad, x and dy for wgrad, dy for bgrad, of the shapes and the
+            dtype that the plan was made for.
+        bias : array, optional
+            The bias, if and only if one was announced to `plan`.
+        out : array, optional
+            The array that the result is written or, as the plan says, added to.
+
+        Returns
+        -------
+        result : array
+            The result, or `out` where it is given.
+        """
         return prepared.run(self._called, inputs, dict(bias=bias, out=out))
 
     def _called(self, *inputs: Array, bias: Array | None, out: Array | None) -> Planned:
@@ -68,6 +115,18 @@ class Plan(Schedule):
     def entry(self) -> Algorithm:
         """The entry of the table that made it."""
         return next(entry for entry in TABLES[self.backend][self.request.op] if entry.name == self.algorithm)
+
+    def without_workspace(self) -> list[str]:
+        """The algorithms of `auto` that do the same in no more memory than the operands' and the result's.
+
+        Returns
+        -------
+        names : list of str
+            What `algorithm` may be to need no workspace; empty where there is none.
+        """
+        arch, entries = self.arch, exact_candidates(self.request, self.backend, self.arch)
+        plans = [make_plan(self.request, entry.name, self.backend, arch) for entry in entries]
+        return [plan.algorithm for plan in plans if not plan.workspace_bytes]
 
     def __str__(self) -> str:
         problem, op, dtype = self.request.problem, self.request.op, self.request.dtype
@@ -148,7 +207,11 @@ class Call:
         winner = tuning.remembered(request, backend, names)
         if winner is not None:
             return replace(plans[winner], why="fastest when timed by an earlier process")
-        scratch = self.new_result()
+        try:
+            scratch = self.new_result()
+        except MemoryError as error:
+            prepared.explain(error, self.operands.owner, [(plans[names[0]], self.result_bytes)])
+            raise
         scratch[...] = 0
         times = {name: min(self._seconds(plan, scratch) for _ in range(2)) for name, plan in plans.items()}
         winner = min(times, key=times.__getitem__)
@@ -158,9 +221,15 @@ class Call:
     def _seconds(self, plan: Plan, out: Array) -> float:
         self.operands.owner.wait()
         start = time.perf_counter()
-        Planned(self, plan).run(out)
+        prepared.first((Planned(self, plan, out),))
         self.operands.owner.wait()
         return time.perf_counter() - start
+
+    @property
+    def result_bytes(self) -> int:
+        """What the result takes."""
+        request = self.request
+        return math.prod(request.shape(RESULT[request.op])) * DTYPES[request.dtype].itemsize
 
     def new_result(self) -> Array:
         """Memory for the result, uninitialised."""
@@ -173,19 +242,28 @@ class Planned:
 
     call: Call
     plan: Plan
+    into: Array | None = None
 
-    def ready(self, result: Array) -> Callable[[tuple[Array, ...]], None]:
-        """What the backend runs, to be called with arrays like the operands and a result like this."""
-        return READY[self.plan.backend](self.call.request, self.plan, self._by_role(result))
+    @property
+    def place(self) -> Array | None:
+        """The array for the result: `into`, the operand `out`, or none yet."""
+        return self.call.operands[self.call.out] if self.into is None else self.into
 
-    def run(self, into: Array | None = None) -> Array:
-        """The result as the backend's array: the operand `out` where there is one, otherwise a new one."""
-        result = self.call.operands[self.call.out] if into is None else into
-        if result is None:
-            result = self.call.new_result()
-        arrays = self._by_role(result)
-        READY[self.plan.backend](self.call.request, self.plan, arrays)(tuple(arrays.values()))
-        return result
+    @property
+    def new_bytes(self) -> int:
+        """What the result takes beside the arrays that are there."""
+        return self.call.result_bytes if self.place is None else 0
+
+    def result(self) -> Array:
+        """The result's array, of the backend's library, a new one where there is no place for it."""
+        return self.call.new_result() if self.place is None else self.place
+
+    def work(self, result: Array) -> prepared.Work:
+        """What the backend makes ready for the operands and the result, and these arrays by their roles."""
+        arrays, ready = self._by_role(result), READY[self.plan.backend]
+        if self.plan.backend == "cpu" and 0 in result.shape:
+            ready = _nothing_to_do
+        return ready(self.call.request, self.plan, arrays), tuple(arrays.values())
 
     def _by_role(self, result: Array) -> dict[str, Array]:
         """The arrays that the backend takes: the inputs, the result, and the bias if there is one."""
@@ -206,14 +284,13 @@ def expect_shape(request: Request, role: str, name: str, operands: Operands) -> 
         raise ValueError(f"{name} must have shape {expected} in {request.problem}, got {shape}")
 
 
-def _ready_on_gpu(*arguments: Any) -> Callable[[tuple[Array, ...]], None]:
-    from .cuda import launch
+def _nothing_to_do(*arguments: Any) -> Callable[[tuple[Array, ...]], None]:
+    """Ready for an empty result, as of images without channels, of which there may be any number."""
+    return lambda arrays: None
 
-    return launch.ready(*arguments)
 
-
-READY = {"cpu": cpu.ready, "cuda": _ready_on_gpu}
-"""By backend what makes a function of arrays, by role, from a request and its schedule."""
+READY: dict[str, Callable[..., Any]] = {"cpu": cpu.ready, "cuda": launch.ready}
+"""By backend what makes a request and its schedule ready for arrays by role, for `prepared` to run."""
 
 _winners: OrderedDict[tuple[Request, str, str | None], Plan] = OrderedDict()
 """The winning plan for each request, backend and architecture that was tuned, in the order of tuning."""

@@ -22,8 +22,11 @@ import numpy as np
 
 from . import processor
 from .arrays import OWNERS, Array, Owner, given_back, may_overlap_at, owner_of, view_of
-from .cuda import jit
+from .cuda import jit, launch
 from .options import checked_keywords
+
+Work = tuple[Any, tuple[Array, ...]]
+"""What a backend has made ready, and the arrays that it is to be run on."""
 
 
 class Planned(Protocol):
@@ -31,8 +34,12 @@ class Planned(Protocol):
 
     @property
     def call(self) -> Any: ...
-    def ready(self, result: Array) -> Callable[[tuple[Array, ...]], None]: ...
-    def run(self) -> Array: ...
+    @property
+    def plan(self) -> Any: ...
+    @property
+    def new_bytes(self) -> int: ...
+    def result(self) -> Array: ...
+    def work(self, result: Array) -> Work: ...
     def give_back(self, result: Array) -> Array: ...
 
 
@@ -68,19 +75,69 @@ def run(describe: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, 
         known = _kept.get(key)
     except Exception:  # whatever odd values raise on being looked at: what to say of them, `describe` knows
         key, known = (), None
-    if known is not None and known.may_write(views):
+    if known is not None and (not known.apart or known.may_write(views)):
         return known.run(given, views)
     described = describe(*args, **kwargs)
     planned = described if isinstance(described, tuple) else (described,)
-    results = [each and each.run() for each in planned]
+    results, work = first(planned)
     if key and known is None:
-        known = _prepared(planned, results, given, views)
+        known = _prepared(planned, results, work, given, views)
         if known is not None:
             if len(_kept) >= _MOST:
                 _kept.clear()
             _kept[key] = known
     back = tuple(each and each.give_back(result) for each, result in zip(planned, results, strict=True))
     return back if described is planned else back[0]
+
+
+def first(planned: Sequence[Planned | None]) -> tuple[list[Any], list[Any]]:
+    """Run calls. Their results, all of which are there before one is written, and what was run."""
+    every = [each for each in planned if each]
+    try:
+        results = [each and each.result() for each in planned]
+        work = [each and each.work(result) for each, result in zip(planned, results, strict=True)]
+        if every:
+            _runner(every[0].call.operands.owner)([each for each in work if each])
+    except MemoryError as error:
+        explain(error, every[0].call.operands.owner, [(each.plan, each.new_bytes) for each in every])
+        raise
+    return results, work
+
+
+def _runner(owner: Owner) -> Callable[[Sequence[Work]], None]:
+    """What runs an owner's work, in order; on a GPU all of it or, where memory is short, nothing."""
+    return launch.run if owner.on_gpu else _one_by_one
+
+
+def _one_by_one(work: Sequence[Work]) -> None:
+    for ready, arrays in work:
+        ready(arrays)
+
+
+def explain(error: MemoryError, owner: Owner, needs: Sequence[tuple[Any, int]]) -> None:
+    """Have an error of CuPy's say what plans and new results, of so many bytes, need, and what helps.
+
+    It stays CuPy's own error, with another text: who catches its OutOfMemoryError catches this one too.
+    """
+    if not owner.on_gpu:
+        return  # NumPy's says what it could not have
+    results = sum(new for _, new in needs)
+    workspace = max(plan.workspace_bytes for plan, _ in needs)
+    free, _ = owner.namespace.cuda.runtime.memGetInfo()
+    unused = owner.namespace.get_default_memory_pool().free_bytes()
+    ways = ["a smaller batch"]
+    # What is named goes for all gradients but that of the bias, which has one algorithm.
+    named = [plan for plan, _ in needs if plan.workspace_bytes and plan.request.op != "bgrad"]
+    without = [plan.without_workspace() for plan in named]
+    names = [name for name in without[0] if all(name in others for others in without)] if without else []
+    ways += [f"algorithm={name!r}, which takes no workspace" for name in names[:1]]
+    if unused:
+        ways.append("cupy.get_default_memory_pool().free_all_blocks()")
+    error.args = (
+        f"{error} The call takes {results:,} bytes for results and {workspace:,} bytes of workspace; the GPU "
+        f"has {free:,} bytes free, and CuPy's pool holds {unused:,} bytes unused. "
+        f"What helps: {', or '.join(ways)}",
+    )
 
 
 def forget() -> None:
@@ -135,7 +192,7 @@ class _Step:
     `out` is the place of the array that is given for the result, otherwise one is made.
     """
 
-    launches: Callable[[tuple[Array, ...]], None]
+    launches: Any
     taken: Callable[[tuple[Array, ...]], tuple[Array, ...]]
     out: int | None
     shape: tuple[int, ...]
@@ -154,6 +211,8 @@ class _Prepared:
     namespace: Any
     steps: tuple[_Step | None, ...]
     apart: tuple[tuple[int, int, int, int], ...]
+    runner: Callable[[Sequence[Work]], None]
+    needs: tuple[tuple[Any, int], ...]
 
     def may_write(self, views: Sequence[Array]) -> bool:
         """Whether results can be written without a closer look."""
@@ -168,22 +227,34 @@ class _Prepared:
     def run(self, given: Sequence[Array], views: Sequence[Array]) -> Any:
         """The call's results, or its only one, in the arrays given for them or in new ones."""
         results: list[Array | None] = []
-        for step in self.steps:
-            if step is None:
-                results.append(None)
-                continue
-            if step.out is None:
-                result, place = self.namespace.ndarray(step.shape, step.dtype), None
-            else:
-                result, place = views[step.out], given[step.out]
-            step.launches(step.taken((*views, result)))
-            results.append(given_back(result, self.owner, place))
+        work: list[Work] = []
+        try:
+            for step in self.steps:
+                if step is None:
+                    results.append(None)
+                    continue
+                if step.out is None:
+                    result = self.namespace.ndarray(step.shape, step.dtype)
+                else:
+                    result = views[step.out]
+                results.append(result)
+                work.append((step.launches, step.taken((*views, result))))
+            self.runner(work)
+        except MemoryError as error:
+            explain(error, self.owner, self.needs)
+            raise
+        if self.owner.library != "cupy":  # whose arrays are computed with as they were given
+            for index, step in enumerate(self.steps):
+                if step is not None:
+                    place = None if step.out is None else given[step.out]
+                    results[index] = given_back(results[index], self.owner, place)
         return tuple(results) if len(results) > 1 else results[0]
 
 
 def _prepared(
     planned: Sequence[Planned | None],
     results: Sequence[Array | None],
+    work: Sequence[Work | None],
     given: Sequence[Array],
     views: Sequence[Array],
 ) -> _Prepared | None:
@@ -196,8 +267,8 @@ def _prepared(
     if -1 in places.values():
         return None
     steps = tuple(
-        None if each is None else _step(each, result, places)
-        for each, result in zip(planned, results, strict=True)
+        None if each is None or ran is None else _step(each, ran[0], result, places)
+        for each, ran, result in zip(planned, work, results, strict=True)
     )
     apart = [
         (step.out, other, *may_overlap_at(views[step.out], views[other]))
@@ -206,13 +277,14 @@ def _prepared(
         for other in range(len(views))
         if other != step.out
     ]
-    return _Prepared(operands.owner, operands.owner.namespace, steps, tuple(apart))
+    owner, needs = operands.owner, tuple((each.plan, each.new_bytes) for each in planned if each)
+    return _Prepared(owner, owner.namespace, steps, tuple(apart), _runner(owner), needs)
 
 
-def _step(planned: Planned, result: Array, places: Mapping[str, int]) -> _Step:
+def _step(planned: Planned, launches: Any, result: Array, places: Mapping[str, int]) -> _Step:
     """What made a result, given the operands' places among the call's arrays."""
     taken = [*(places[name] for name in planned.call.inputs), -1]
     if "bias" in places:
         taken.append(places["bias"])
     out = places.get(planned.call.out)
-    return _Step(planned.ready(result), itemgetter(*taken), out, result.shape, result.dtype)
+    return _Step(launches, itemgetter(*taken), out, result.shape, result.dtype)

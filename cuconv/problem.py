@@ -67,18 +67,61 @@ class Derived(Generic[T]):
 class ConvProblem:
     """One convolution, as numbers: what fprop, dgrad and wgrad all share.
 
-    On each spatial axis, with input extent H, filter extent R, dilation d, stride s and a cells of padding
-    before and b after, the output extent is P = floor((H + a + b - d (R - 1) - 1) / s) + 1, and
+    On each spatial axis, with stride s, dilation d, a cells of padding before and b after, H cells of
+    the input, R of the filter and P of the output::
 
         y[n, k, p] = sum over c, r of  x[n, c, p s - a + r d] w[k, c, r]
 
-    where x outside 0..H-1 is given by `padding_mode`, and c runs over the C/groups channels of k's
-    group. Lengths are in elements. Negative padding crops. Every number, every extent that follows, and the
-    number of elements of x, w and y are below 2^62.
+        P = floor((H + a + b - d (R - 1) - 1) / s) + 1
 
-    `str()` gives the one-line notation and `parse` reads it:
-    `n32c64h56w56 k64r3s3 g2 sh2sw2 dh1dw2 ph1:0pw1 circular`. Groups, stride, dilation, padding and
-    padding mode are left out where they are 1, 1, 1, 0 and zeros; `p1` pads every axis by 1.
+    where x outside 0..H-1 is given by `padding_mode`, and c runs over the C/groups channels of k's
+    group. `from_shapes` makes one from what `conv` is given, `parse` from one line of text.
+
+    Parameters
+    ----------
+    n, c, k : int
+        The number of images, of channels and of filters.
+    input, filter : tuple of int
+        Their extents, one per spatial axis, of which there are 1 to 3.
+    stride, dilation : tuple of int
+        One per spatial axis.
+    padding : tuple of pairs of int
+        One (before, after) pair per spatial axis. Negative padding crops.
+    groups : int, default 1
+        Channels and filters are divided into so many groups.
+    padding_mode : {"zeros", "circular", "reflect", "replicate", "symmetric"}
+        What the padding holds: see `conv`.
+
+    Raises
+    ------
+    ValueError
+        For numbers that do not go together, or too large ones.
+    TypeError
+        For values of a wrong type, such as floats.
+
+    See Also
+    --------
+    conv : What computes y.
+    plan : How a call will be done.
+
+    Notes
+    -----
+    Lengths are in elements. Every number, every extent that follows, and the number of elements of x, w
+    and y are below 2^62.
+
+    ``str()`` gives the one-line notation and `parse` reads it:
+    ``n32c64h56w56 k64r3s3 g2 sh2sw2 dh1dw2 ph1:0pw1 circular``. Groups, stride, dilation, padding and
+    padding mode are left out where they are 1, 1, 1, 0 and zeros; ``p1`` pads every axis by 1.
+
+    Examples
+    --------
+    >>> problem = cuconv.ConvProblem.parse("n8c3h32w32 k16r5s5 p2")
+    >>> problem.y_shape()
+    (8, 16, 32, 32)
+    >>> problem.padding
+    ((2, 2), (2, 2))
+    >>> print(cuconv.ConvProblem.from_shapes((8, 3, 32, 32), (16, 3, 5, 5), stride=2))
+    n8c3h32w32 k16r5s5 sh2sw2
     """
 
     n: int
@@ -158,7 +201,24 @@ class ConvProblem:
     ) -> ConvProblem:
         """The problem that maps an input of `x_shape` through filters of `w_shape`.
 
-        `names` are the caller's words for the two shapes, for error messages.
+        Parameters
+        ----------
+        x_shape, w_shape : sequence of int
+            The shapes of x and w, as in `conv`.
+        stride, padding, dilation, groups, padding_mode, layout : optional
+            As in `conv`.
+        names : tuple of str, optional
+            The caller's words for the two shapes, for error messages.
+
+        Returns
+        -------
+        problem : ConvProblem
+            The same for both layouts.
+
+        Examples
+        --------
+        >>> cuconv.ConvProblem.from_shapes((3, 32, 32), (16, 3, 5, 5), padding="same").padding
+        ((2, 2), (2, 2))
         """
         k, per_group, filter = split_filters(names, x_shape, w_shape, layout)
         rank = len(filter)
@@ -190,14 +250,33 @@ class ConvProblem:
     ) -> ConvProblem:
         """The problem whose dgrad is the transposed convolution of x with w.
 
-        x plays dy, so its channels are the problem's K, and the result has the input's extents
+        x plays dy, so its channels are the problem's K, and the result has the input's extents::
 
-            H = (P - 1) s - a - b + d (R - 1) + output_padding + 1.
+            H = (P - 1) s - a - b + d (R - 1) + output_padding + 1
 
+        Parameters
+        ----------
+        x_shape, w_shape : sequence of int
+            The shapes of x and w, as in `conv_transpose`.
+        stride, padding, output_padding, groups, dilation, padding_mode, layout : optional
+            As in `conv_transpose`.
+        names : tuple of str, optional
+            The caller's words for the two shapes, for error messages.
+
+        Returns
+        -------
+        problem : ConvProblem
+            Its `x_shape` is that of `conv_transpose`'s result, its `y_shape` that of x.
+
+        Notes
+        -----
         Output padding moves only the far end: the convolution that is transposed has b less by as much,
         which keeps its own output at exactly P also where output_padding reaches the stride.
 
-        `names` are the caller's words for the two shapes, for error messages.
+        Examples
+        --------
+        >>> cuconv.ConvProblem.transposed((8, 16, 14, 14), (16, 3, 5, 5), stride=2).x_shape()
+        (8, 3, 31, 31)
         """
         k, per_group, filter = split_filters(names, x_shape, w_shape, layout)
         rank = len(filter)
@@ -279,19 +358,64 @@ class ConvProblem:
         )
 
     def x_shape(self, layout: str = "channels_first") -> tuple[int, ...]:
-        """(N, C, *input), or (N, *input, C) for channels_last. dx has the same shape."""
+        """The shape of x, and of its gradient dx.
+
+        Parameters
+        ----------
+        layout : {"channels_first", "channels_last"}
+            Where the axis of the channels is.
+
+        Returns
+        -------
+        shape : tuple of int
+            ``(N, C, *input)``, or ``(N, *input, C)`` for channels_last.
+        """
         return _shape(self.n, self.c, self.input, layout)
 
     def w_shape(self, layout: str = "channels_first") -> tuple[int, ...]:
-        """(K, C/groups, *filter), or (K, *filter, C/groups). dw has the same shape."""
+        """The shape of w, and of its gradient dw.
+
+        Parameters
+        ----------
+        layout : {"channels_first", "channels_last"}
+            Where the axis of the channels is.
+
+        Returns
+        -------
+        shape : tuple of int
+            ``(K, C/groups, *filter)``, or ``(K, *filter, C/groups)`` for channels_last.
+        """
         return _shape(self.k, self.c // self.groups, self.filter, layout)
 
     def y_shape(self, layout: str = "channels_first") -> tuple[int, ...]:
-        """(N, K, *output), or (N, *output, K). dy has the same shape."""
+        """The shape of y, and of its gradient dy.
+
+        Parameters
+        ----------
+        layout : {"channels_first", "channels_last"}
+            Where the axis of the channels is.
+
+        Returns
+        -------
+        shape : tuple of int
+            ``(N, K, *output)``, or ``(N, *output, K)`` for channels_last.
+        """
         return _shape(self.n, self.k, self.output, layout)
 
     def options(self) -> dict[str, Any]:
-        """The keyword arguments by which the public functions do this problem."""
+        """The keyword arguments by which the public functions do this problem.
+
+        Returns
+        -------
+        options : dict
+            stride, padding, dilation, groups and padding_mode.
+
+        Examples
+        --------
+        >>> problem = cuconv.ConvProblem.parse("c1w4 k1s2 p1")
+        >>> cuconv.conv(np.ones((1, 1, 4)), np.ones((1, 1, 2)), **problem.options())
+        array([[[1., 2., 2., 2., 1.]]])
+        """
         names = ("stride", "padding", "dilation", "groups", "padding_mode")
         return {name: getattr(self, name) for name in names}
 
@@ -306,7 +430,25 @@ class ConvProblem:
         )  # fmt: skip
 
     def flops(self, op: str, dtype: str = "float32") -> int:
-        """Floating-point operations of one op: two per real multiply-add, eight per complex one."""
+        """Floating-point operations of one op: two per real multiply-add, eight per complex one.
+
+        Parameters
+        ----------
+        op : {"fprop", "dgrad", "wgrad", "bgrad"}
+            Which op, by the names that `plan` has.
+        dtype : str, default "float32"
+            Of all arrays.
+
+        Returns
+        -------
+        flops : int
+            The gradient of the bias counts one addition per number, two per complex one.
+
+        Examples
+        --------
+        >>> cuconv.ConvProblem.parse("n8c3h32w32 k16r5s5 p2").flops("fprop")
+        19660800
+        """
         one_of("op", op, OPS)
         of_complex = described(dtype).kind == "c"
         if op == "bgrad":
@@ -314,15 +456,47 @@ class ConvProblem:
         return self.macs * (8 if of_complex else 2)
 
     def bytes(self, op: str, dtype: str) -> int:
-        """Bytes that one op must move at the least: each operand read once, each result written once."""
+        """Bytes that one op must move at the least: each operand read once, each result written once.
+
+        Parameters
+        ----------
+        op : {"fprop", "dgrad", "wgrad", "bgrad"}
+            Which op, by the names that `plan` has.
+        dtype : str
+            Of all arrays.
+
+        Returns
+        -------
+        bytes : int
+            The bytes of x, w and y or their gradients; for the gradient of the bias those of dy and db.
+
+        Examples
+        --------
+        >>> cuconv.ConvProblem.parse("n8c3h32w32 k16r5s5 p2").bytes("fprop", "float32")
+        627392
+        """
         x, w, y = (math.prod(shape) for shape in (self.x_shape(), self.w_shape(), self.y_shape()))
         elements = y + self.k if one_of("op", op, OPS) == "bgrad" else x + w + y
         return elements * described(dtype).itemsize
 
     def gemm(self, op: str) -> tuple[int, int, int]:
-        """(gemm_m, gemm_n, gemm_k) of one group's implicit matrix product, with no zero multiplied twice.
+        """The sizes of one group's implicit matrix product, with no zero multiplied twice.
 
-        For dgrad gemm_k counts every filter tap, though each residue of the stride sees only its own.
+        Parameters
+        ----------
+        op : {"fprop", "dgrad", "wgrad"}
+            Which op, by the names that `plan` has.
+
+        Returns
+        -------
+        gemm_m, gemm_n, gemm_k : int
+            Rows and columns of the product, and how many products are summed up for each of its elements.
+            For dgrad gemm_k counts every filter tap, though each residue of the stride sees only its own.
+
+        Examples
+        --------
+        >>> cuconv.ConvProblem.parse("n8c3h32w32 k16r5s5 p2").gemm("fprop")
+        (8192, 16, 75)
         """
         pixels = self.n * math.prod(self.output)
         c, k, taps = self.c // self.groups, self.k // self.groups, math.prod(self.filter)
@@ -357,10 +531,24 @@ class ConvProblem:
 
     @classmethod
     def parse(cls, text: str) -> ConvProblem:
-        """Read the one-line notation: `n32c64h56w56 k64r3s3 p1`.
+        """Read the one-line notation: ``n32c64h56w56 k64r3s3 p1``.
 
-        `n` defaults to 1; the extents present (w, h w or d h w) set the rank; axes not named have
-        stride 1, dilation 1 and padding 0.
+        Parameters
+        ----------
+        text : str
+            n, c and the extents of the input (w, h w or d h w); k and those of the filter (s, r s or t r s);
+            then what is not the default, as in the class's notes. n defaults to 1; the extents present set
+            the rank; axes not named have stride 1, dilation 1 and padding 0.
+
+        Returns
+        -------
+        problem : ConvProblem
+            The geometry; ``str(problem)`` is its line in one standard form.
+
+        Examples
+        --------
+        >>> cuconv.ConvProblem.parse("c64h56w56 k64r3s3 sh2sw2 p1").output
+        (28, 28)
         """
         values, mode = _tokens(text)
 

@@ -30,10 +30,26 @@ def _of_rank(rank: int, general: Callable[..., Any], name: str) -> Callable[...,
 
     functools.update_wrapper(ranked, general)
     ranked.__name__ = ranked.__qualname__ = name
-    ranked.__doc__ = (
-        f"`{general.__name__}` with filters of {rank} spatial dimensions.\n\n    {general.__doc__}"
-    )
+    ranked.__doc__ = _documented(rank, general, name)
     return repeatable(ranked)
+
+
+def _documented(rank: int, general: Callable[..., Any], name: str) -> str:
+    """The general function's docstring with an example, its last section, of so many axes."""
+    text = (general.__doc__ or "").partition("Examples\n")[0]
+    margin = text.rpartition("\n")[2]  # none from Python 3.13 on
+    filters, shapes = (4, 3, *(5,) * rank), [(2, 3, *(7,) * rank), (2, 4, *(2,) * rank)]
+    x, y = reversed(shapes) if general is api.conv_transpose else shapes
+    lines = (
+        "Examples",
+        "--------",
+        f">>> x, w = np.ones({x}), np.ones({filters})",
+        f">>> cuconv.{name}(x, w, stride=2).shape",
+        f"{y}",
+        "",
+    )
+    axes = f"{rank} spatial {'axis' if rank == 1 else 'axes'}"
+    return f"`{general.__name__}` with filters of {axes}.\n\n{margin}{text}" + f"\n{margin}".join(lines)
 
 
 conv1d = _of_rank(1, api.conv, "conv1d")

@@ -1,7 +1,8 @@
-"""The convolutions of scipy.signal, by its names, on NumPy and CuPy arrays, with their gradients.
+"""The convolutions of scipy.signal, by its names, on NumPy and CuPy arrays, with gradients.
 
-`X_grad` takes dy, the gradient of what `X` returns, then the arguments of `X`, and returns the gradients of
-in1 and in2. The interfaces are those of SciPy 1.17 and of cupyx.scipy.signal; SciPy is not imported.
+`X_grad` takes dy, the gradient of what `X` returns, then the arguments of `X`, and returns the
+gradients of in1 and in2. The interfaces are those of SciPy 1.17 and of cupyx.scipy.signal; SciPy is
+not imported.
 """
 
 from __future__ import annotations
@@ -49,20 +50,65 @@ _BOUNDARIES = {"fill": "zeros", "wrap": "circular", "symm": "symmetric"}
 
 
 def convolve(in1: Any, in2: Any, mode: str = "full", method: str = "auto") -> Array:
-    """Convolve two n-D arrays.
+    """Convolve two n-D arrays, as `scipy.signal.convolve` does.
+
+    Each cell of the result is a sum of products, with in2 turned around on every axis::
 
         y[p] = sum over i of  in1[i] in2[p - i]
 
-    mode     "full": all p where the two overlap, n1 + n2 - 1 of them on each axis; "same": the n1 in their
-             middle, the shape of in1; "valid": those where the smaller lies inside the larger
-    method   "auto" and "direct": plain sums; "fft": by Fourier transforms, which round, and mix all
-             cells of an array; CuPy arrays are summed where there is no cuFFT
-    returns  y, of NumPy's common dtype of in1 and in2. Integers are exact modulo its range; with "fft" they
-             are rounded from float64
+    Parameters
+    ----------
+    in1, in2 : array_like
+        What is convolved, of any number of axes, as many for both. Arrays are NumPy's, CuPy's or
+        those of another library with DLPack; numbers and lists become arrays.
+    mode : {"full", "same", "valid"}, optional
+        Which part is returned, where in1 has n1 cells along an axis and in2 has n2. "full": all
+        cells where the two overlap, n1 + n2 - 1 of them; "same": the n1 in their middle, so that y
+        has the shape of in1; "valid": those where the smaller lies inside the larger, which needs
+        one to be at least as large as the other on every axis.
+    method : {"auto", "direct", "fft"}, optional
+        "auto" and "direct": plain sums. "fft": by Fourier transforms, which round, and mix all
+        cells of an array. CuPy arrays are summed where there is no cuFFT.
 
-    Any number of axes, as many for both. Arrays are of NumPy, CuPy or a library with DLPack; numbers and
-    lists become arrays. Raises ValueError for shapes and values, TypeError for dtypes and kinds of array,
-    before any work. Source: `scipy.signal.convolve`.
+    Returns
+    -------
+    y : array
+        The convolution, of the arrays' own library and of NumPy's common dtype of in1 and in2.
+        Integers are exact modulo its range; with method="fft" they are rounded from float64.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit, and for an operand without cells where the result has
+        some. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken. Nothing has been computed then.
+
+    See Also
+    --------
+    convolve_grad : Its gradients with respect to in1 and in2.
+    correlate : The same without turning in2 around, which is conjugated instead.
+    convolve2d : Of two axes, with a choice of what lies outside of in1.
+    fftconvolve : By Fourier transforms, along some of the axes.
+
+    Notes
+    -----
+    What differs from `scipy.signal.convolve` [1]_:
+
+    - method="auto" never chooses transforms. For an in2 of hundreds of cells say method="fft".
+    - Truth values are an error; ``x.view("uint8")`` counts those that are True.
+
+    References
+    ----------
+    .. [1] SciPy 1.17, `scipy.signal.convolve`.
+
+    Examples
+    --------
+    >>> from cuconv import signal
+    >>> signal.convolve([1, 2, 3], [1, 1])
+    array([1, 3, 5, 3])
+    >>> signal.convolve([1, 2, 3], [1, 1], mode="same")
+    array([1, 3, 5])
     """
     return _Convolution(in1, in2, mode, method).result()
 
@@ -76,23 +122,123 @@ def convolve_grad(
     *,
     needs: Sequence[bool] = (True, True),
 ) -> Gradients:
-    """The gradients of `convolve` with respect to in1 and in2, given dy, the gradient of its result.
+    """Gradients of `convolve` with respect to in1 and in2.
 
-    It is the adjoint map: <dy, convolve(in1, in2)> = <d_in1, in1> = <d_in2, in2>, of real parts where one of
-    in1 and in2 is real.
+    Given dy, the gradient of a loss with respect to the result of `convolve`, they are the adjoint
+    maps::
 
-    needs    which of the two to compute; the other is None. Integers have no gradient
-    returns  (d_in1, d_in2), of the shapes and dtypes of in1 and in2
+        <dy, convolve(in1, in2)> = <d_in1, in1> = <d_in2, in2>
+
+    where <a, b> is the sum of conj(a) b over all cells, or the real part of it where one of in1 and
+    in2 is real.
+
+    Parameters
+    ----------
+    dy : array_like
+        The gradient of the result, of its shape. Floats, or where the result is complex also
+        complex numbers.
+    in1, in2 : array_like
+        What `convolve` was given.
+    mode : {"full", "same", "valid"}, optional
+        As it was given to `convolve`: which part of the convolution dy belongs to.
+    method : {"auto", "direct", "fft"}, optional
+        Plain sums, or by Fourier transforms, as in `convolve`.
+    needs : sequence of two bools, optional
+        Which of the two gradients to compute, by default both. The other one is None. Integers have
+        no gradient.
+
+    Returns
+    -------
+    d_in1, d_in2 : array or None
+        The gradients, of the shapes and dtypes of in1 and in2, and of the arrays' own library.
+        Where one of in1 and in2 is real and the other complex, that of the real one is the real
+        part.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken, among them integers whose gradient is
+        asked for. Nothing has been computed then.
+
+    See Also
+    --------
+    convolve : What these are the gradients of.
+
+    Examples
+    --------
+    >>> from cuconv import signal
+    >>> d_in1, d_in2 = signal.convolve_grad(np.ones(4), [1.0, 2.0, 3.0], [1.0, 10.0])
+    >>> d_in1
+    array([11., 11., 11.])
+    >>> d_in2
+    array([6., 6.])
     """
     return _Convolution(in1, in2, mode, method, dy=dy).gradients(needs)
 
 
 def correlate(in1: Any, in2: Any, mode: str = "full", method: str = "auto") -> Array:
-    """Cross-correlate two n-D arrays: `convolve` with in2 reversed on each axis, and conjugated.
+    """Cross-correlate two n-D arrays, as `scipy.signal.correlate` does.
+
+    It is `convolve` with in2 reversed on each axis, and conjugated::
 
         y[p] = sum over i of  in1[i + p] conj(in2[i]),    p from -(n2 - 1) to n1 - 1 in "full"
 
-    Arguments, result and errors are those of `convolve`. Source: `scipy.signal.correlate`.
+    where in1 has n1 cells along an axis and in2 has n2.
+
+    Parameters
+    ----------
+    in1, in2 : array_like
+        What is correlated, of any number of axes, as many for both. Arrays are NumPy's, CuPy's or
+        those of another library with DLPack; numbers and lists become arrays.
+    mode : {"full", "same", "valid"}, optional
+        Which part is returned, where in1 has n1 cells along an axis and in2 has n2. "full": all
+        cells where the two overlap, n1 + n2 - 1 of them; "same": the n1 in their middle, so that y
+        has the shape of in1; "valid": those where the smaller lies inside the larger, which needs
+        one to be at least as large as the other on every axis.
+    method : {"auto", "direct", "fft"}, optional
+        "auto" and "direct": plain sums. "fft": by Fourier transforms, which round, and mix all
+        cells of an array. CuPy arrays are summed where there is no cuFFT.
+
+    Returns
+    -------
+    y : array
+        The correlation, of the arrays' own library and of NumPy's common dtype of in1 and in2.
+        Integers are exact modulo its range; with method="fft" they are rounded from float64.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit, and for an operand without cells where the result has
+        some. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken. Nothing has been computed then.
+
+    See Also
+    --------
+    correlate_grad : Its gradients with respect to in1 and in2.
+    convolve : The same with in2 turned around, and not conjugated.
+    correlate2d : Of two axes, with a choice of what lies outside of in1.
+
+    Notes
+    -----
+    What differs from `scipy.signal.correlate` [1]_:
+
+    - method="auto" never chooses transforms. For an in2 of hundreds of cells say method="fft".
+    - Truth values are an error; ``x.view("uint8")`` counts those that are True.
+
+    References
+    ----------
+    .. [1] SciPy 1.17, `scipy.signal.correlate`.
+
+    Examples
+    --------
+    Where the pattern [1, 2] is found again, the correlation is largest:
+
+    >>> from cuconv import signal
+    >>> signal.correlate([0, 1, 2, 0, 0], [1, 2], mode="valid")
+    array([2, 5, 2, 0])
     """
     return _Convolution(in1, in2, mode, method, correlates=True).result()
 
@@ -106,20 +252,124 @@ def correlate_grad(
     *,
     needs: Sequence[bool] = (True, True),
 ) -> Gradients:
-    """The gradients of `correlate` with respect to in1 and in2, given dy: see `convolve_grad`."""
+    """Gradients of `correlate` with respect to in1 and in2.
+
+    Given dy, the gradient of a loss with respect to the result of `correlate`, they are the adjoint
+    maps::
+
+        <dy, correlate(in1, in2)> = <d_in1, in1> = <d_in2, in2>
+
+    where <a, b> is the real part of the sum of conj(a) b over all cells.
+
+    Parameters
+    ----------
+    dy : array_like
+        The gradient of the result, of its shape. Floats, or where the result is complex also
+        complex numbers.
+    in1, in2 : array_like
+        What `correlate` was given.
+    mode : {"full", "same", "valid"}, optional
+        As it was given to `correlate`: which part of the correlation dy belongs to.
+    method : {"auto", "direct", "fft"}, optional
+        Plain sums, or by Fourier transforms, as in `correlate`.
+    needs : sequence of two bools, optional
+        Which of the two gradients to compute, by default both. The other one is None. Integers have
+        no gradient.
+
+    Returns
+    -------
+    d_in1, d_in2 : array or None
+        The gradients, of the shapes and dtypes of in1 and in2, and of the arrays' own library.
+        Where one of in1 and in2 is real and the other complex, that of the real one is the real
+        part.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken, among them integers whose gradient is
+        asked for. Nothing has been computed then.
+
+    See Also
+    --------
+    correlate : What these are the gradients of.
+
+    Examples
+    --------
+    >>> from cuconv import signal
+    >>> d_in1, d_in2 = signal.correlate_grad(np.ones(2), [1.0, 2.0, 3.0], [1.0, 10.0], mode="valid")
+    >>> d_in1
+    array([ 1., 11., 10.])
+    >>> d_in2
+    array([3., 5.])
+    """
     return _Convolution(in1, in2, mode, method, correlates=True, dy=dy).gradients(needs)
 
 
 def convolve2d(
     in1: Any, in2: Any, mode: str = "full", boundary: str = "fill", fillvalue: complex = 0
 ) -> Array:
-    """Convolve two 2-D arrays, with a choice of what lies outside of in1.
+    """Convolve two 2-D arrays, as `scipy.signal.convolve2d` does.
 
-    boundary   "fill": fillvalue; "wrap": the other end; "symm": the mirror image that repeats the outermost
-               cell
-    fillvalue  a number that the dtype of the result holds
+    It is `convolve` with a choice of what lies outside of in1::
 
-    Formula, mode, result and errors are those of `convolve`. Source: `scipy.signal.convolve2d`.
+        y[p] = sum over i of  in1[i] in2[p - i]
+
+    Parameters
+    ----------
+    in1, in2 : array_like
+        What is convolved, of two axes each. Arrays are NumPy's, CuPy's or those of another library
+        with DLPack; lists become arrays.
+    mode : {"full", "same", "valid"}, optional
+        Which part is returned, where in1 has n1 cells along an axis and in2 has n2. "full": all
+        cells where the two overlap, n1 + n2 - 1 of them; "same": the n1 in their middle, so that y
+        has the shape of in1; "valid": those where the smaller lies inside the larger, which needs
+        one to be at least as large as the other on every axis.
+    boundary : {"fill", "wrap", "symm"}, optional
+        What lies outside of in1. "fill": fillvalue; "wrap": the other end; "symm": the mirror image
+        that repeats the outermost cell.
+    fillvalue : number, optional
+        What "fill" fills with: a number that the dtype of the result holds, by default 0.
+
+    Returns
+    -------
+    y : array
+        The convolution, of the arrays' own library and of NumPy's common dtype of in1 and in2.
+        Integers are exact modulo its range.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit, and for an operand without cells where the result has
+        some. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken. Nothing has been computed then.
+
+    See Also
+    --------
+    convolve2d_grad : Its gradients with respect to in1 and in2.
+    correlate2d : The same without turning in2 around, which is conjugated instead.
+    cuconv.ndimage.convolve : With more kinds of border, in the shape of the image.
+
+    Notes
+    -----
+    With mode="valid" nothing of what lies outside is seen, and boundary and fillvalue do not
+    matter.
+
+    What differs from `scipy.signal.convolve2d` [1]_: an empty operand is an error where the result
+    is not empty; there it gives zeros.
+
+    References
+    ----------
+    .. [1] SciPy 1.17, `scipy.signal.convolve2d`.
+
+    Examples
+    --------
+    >>> from cuconv import signal
+    >>> signal.convolve2d([[1, 2], [3, 4]], [[1, 1]], boundary="symm")
+    array([[2, 3, 4],
+           [6, 7, 8]])
     """
     return _Convolution(in1, in2, mode, boundary=boundary, fillvalue=fillvalue).result()
 
@@ -134,9 +384,68 @@ def convolve2d_grad(
     *,
     needs: Sequence[bool] = (True, True),
 ) -> Gradients:
-    """The gradients of `convolve2d` with respect to in1 and in2, given dy: see `convolve_grad`.
+    """Gradients of `convolve2d` with respect to in1 and in2.
 
-    With a fillvalue other than 0 the result depends on in2 also through the border: d_in2 has that part.
+    Given dy, the gradient of a loss with respect to the result of `convolve2d`, they are the
+    adjoint maps::
+
+        <dy, convolve2d(in1, in2)> = <d_in1, in1> = <d_in2, in2>
+
+    where <a, b> is the sum of conj(a) b over all cells, or the real part of it where one of in1 and
+    in2 is real.
+
+    Parameters
+    ----------
+    dy : array_like
+        The gradient of the result, of its shape. Floats, or where the result is complex also
+        complex numbers.
+    in1, in2 : array_like
+        What `convolve2d` was given.
+    mode : {"full", "same", "valid"}, optional
+        As it was given to `convolve2d`: which part of the convolution dy belongs to.
+    boundary : {"fill", "wrap", "symm"}, optional
+        What lies outside of in1, as it was given to `convolve2d`.
+    fillvalue : number, optional
+        What "fill" fills with, as it was given to `convolve2d`.
+    needs : sequence of two bools, optional
+        Which of the two gradients to compute, by default both. The other one is None. Integers have
+        no gradient.
+
+    Returns
+    -------
+    d_in1, d_in2 : array or None
+        The gradients, of the shapes and dtypes of in1 and in2, and of the arrays' own library.
+        Where one of in1 and in2 is real and the other complex, that of the real one is the real
+        part.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken, among them integers whose gradient is
+        asked for. Nothing has been computed then.
+
+    See Also
+    --------
+    convolve2d : What these are the gradients of.
+
+    Notes
+    -----
+    With a fillvalue other than 0 the result depends on in2 also through the border, and d_in2 has
+    that part. The equation above then holds for d_in2, and for d_in1 with the border's part left
+    out of the result.
+
+    Examples
+    --------
+    >>> from cuconv import signal
+    >>> image, weights = np.arange(4.0).reshape(2, 2), np.ones((1, 2))
+    >>> d_in1, d_in2 = signal.convolve2d_grad(np.ones((2, 3)), image, weights)
+    >>> d_in1
+    array([[2., 2.],
+           [2., 2.]])
+    >>> d_in2
+    array([[6., 6.]])
     """
     return _Convolution(in1, in2, mode, boundary=boundary, fillvalue=fillvalue, dy=dy).gradients(needs)
 
@@ -144,11 +453,71 @@ def convolve2d_grad(
 def correlate2d(
     in1: Any, in2: Any, mode: str = "full", boundary: str = "fill", fillvalue: complex = 0
 ) -> Array:
-    """Cross-correlate two 2-D arrays, with a choice of what lies outside of in1.
+    """Cross-correlate two 2-D arrays, as `scipy.signal.correlate2d` does.
 
-    Formula, result and errors are those of `correlate`, boundary and fillvalue those of `convolve2d`. With
-    mode="same" and an in2 of even length y begins a cell later than that of `correlate`. Source:
-    `scipy.signal.correlate2d`.
+    It is `correlate` with a choice of what lies outside of in1::
+
+        y[p] = sum over i of  in1[i + p] conj(in2[i]),    p from -(n2 - 1) to n1 - 1 in "full"
+
+    where in1 has n1 cells along an axis and in2 has n2.
+
+    Parameters
+    ----------
+    in1, in2 : array_like
+        What is correlated, of two axes each. Arrays are NumPy's, CuPy's or those of another library
+        with DLPack; lists become arrays.
+    mode : {"full", "same", "valid"}, optional
+        Which part is returned, where in1 has n1 cells along an axis and in2 has n2. "full": all
+        cells where the two overlap, n1 + n2 - 1 of them; "same": the n1 in their middle, so that y
+        has the shape of in1; "valid": those where the smaller lies inside the larger, which needs
+        one to be at least as large as the other on every axis.
+    boundary : {"fill", "wrap", "symm"}, optional
+        What lies outside of in1. "fill": fillvalue; "wrap": the other end; "symm": the mirror image
+        that repeats the outermost cell.
+    fillvalue : number, optional
+        What "fill" fills with: a number that the dtype of the result holds, by default 0.
+
+    Returns
+    -------
+    y : array
+        The correlation, of the arrays' own library and of NumPy's common dtype of in1 and in2.
+        Integers are exact modulo its range.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit, and for an operand without cells where the result has
+        some. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken. Nothing has been computed then.
+
+    See Also
+    --------
+    correlate2d_grad : Its gradients with respect to in1 and in2.
+    convolve2d : The same with in2 turned around, and not conjugated.
+    cuconv.ndimage.correlate : With more kinds of border, in the shape of the image.
+
+    Notes
+    -----
+    With mode="same" and an in2 of even length, y begins a cell later than that of `correlate`. With
+    mode="valid" the smaller operand is the one that is conjugated, also where it is in1. Both are
+    as in SciPy.
+
+    With mode="valid" nothing of what lies outside is seen, and boundary and fillvalue do not
+    matter.
+
+    What differs from `scipy.signal.correlate2d` [1]_: an empty operand is an error where the result
+    is not empty; there it gives zeros.
+
+    References
+    ----------
+    .. [1] SciPy 1.17, `scipy.signal.correlate2d`.
+
+    Examples
+    --------
+    >>> from cuconv import signal
+    >>> signal.correlate2d([[1, 2, 4]], [[-1, 0, 1]], mode="same", boundary="wrap")
+    array([[-2,  3, -1]])
     """
     return _Convolution(
         in1, in2, mode, correlates=True, boundary=boundary, fillvalue=fillvalue
@@ -165,22 +534,134 @@ def correlate2d_grad(
     *,
     needs: Sequence[bool] = (True, True),
 ) -> Gradients:
-    """The gradients of `correlate2d` with respect to in1 and in2, given dy: see `convolve2d_grad`."""
+    """Gradients of `correlate2d` with respect to in1 and in2.
+
+    Given dy, the gradient of a loss with respect to the result of `correlate2d`, they are the
+    adjoint maps::
+
+        <dy, correlate2d(in1, in2)> = <d_in1, in1> = <d_in2, in2>
+
+    where <a, b> is the real part of the sum of conj(a) b over all cells.
+
+    Parameters
+    ----------
+    dy : array_like
+        The gradient of the result, of its shape. Floats, or where the result is complex also
+        complex numbers.
+    in1, in2 : array_like
+        What `correlate2d` was given.
+    mode : {"full", "same", "valid"}, optional
+        As it was given to `correlate2d`: which part of the correlation dy belongs to.
+    boundary : {"fill", "wrap", "symm"}, optional
+        What lies outside of in1, as it was given to `correlate2d`.
+    fillvalue : number, optional
+        What "fill" fills with, as it was given to `correlate2d`.
+    needs : sequence of two bools, optional
+        Which of the two gradients to compute, by default both. The other one is None. Integers have
+        no gradient.
+
+    Returns
+    -------
+    d_in1, d_in2 : array or None
+        The gradients, of the shapes and dtypes of in1 and in2, and of the arrays' own library.
+        Where one of in1 and in2 is real and the other complex, that of the real one is the real
+        part.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken, among them integers whose gradient is
+        asked for. Nothing has been computed then.
+
+    See Also
+    --------
+    correlate2d : What these are the gradients of.
+
+    Notes
+    -----
+    With a fillvalue other than 0 the result depends on in2 also through the border, and d_in2 has
+    that part. The equation above then holds for d_in2, and for d_in1 with the border's part left
+    out of the result.
+
+    Examples
+    --------
+    >>> from cuconv import signal
+    >>> image, weights = np.arange(4.0).reshape(2, 2), np.ones((1, 2))
+    >>> d_in1, d_in2 = signal.correlate2d_grad(np.ones((2, 1)), image, weights, mode="valid")
+    >>> d_in1
+    array([[1., 1.],
+           [1., 1.]])
+    >>> d_in2
+    array([[2., 4.]])
+    """
     return _Convolution(
         in1, in2, mode, correlates=True, boundary=boundary, fillvalue=fillvalue, dy=dy
     ).gradients(needs)  # fmt: skip
 
 
 def fftconvolve(in1: Any, in2: Any, mode: str = "full", axes: int | Sequence[int] | None = None) -> Array:
-    """Convolve two n-D arrays along some axes, by Fourier transforms.
+    """Convolve two n-D arrays by Fourier transforms, as `scipy.signal.fftconvolve` does.
 
-    axes     which to convolve, all by default; on the others in1 and in2 are broadcast, as NumPy does
-    returns  y of floats: integers and truth values are taken for float64, float16 for float32. Where in1 or
-             in2 is empty, an empty array of one axis, as in SciPy
+    It is `convolve` by transforms, along all axes or some of them; fast for a long in2::
 
-    Arrays are transformed (`algorithm="fft"`) in double precision; CuPy arrays are summed, as in `convolve`,
-    where there is no cuFFT. Formula, mode and errors are those of `convolve`. Source:
-    `scipy.signal.fftconvolve`.
+        y[p] = sum over i of  in1[i] in2[p - i]
+
+    Parameters
+    ----------
+    in1, in2 : array_like
+        What is convolved, of any number of axes, as many for both. Arrays are NumPy's, CuPy's or
+        those of another library with DLPack; numbers and lists become arrays.
+    mode : {"full", "same", "valid"}, optional
+        Which part is returned, where in1 has n1 cells along an axis and in2 has n2. "full": all
+        cells where the two overlap, n1 + n2 - 1 of them; "same": the n1 in their middle, so that y
+        has the shape of in1; "valid": those where the smaller lies inside the larger, which needs
+        one to be at least as large as the other on every axis that is convolved.
+    axes : int or sequence of ints, optional
+        Which axes to convolve, all by default. On the others in1 and in2 are broadcast, as NumPy
+        does.
+
+    Returns
+    -------
+    y : array
+        The convolution, of the arrays' own library and always of floats or complex numbers:
+        integers and truth values are taken for float64, float16 for float32. Where in1 or in2 is
+        empty, an empty array of one axis, as in SciPy.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken. Nothing has been computed then.
+
+    See Also
+    --------
+    fftconvolve_grad : Its gradients with respect to in1 and in2.
+    convolve : By plain sums, which do not mix the cells of an array.
+
+    Notes
+    -----
+    Transforms are in double precision, whatever the dtype of the result. They mix all cells of an
+    array: one NaN spreads. CuPy arrays are summed where there is no cuFFT, as in `convolve`, which
+    is slower for a long in2.
+
+    What differs from `scipy.signal.fftconvolve` [1]_: integers give floats also where no axis is
+    left to transform.
+
+    References
+    ----------
+    .. [1] SciPy 1.17, `scipy.signal.fftconvolve`.
+
+    Examples
+    --------
+    >>> from cuconv import signal
+    >>> signal.fftconvolve([1, 2, 3], [1, 1]).round(6)
+    array([1., 3., 5., 3.])
+    >>> signal.fftconvolve(np.ones((2, 3)), [[1, 1]], axes=1).round(6)
+    array([[1., 2., 2., 1.],
+           [1., 2., 2., 1.]])
     """
     return _Convolution(in1, in2, mode, "fft", axes=axes, floating=True).result()
 
@@ -194,12 +675,118 @@ def fftconvolve_grad(
     *,
     needs: Sequence[bool] = (True, True),
 ) -> Gradients:
-    """The gradients of `fftconvolve` with respect to in1 and in2, given dy: see `convolve_grad`."""
+    """Gradients of `fftconvolve` with respect to in1 and in2.
+
+    Given dy, the gradient of a loss with respect to the result of `fftconvolve`, they are the
+    adjoint maps::
+
+        <dy, fftconvolve(in1, in2)> = <d_in1, in1> = <d_in2, in2>
+
+    where <a, b> is the sum of conj(a) b over all cells, or the real part of it where one of in1 and
+    in2 is real.
+
+    Parameters
+    ----------
+    dy : array_like
+        The gradient of the result, of its shape. Floats, or where the result is complex also
+        complex numbers.
+    in1, in2 : array_like
+        What `fftconvolve` was given.
+    mode : {"full", "same", "valid"}, optional
+        As it was given to `fftconvolve`: which part of the convolution dy belongs to.
+    axes : int or sequence of ints, optional
+        Which axes are convolved, as it was given to `fftconvolve`.
+    needs : sequence of two bools, optional
+        Which of the two gradients to compute, by default both. The other one is None. Integers have
+        no gradient.
+
+    Returns
+    -------
+    d_in1, d_in2 : array or None
+        The gradients, of the shapes and dtypes of in1 and in2, and of the arrays' own library.
+        Where one of in1 and in2 is real and the other complex, that of the real one is the real
+        part.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken, among them integers whose gradient is
+        asked for. Nothing has been computed then.
+
+    See Also
+    --------
+    fftconvolve : What these are the gradients of.
+
+    Examples
+    --------
+    >>> from cuconv import signal
+    >>> d_in1, d_in2 = signal.fftconvolve_grad(np.ones(4), [1.0, 2.0, 3.0], [1.0, 10.0])
+    >>> d_in1.round(6)
+    array([11., 11., 11.])
+    >>> d_in2.round(6)
+    array([6., 6.])
+    """
     return _Convolution(in1, in2, mode, "fft", axes=axes, floating=True, dy=dy).gradients(needs)
 
 
 def oaconvolve(in1: Any, in2: Any, mode: str = "full", axes: int | Sequence[int] | None = None) -> Array:
-    """The same as `fftconvolve`, which transforms long arrays in parts that overlap."""
+    """Convolve two n-D arrays by Fourier transforms, as `scipy.signal.oaconvolve` does.
+
+    The same as `fftconvolve`, which transforms long arrays in parts that overlap::
+
+        y[p] = sum over i of  in1[i] in2[p - i]
+
+    Parameters
+    ----------
+    in1, in2 : array_like
+        What is convolved, of any number of axes, as many for both. Arrays are NumPy's, CuPy's or
+        those of another library with DLPack; numbers and lists become arrays.
+    mode : {"full", "same", "valid"}, optional
+        Which part is returned, where in1 has n1 cells along an axis and in2 has n2. "full": all
+        cells where the two overlap, n1 + n2 - 1 of them; "same": the n1 in their middle, so that y
+        has the shape of in1; "valid": those where the smaller lies inside the larger, which needs
+        one to be at least as large as the other on every axis that is convolved.
+    axes : int or sequence of ints, optional
+        Which axes to convolve, all by default. On the others in1 and in2 are broadcast, as NumPy
+        does.
+
+    Returns
+    -------
+    y : array
+        The convolution, of the arrays' own library and always of floats or complex numbers:
+        integers and truth values are taken for float64, float16 for float32. Where in1 or in2 is
+        empty, an empty array of one axis, as in SciPy.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken. Nothing has been computed then.
+
+    See Also
+    --------
+    oaconvolve_grad : Its gradients with respect to in1 and in2.
+    fftconvolve : The same.
+
+    Notes
+    -----
+    What is said of precision and of CuPy arrays in `fftconvolve` holds here too. Integers give
+    floats also where no axis is left to transform, which is otherwise in `scipy.signal.oaconvolve`
+    [1]_.
+
+    References
+    ----------
+    .. [1] SciPy 1.17, `scipy.signal.oaconvolve`.
+
+    Examples
+    --------
+    >>> from cuconv import signal
+    >>> signal.oaconvolve(np.ones(1000), [1, 1], mode="valid").shape
+    (999,)
+    """
     return fftconvolve(in1, in2, mode, axes)
 
 
@@ -212,7 +799,58 @@ def oaconvolve_grad(
     *,
     needs: Sequence[bool] = (True, True),
 ) -> Gradients:
-    """The gradients of `oaconvolve` with respect to in1 and in2, given dy: see `convolve_grad`."""
+    """Gradients of `oaconvolve` with respect to in1 and in2.
+
+    Given dy, the gradient of a loss with respect to the result of `oaconvolve`, they are the
+    adjoint maps::
+
+        <dy, oaconvolve(in1, in2)> = <d_in1, in1> = <d_in2, in2>
+
+    where <a, b> is the sum of conj(a) b over all cells, or the real part of it where one of in1 and
+    in2 is real.
+
+    Parameters
+    ----------
+    dy : array_like
+        The gradient of the result, of its shape. Floats, or where the result is complex also
+        complex numbers.
+    in1, in2 : array_like
+        What `oaconvolve` was given.
+    mode : {"full", "same", "valid"}, optional
+        As it was given to `oaconvolve`: which part of the convolution dy belongs to.
+    axes : int or sequence of ints, optional
+        Which axes are convolved, as it was given to `oaconvolve`.
+    needs : sequence of two bools, optional
+        Which of the two gradients to compute, by default both. The other one is None. Integers have
+        no gradient.
+
+    Returns
+    -------
+    d_in1, d_in2 : array or None
+        The gradients, of the shapes and dtypes of in1 and in2, and of the arrays' own library.
+        Where one of in1 and in2 is real and the other complex, that of the real one is the real
+        part.
+
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit. Nothing has been computed then.
+    TypeError
+        For dtypes and kinds of array that are not taken, among them integers whose gradient is
+        asked for. Nothing has been computed then.
+
+    See Also
+    --------
+    oaconvolve : What these are the gradients of.
+    fftconvolve_grad : The same.
+
+    Examples
+    --------
+    >>> from cuconv import signal
+    >>> d_in1, d_in2 = signal.oaconvolve_grad(np.ones(4), [1.0, 2.0, 3.0], [1.0, 10.0])
+    >>> d_in2.round(6)
+    array([6., 6.])
+    """
     return fftconvolve_grad(dy, in1, in2, mode, axes, needs=needs)
 
 

@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.kernels import lowest
 from cuconv.cuda import algorithms, jit
 
 # Compute capability: warps, blocks and KiB of shared memory that a multiprocessor holds. From "Technical
@@ -131,7 +130,7 @@ def known():
 
 def capabilities(kernel):
     """Those of LIMITS that a kernel is for."""
-    return [each for each in LIMITS if lowest(kernel) <= each <= (kernel.newest or each)]
+    return [each for each in LIMITS if jit.lowest(kernel.file) <= each <= (kernel.newest or each)]
 
 
 def report(source, capability, threads, *more_options):

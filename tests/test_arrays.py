@@ -7,7 +7,7 @@ import pytest
 
 import cuconv
 
-from .cases import MEMORIES, Case, check, values
+from .cases import ALGORITHMS, MEMORIES, OPS, Case, applies, check, values
 
 
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
@@ -285,6 +285,15 @@ def test_blocks_of_few_pixels_and_many_channels():
 @pytest.mark.parametrize("bound", [1, 1 << 16, 1 << 22])
 def test_large_filters_under_few_pixels(line, bound):
     check(Case(cuconv.ConvProblem.parse(line), "int64", workspace=bound), "gemm", ops=("dgrad",))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+@pytest.mark.parametrize("line", ["n2c4h8w9 k4r2s2 g4 sh{}sw2", "n2c4h8w9 k4r1s2 g4 sw{} dh{}"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_steps_that_lead_nowhere_may_be_larger_than_memory(algorithm, line, dtype):
+    """From a single output cell, or from a single tap."""
+    case = Case(cuconv.ConvProblem.parse(line.format(2**61, 2**61)), dtype)
+    check(case, algorithm, ops=[op for op in OPS if applies(case, algorithm, op)])
 
 
 def test_numbers_may_be_numpy_scalars_and_sequences_of_any_kind():

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from cuconv import ConvProblem, __version__, cpu
-from cuconv.cli import bench, check, demo, info
+from cuconv.cli import bench, check, demo, info, report
 from cuconv.cli.clock import CpuClock
 from cuconv.cli.main import NOTATION, main
 from cuconv.cli.timed_calls import Contender
@@ -223,7 +223,7 @@ def test_check_prints_the_worst(monkeypatch, capsys):
 
 def test_check_passes_its_seed_on(monkeypatch):
     seeds = set()
-    monkeypatch.setattr(check, "_failures", lambda entries, backend, xp, seed: seeds.add(seed) or {})
+    monkeypatch.setattr(check, "_cells", lambda entries, columns, backend, xp, seed: seeds.add(seed) or [])
     assert main(["check", "--seed", "7"]) == 0
     assert seeds == {7}
 
@@ -234,8 +234,8 @@ def emulated_check(monkeypatch, fresh_plans, capsys):
 
     def run(*algorithms):
         with emulated():
-            status = check.check("cuda", algorithms=algorithms)
-        return status, capsys.readouterr().out.splitlines()
+            document = check.check("cuda", algorithms=algorithms)
+        return int(not document["passed"]), capsys.readouterr().out.splitlines()
 
     monkeypatch.setattr(check, "PROBLEMS", ("n1c2w9 k4s3 p1", "n1c2h5w6 k2r3s2 g2 p1 circular"))
     monkeypatch.setattr(check, "COLUMNS", ("float16", "float32", check.BYTES, check.TF32))
@@ -402,7 +402,7 @@ def test_info_says_why_a_gpu_is_of_no_use(monkeypatch):
 
     monkeypatch.setattr(info, "_cupy", lambda: types.SimpleNamespace(__version__="14.0"))
     monkeypatch.setattr(info.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(info, "_devices", lambda cupy: [])
+    monkeypatch.setattr(info, "_devices", lambda cupy: ([], None))
     monkeypatch.setattr(info, "driver_version", lambda: (12, 0))
     monkeypatch.setattr(jit, "require_cupy", refuse)
     rows, missing = info.findings()
@@ -411,8 +411,9 @@ def test_info_says_why_a_gpu_is_of_no_use(monkeypatch):
 
 
 def explained(capsys, *arguments):
+    """What `explain` prints, lines that it wrapped being whole again."""
     assert main(["explain", *arguments]) == 0
-    return capsys.readouterr().out
+    return re.sub("\n {17}", " ", capsys.readouterr().out)
 
 
 def test_explain_prints_the_plan_and_the_candidates(capsys):
@@ -534,7 +535,7 @@ def benched(monkeypatch, capsys, ours, theirs):
     monkeypatch.setattr(jit, "usable_cupy", lambda: None)
     assert main(["bench"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert max(map(len, lines)) <= 110
+    assert max(map(len, lines)) <= report.WIDTH
     (row,) = (line for line in lines if "wgrad" in line)
     assert ("? marks 1 of 1 rows" in "\n".join(lines)) == row.startswith("?")
     return row.split()
@@ -635,11 +636,11 @@ def test_a_reader_that_has_seen_enough_is_no_error(monkeypatch):
     assert run.returncode == 141
 
 
-@pytest.mark.parametrize("command", ["check", "bench", "demo"])
+@pytest.mark.parametrize("command", ["check", "bench", "tune --bench", "demo"])
 def test_an_interrupt_ends_in_one_line(command, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONUNBUFFERED", "1")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
-    with started(command, stdout=subprocess.PIPE, cwd=tmp_path) as run:
+    with started(*command.split(), stdout=subprocess.PIPE, cwd=tmp_path) as run:
         assert run.stdout.readline().lower().startswith("on ")
         run.send_signal(signal.SIGINT)
         lines = run.stderr.read().splitlines()

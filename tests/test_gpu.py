@@ -1,6 +1,9 @@
 """The same cases on a GPU: `pytest -m gpu`, where there is one that CuPy can use. Skipped elsewhere."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -11,6 +14,7 @@ from cuconv import table
 from cuconv.cli.main import main
 from cuconv.cuda import jit, launch
 from cuconv.cuda.algorithms import TABLE
+from cuconv.plan import forget
 from cuconv.problem import ACTIVATIONS
 
 from . import device, emulator
@@ -18,6 +22,7 @@ from .cases import DTYPES, KERNELS, PUBLIC, Case, applies, check, check_seeds, i
 from .test_exact import PROBLEMS
 from .test_kernels import DEPTHWISE, TENSOR, precisions
 from .test_mma import chosen
+from .test_tuning import in_threads
 
 cupy = jit.usable_cupy()
 pytestmark = [
@@ -317,3 +322,101 @@ def test_images_of_integers():
     w = np.arange(-24, 24, dtype=np.int8).reshape(4, 3, 2, 2)
     options = dict(padding=1, padding_mode="reflect", flip=True, out_dtype="int32")
     np.testing.assert_array_equal(device.run("fprop", x, w, **options), cuconv.conv(x, w, **options))
+
+
+@pytest.fixture
+def pool():
+    """CuPy's pool, which may be given a limit for the time of a test."""
+    pool = cupy.get_default_memory_pool()
+    pool.free_all_blocks()
+    yield pool
+    pool.set_limit(size=0)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_memory_that_runs_short(pool, known):
+    """Nothing is written, the error says what was needed, and the call works once memory is there."""
+    shapes = (16, 64, 56, 56), (64, 64, 3, 3)
+    x, w = (cupy.ones(shape, np.float32) for shape in shapes)
+    dy, out = cupy.ones(shapes[0], np.float32), cupy.full(shapes[0], 7, np.float32)
+
+    def call():
+        return cuconv.conv_backward(dy, x, w, padding=1, algorithm="simt", out=(out, None, None))
+
+    forget()
+    if known:
+        call()
+        out[...] = 7
+    cupy.cuda.get_current_stream().synchronize()
+    pool.free_all_blocks()
+    pool.set_limit(size=pool.used_bytes() + 4096)  # less than dw takes
+    with pytest.raises(cupy.cuda.memory.OutOfMemoryError, match=r"The call takes [\d,]+ bytes .*a smaller"):
+        call()
+    pool.set_limit(size=0)
+    assert cupy.all(out == 7)
+    dx, dw, _ = call()
+    assert dx is out
+    assert dw[0, 0, 1, 1] == 16 * 56 * 56
+
+
+def test_threads_with_streams_of_their_own():
+    """Eight at once, in turns over all ops, beside others' workspaces."""
+    rng = np.random.default_rng(0)
+    x, w = (rng.integers(-4, 5, shape).astype(np.float32) for shape in ((4, 16, 20, 20), (16, 16, 3, 3)))
+    options = dict(padding=1, padding_mode="reflect", algorithm="simt")
+    on_host = options | dict(algorithm="auto")
+    expected = cuconv.conv(x, w, **on_host), *cuconv.conv_backward(x, x, w, **on_host)
+
+    def work(number):
+        with cupy.cuda.Stream(non_blocking=True):
+            there = cupy.asarray(x), cupy.asarray(w)
+            for _ in range(50):
+                results = cuconv.conv(*there, **options), *cuconv.conv_backward(there[0], *there, **options)
+            for result, right in zip(results, expected, strict=True):
+                np.testing.assert_array_equal(result.get(), right)
+
+    in_threads(8, work)
+
+
+FORKED = """
+import multiprocessing, sys
+import cupy, numpy as np
+import cuconv
+
+def child(queue):
+    try:
+        queue.put(float(cuconv.conv(cupy.ones((1, 1, 8)), cupy.ones((1, 1, 3)))[0, 0, 0]))
+    except RuntimeError as error:
+        queue.put(str(error))
+
+def given(queue):
+    try:
+        cuconv.conv(*arrays)
+    except RuntimeError as error:
+        queue.put(str(error))
+    queue.put(float(cuconv.conv(np.ones((1, 1, 8)), np.ones((1, 1, 3)))[0, 0, 0]))
+
+fork = multiprocessing.get_context("fork")
+def said(target, count):
+    queue = fork.SimpleQueue()
+    process = fork.Process(target=target, args=(queue,))
+    process.start()
+    for _ in range(count):
+        print(queue.get())
+    process.join()
+
+cuconv.conv(np.ones((1, 1, 8)), np.ones((1, 1, 3)))
+said(child, 1)
+arrays = cupy.ones((1, 1, 8)), cupy.ones((1, 1, 3))
+cuconv.conv(*arrays)
+said(given, 2)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_forks():
+    """A child of a process that used NumPy arrays only has the GPU; of one that used the GPU it has not."""
+    run = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120)
+    first, second, third = run.stdout.splitlines()
+    assert first == third == "3.0", run.stderr
+    assert second.startswith("CUDA does not survive a fork")

@@ -422,6 +422,11 @@ def test_architecture(capability, known, target):
     assert jit.architecture(capability, known) == target
 
 
+def test_a_compiler_that_has_forgotten_an_architecture():
+    with pytest.raises(RuntimeError, match=r"for no GPU as old as compute capability 7\.5"):
+        jit.architecture(75, (80, 90))
+
+
 def test_the_current_architecture(cupy):
     assert jit.current_arch() == "sm_80"
     cupy.capability, cupy.current = "90", 1

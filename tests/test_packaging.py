@@ -1,8 +1,10 @@
 """The package as others get it: the wheel in an empty environment, the Dockerfile outside Docker."""
 
 import importlib.metadata
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,7 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from cuconv.cuda.device import KNOWN
+
 ROOT = Path(__file__).parents[1]
+WORKDIR = "/opt/cuconv"
+"""Where the Dockerfile's commands run."""
 
 
 def sh(*command, cwd=None, **environment):
@@ -49,8 +55,20 @@ def test_dockerfile_is_pinned_and_not_root():
     assert instructions["USER"] == "1000:1000"
     assert instructions["VOLUME"] == "/cache"
     assert {name for name, _ in dockerfile()} <= {
-        "FROM", "WORKDIR", "COPY", "RUN", "ENV", "VOLUME", "USER", "ENTRYPOINT", "CMD",
+        "FROM", "WORKDIR", "COPY", "ARG", "RUN", "ENV", "VOLUME", "USER", "ENTRYPOINT", "CMD",
     }  # fmt: skip
+
+
+def test_dockerfile_compiles_for_architectures_that_there_are():
+    """Into a folder that no volume hides, before anybody else than root runs."""
+    (architectures,) = (arguments for name, arguments in dockerfile() if name == "ARG")
+    name, _, value = architectures.partition("=")
+    (compiles,) = (arguments for _, arguments in dockerfile() if arguments.startswith("cuconv compile"))
+    assert f"${name}" in compiles
+    assert {int(arch[3:]) for arch in shlex.split(value)[0].split()} <= set(KNOWN)
+    (carried,) = (value for name, value in dockerfile() if value.startswith("CUCONV_KERNEL_DIR="))
+    assert carried.partition("=")[2] == f"{WORKDIR}/{compiles.split()[-1]}"
+    assert not carried.startswith("CUCONV_KERNEL_DIR=/cache")
 
 
 def test_pins_satisfy_the_package():
@@ -71,7 +89,10 @@ def test_pins_satisfy_the_package():
 
 @pytest.mark.packaging
 def test_dockerfile_commands_run_outside_docker(tmp_path):
-    """COPY into a folder, RUN in a fresh environment, then the entry point with its default argument."""
+    """COPY into a folder, RUN in a fresh environment, then the entry point with its default argument.
+
+    What was compiled then is what a later call looks for: it is found again, and nothing is compiled.
+    """
     image, environment = tmp_path / "image", fresh_environment(tmp_path / "venv")
     image.mkdir()
     entry = {}
@@ -87,16 +108,25 @@ def test_dockerfile_commands_run_outside_docker(tmp_path):
                     shutil.copy(ROOT / source, place)
         elif name == "RUN":
             sh("sh", "-c", arguments, cwd=image, **environment)
+        elif name == "ARG":
+            key, _, value = arguments.partition("=")
+            environment[key] = "sm_80" if key == "ARCHITECTURES" else shlex.split(value)[0]
         elif name == "ENV":
             key, value = arguments.split("=")
-            environment[key] = str(image / value.lstrip("/"))
+            environment[key] = str(image / value.removeprefix(WORKDIR).lstrip("/"))
         elif name in ("ENTRYPOINT", "CMD"):
             entry[name] = eval(arguments)
     for sources in ("cuconv", "cuda_src"):
         shutil.rmtree(image / sources)
     text = sh(*entry["ENTRYPOINT"], *entry["CMD"], cwd=tmp_path, **environment)
     assert "all within their bounds" in text
-    assert str(image / "cache") in sh(*entry["ENTRYPOINT"], "info", cwd=tmp_path, **environment)
+    found = json.loads(sh(*entry["ENTRYPOINT"], "info", "--json", cwd=tmp_path, **environment))
+    assert found["kernel_cache"] == found["tuned"]["folder"] == str(image / "cache")
+    assert found["kernels_ahead"] == str(image / "kernels")
+    command = ("compile", "n4c64h56w56 k64r3s3 p1", "--device", "sm_80", "--out", str(image / "kernels"))
+    again = json.loads(sh(*entry["ENTRYPOINT"], *command, "--json", cwd=tmp_path, **environment))
+    assert (again["compiled"], again["failed"]) == (0, 0)
+    assert again["kept"] > 0
 
 
 @pytest.mark.parametrize(("driver", "extras"), [("11.8", ""), ("12.4", ",cuda12"), ("13.0", ",cuda13")])

@@ -56,33 +56,33 @@ def given():
 
 
 CALLS = {
-    "conv": (8, lambda x, w, bias, dy, out: cuconv.conv(x, w, padding=1)),
+    "conv": (6, lambda x, w, bias, dy, out: cuconv.conv(x, w, padding=1)),
     "all of conv": (
-        9,
+        8,
         lambda x, w, bias, dy, out: cuconv.conv(
             x, w, bias, (1, 1), ((1, 1), [1, 1]), dilation=[1, 1], activation="relu", out=out
         ),
     ),
-    "accumulate": (8, lambda x, w, bias, dy, out: cuconv.conv(x, w, None, 1, 1, out=out, accumulate=True)),
-    "conv2d": (8, lambda x, w, bias, dy, out: cuconv.conv2d(x, w, padding=1)),
-    "tune": (8, lambda x, w, bias, dy, out: cuconv.conv(x, w, padding=1, algorithm="tune")),
-    "dgrad": (8, lambda x, w, bias, dy, out: cuconv.conv_input_grad(dy, w, x.shape, padding=1)),
-    "wgrad": (9, lambda x, w, bias, dy, out: cuconv.conv_weight_grad(x, dy, w.shape, padding=1)),
-    "bgrad": (9, lambda x, w, bias, dy, out: cuconv.conv_bias_grad(dy)),
-    "backward": (14, lambda x, w, bias, dy, out: cuconv.conv_backward(dy, x, w, padding=1)),
+    "accumulate": (7, lambda x, w, bias, dy, out: cuconv.conv(x, w, None, 1, 1, out=out, accumulate=True)),
+    "conv2d": (6, lambda x, w, bias, dy, out: cuconv.conv2d(x, w, padding=1)),
+    "tune": (6, lambda x, w, bias, dy, out: cuconv.conv(x, w, padding=1, algorithm="tune")),
+    "dgrad": (6, lambda x, w, bias, dy, out: cuconv.conv_input_grad(dy, w, x.shape, padding=1)),
+    "wgrad": (6, lambda x, w, bias, dy, out: cuconv.conv_weight_grad(x, dy, w.shape, padding=1)),
+    "bgrad": (6, lambda x, w, bias, dy, out: cuconv.conv_bias_grad(dy)),
+    "backward": (6, lambda x, w, bias, dy, out: cuconv.conv_backward(dy, x, w, padding=1)),
     "some of it": (
-        13,
+        8,
         lambda x, w, bias, dy, out: cuconv.conv_backward(
             dy, x, w, padding=1, needs=(True, False, True), out=(out, None, bias)
         ),
     ),
-    "transpose": (8, lambda x, w, bias, dy, out: cuconv.conv_transpose(dy, w, padding=1)),
+    "transpose": (6, lambda x, w, bias, dy, out: cuconv.conv_transpose(dy, w, padding=1)),
     "its backward": (
-        14,
+        6,
         lambda x, w, bias, dy, out: cuconv.conv_transpose_backward(x, dy, w, padding=1),
     ),
     "Plan": (
-        8,
+        6,
         lambda x, w, bias, dy, out: cuconv.plan("fprop", X, W, padding=1, backend="cuda")(x, w, out=out),
     ),
 }

@@ -10,22 +10,28 @@ quartile to the third: one turn of five that was disturbed moves neither, three 
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..cuda import jit
 from ..plan import INPUTS, TF32, Plan, current_arch, make_plan, permitted
 from ..problem import ConvProblem, Request
-from . import timed_calls
+from . import report, timed_calls
+from .arguments import add_json
 from .check import place
 from .clock import Clock, CpuClock, GpuClock, interleaved
 from .oracle import sample
 from .timed_calls import Contender, Task
+
+DOES = "time and error of every op on a dozen problems, beside PyTorch if installed"
+EXAMPLE = "python -m cuconv bench --json"
 
 PROBLEMS = (
     "n4c3h224w224 k64r7s7 sh2sw2 p3",
@@ -88,8 +94,22 @@ class Row:
         """Whether the turns differ too much for the row to be trusted."""
         return any(middle.spread > WIDE for middle in (self.ours, self.theirs, self.ratio) if middle)
 
+    def facts(self) -> dict[str, Any]:
+        """The row as data; a ratio is PyTorch's time divided by ours."""
+        return {
+            "op": self.op,
+            "algorithm": self.algorithm,
+            "within_bound": self.good,
+            "relative_error": self.error,
+            "flops": self.flops,
+            "seconds": vars(self.ours),
+            "pytorch_seconds": self.theirs and vars(self.theirs),
+            "ratio": self.ratio and vars(self.ratio),
+            "disturbed": self.wide,
+        }
+
     def __str__(self) -> str:
-        text = f"{'?' if self.wide else '':2}{self.op:12}{self.algorithm:11}{self.error:8.1e}"
+        text = f"{'?' if self.wide else '':2}{self.op:6}{self.algorithm:10}{self.error:8.1e}"
         text += f"{self.flops / self.ours.median / 1e9:9.1f}{_ms(self.ours)}"
         if self.theirs and self.ratio:
             low, median, high = self.ratio.low, self.ratio.median, self.ratio.high
@@ -98,49 +118,71 @@ class Row:
 
 
 def _ms(middle: Middle) -> str:
-    return f"{middle.median * 1e3:12.3f}{middle.spread:8.0%}"
+    return f"{middle.median * 1e3:11.3f}{middle.spread:7.0%}"
 
 
-def main() -> int:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what can be asked."""
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
     """Time on the GPU where there is one, otherwise on the CPU; 0 if every result is within its bound."""
     cupy = jit.usable_cupy()
     clock: Clock = GpuClock(cupy) if cupy else CpuClock()
     with clock.stream:
-        return _benched(clock)
+        document = _benched(clock, report.teller(options.json))
+    if options.json:
+        report.write(document)
+    return 1 if document["failures"] else 0
 
 
-def _benched(clock: Clock) -> int:
-    """Print the table."""
+def _benched(clock: Clock, say: report.Say) -> dict[str, Any]:
+    """Find the rows, and say them as they are found."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    peer = _peer(clock)
     precision = permitted(None, DTYPE, clock.device)
     numbers = f"{DTYPE} as {precision}, by {TF32}" if precision else DTYPE
-    print(f"On {place()}: {numbers}, {LAYOUT}; errors relative to double precision.")
-    print("Times are medians over turns; the spread is the middle half of the turns, as a share of that.\n")
-    print(f"{'problem, op':14}{'algorithm':11}{'error':>8}{'GFLOP/s':>9}{'ms':>12}{'spread':>8}", end="")
-    print(f"{'PyTorch ms':>12}{'spread':>8}{'ratio':>8}  middle half" if peer else "", flush=True)
-    failures, wide = [], 0
+    say(f"On {place()}: {numbers}, {LAYOUT}; errors relative to double precision.")
+    say("Each result is checked, then timed. Times are medians over turns; the spread is the middle half of")
+    say("the turns, as a share of that.\n")
+    peer = _peer(clock)
+    heading = f"  {'op':6}{'algorithm':10}{'error':>8}{'GFLOP/s':>9}{'ms':>11}{'spread':>7}"
+    say(heading + (f"{'PyTorch ms':>11}{'spread':>7}{'ratio':>8}  middle half" if peer else ""))
+    rows: dict[str, list[Row]] = {}
     for line in PROBLEMS:
-        print(line)
-        problem = ConvProblem.parse(line)
-        host = timed_calls.operands(problem, DTYPE, LAYOUT)
-        arrays = {role: clock.namespace.asarray(array) for role, array in host.items()}
-        for op in OPS:
-            row = _measured(Task(op, problem, DTYPE, LAYOUT, arrays, precision), host, clock, peer)
-            print(row, flush=True)
-            wide += row.wide
-            if not row.good:
-                failures.append(f"{op} {line} is beyond its bound")
-    if wide:
-        print(f"\n? marks {wide} of {len(OPS) * len(PROBLEMS)} rows that were disturbed: a spread is above")
-        print(f"{WIDE:.0%}. Do not trust them; run this again when nothing else runs.")
+        say(line)
+        rows[line] = []
+        for row in _rows(line, precision, clock, peer):
+            say(row)
+            rows[line].append(row)
+    failures = [f"{row.op} {line} is beyond its bound" for line in rows for row in rows[line] if not row.good]
+    if wide := sum(row.wide for of_line in rows.values() for row in of_line):
+        say(f"\n? marks {wide} of {len(OPS) * len(PROBLEMS)} rows that were disturbed: a spread is above")
+        say(f"{WIDE:.0%}. Do not trust them; run this again when nothing else runs.")
     if load > BUSY:
-        print(
-            f"\nThe machine was not idle: a load of {load:.1f} before this began, on {os.cpu_count()} cores."
-        )
-        print("What runs all the time slows every turn, and shows in no spread.")
-    print("\n" + ("\n".join(failures) if failures else "all within their bounds"))
-    return 1 if failures else 0
+        say(f"\nThe machine was not idle: a load of {load:.1f} before this began, on {os.cpu_count()} cores.")
+        say("What runs all the time slows every turn, and shows in no spread.")
+    say("\n" + ("\n".join(failures) if failures else "all within their bounds"))
+    return {
+        "on": place(),
+        "dtype": DTYPE,
+        "precision": precision,
+        "layout": LAYOUT,
+        "load_before": load,
+        "rows": [{"problem": line, **row.facts()} for line in rows for row in rows[line]],
+        "failures": failures,
+    }
+
+
+def _rows(
+    line: str, precision: str | None, clock: Clock, peer: Callable[[Task], Contender | None] | None
+) -> Iterator[Row]:
+    """The rows of a problem, op by op."""
+    problem = ConvProblem.parse(line)
+    host = timed_calls.operands(problem, DTYPE, LAYOUT)
+    arrays = {role: clock.namespace.asarray(array) for role, array in host.items()}
+    for op in OPS:
+        yield _measured(Task(op, problem, DTYPE, LAYOUT, arrays, precision), host, clock, peer)
 
 
 def _peer(clock: Clock) -> Callable[[Task], Contender | None] | None:

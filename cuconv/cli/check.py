@@ -10,7 +10,9 @@ filter tap the input cell that `numpy.pad` says lies there, and sums.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,12 @@ from ..options import one_of
 from ..plan import AVOID, INPUTS, TABLES, avoided, current_arch, device_of, make_plan
 from ..problem import ConvProblem, Request
 from ..table import Algorithm, untried
+from . import report
+from .arguments import UsageError, add_json, at_least
 from .oracle import ROUNDED, terms, units
+
+DOES = "a self-test: every algorithm against plain sums in double precision"
+EXAMPLE = "python -m cuconv check --algorithm gemm"
 
 PROBLEMS = (
     "n2c3w40 k4s5",
@@ -58,6 +65,15 @@ _NUMPY_MODES = {
     "replicate": "edge",
     "symmetric": "symmetric",
 }
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what can be asked."""
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the random operands")
+    parser.add_argument(
+        "--algorithm", action="append", default=[], help="only this one, whether a GPU has run it or not"
+    )
+    add_json(parser)
 
 
 class PlainEvaluation:
@@ -161,66 +177,117 @@ def _drawn(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.n
     return (values + 1j * rng.standard_normal(shape) if real.kind == "c" else values).astype(real)
 
 
-def main(seed: int = 0, algorithms: Sequence[str] = ()) -> int:
-    """Run the self-test where arrays are computed with by default; 0 if every element is within its bound.
-
-    Raises ValueError where an algorithm is named that there is not.
-    """
+def run(options: argparse.Namespace) -> int:
+    """Run the self-test where arrays are computed with by default; 0 if every element is within its bound."""
     cupy = jit.usable_cupy()
-    return check("cuda" if cupy else "cpu", cupy or np, seed, algorithms)
+    xp, backend = cupy or np, "cuda" if cupy else "cpu"
+    document = check(backend, xp, options.seed, options.algorithm, report.teller(options.json))
+    if options.json:
+        report.write(document)
+    return 0 if document["passed"] else 1
 
 
-def check(backend: str, xp: Any = np, seed: int = 0, algorithms: Sequence[str] = ()) -> int:
-    """Print a table of errors, of all algorithms or of those named, and what to do where one fails; 1 if one
-    does.
+def check(
+    backend: str, xp: Any = np, seed: int = 0, algorithms: Sequence[str] = (), say: report.Say = print
+) -> dict[str, Any]:
+    """Find the errors of all algorithms or of those named, and say them as they are found: a table, and what
+    to do where one fails. Raises UsageError where an algorithm is named that there is not.
     """
     entries = _entries(backend, algorithms)
-    print(f"On {place()}.")
-    print(f"Largest error of each exact algorithm over {len(PROBLEMS)} problems, as a share of its bound:")
-    print("the number of products times the accumulator's epsilon times the sum of |products|. Integers must")
-    print(f"be equal; {BYTES} is x and w of bytes, summed in int32; - is where it applies to no problem.")
+    say(f"On {place()}.")
+    say(f"Largest error of each exact algorithm over {len(PROBLEMS)} problems, as a share of its bound:")
+    say("the number of products times the accumulator's epsilon times the sum of |products|. Integers must")
+    say(f"be equal; {BYTES} is x and w of bytes, summed in int32; - is where it applies to no problem.")
     if backend == "cuda":
-        print(f"{TF32} is float32 of which factors may be rounded to 11 bits, with a bound for that.")
-    print()
-    failures = _failures(entries, backend, xp, seed)
-    print()
-    if avoided():
-        print(f"{AVOID} leaves out {', '.join(avoided())}: not run.")
-    for name in () if algorithms else untried(TABLES[backend]):
-        print(f"No GPU has run {name} yet: not run. python -m cuconv check --algorithm {name} does.")
-    if not failures:
-        print("all within their bounds")
-        return 0
-    print("\n".join(line for lines in failures.values() for line in lines))
-    print("\nPlease report this, with what python -m cuconv info prints. Until it is mended, set")
-    print(f"{AVOID}={','.join([*avoided(), *failures])}, and auto and tune leave out what failed.")
-    return 1
-
-
-def _failures(
-    entries: Sequence[tuple[str, Algorithm]], backend: str, xp: Any, seed: int
-) -> dict[str, list[str]]:
-    """Print the table; what failed, by algorithm, in a line for each op and dtype."""
+        say(f"{TF32} is float32 of which factors may be rounded to 11 bits, with a bound for that.")
+        say("Kernels are compiled when they are first needed: the first check of a GPU takes longest.")
+    say()
     columns = [column for column in COLUMNS if backend == "cuda" or column != TF32]
-    widths = {column: max(len(column), 6) + 1 for column in columns}
-    print(" " * 16 + "".join(f"{dtype:>{width}}" for dtype, width in widths.items()))
-    problems = [ConvProblem.parse(line) for line in PROBLEMS]
-    cases = {dtype: [Case(problem, dtype, seed) for problem in problems] for dtype in widths}
+    cells = [*_told(_cells(entries, columns, backend, xp, seed), columns, say)]
     failures: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.failure:
+            line = f"{cell.algorithm} {cell.op} {cell.dtype} {cell.failure}"
+            failures.setdefault(cell.algorithm, []).append(line)
+    lost = bool(cells) and cells[-1].lost
+    if lost:
+        say("\n\nSince then the GPU refuses all work of this process: leave out what failed")
+        say("to have the rest checked.")
+    say()
+    not_run = [] if algorithms else untried(TABLES[backend])
+    if avoided():
+        say(f"{AVOID} leaves out {', '.join(avoided())}: not run.")
+    for name in not_run:
+        say(f"No GPU has run {name} yet: not run. python -m cuconv check --algorithm {name} does.")
+    if failures:
+        say("\n".join(line for lines in failures.values() for line in lines))
+        say("\nPlease report this, with what python -m cuconv info prints. Until it is mended, set")
+        say(f"{AVOID}={','.join([*avoided(), *failures])}, and auto and tune leave out what failed.")
+    else:
+        say("all within their bounds")
+    return {
+        "on": place(),
+        "backend": backend,
+        "problems": [*PROBLEMS],
+        "seed": seed,
+        "results": [
+            {
+                "algorithm": cell.algorithm,
+                "op": cell.op,
+                "dtype": cell.dtype,
+                "share_of_bound": cell.share,
+                "failure": cell.failure or None,
+            }
+            for cell in cells
+        ],
+        "avoided": [*avoided()],
+        "untried": not_run,
+        "gpu_lost": lost,
+        "passed": not failures,
+    }
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An algorithm's largest share of a bound in one op and dtype, None where it has none, or its failure.
+
+    After a `lost` one the device computes no more.
+    """
+
+    algorithm: str
+    op: str
+    dtype: str
+    share: float | None
+    failure: str
+    lost: bool
+
+
+def _cells(
+    entries: Sequence[tuple[str, Algorithm]], columns: Sequence[str], backend: str, xp: Any, seed: int
+) -> Iterator[Cell]:
+    """What is found, entry by entry, as it is."""
+    problems = [ConvProblem.parse(line) for line in PROBLEMS]
+    cases = {dtype: [Case(problem, dtype, seed) for problem in problems] for dtype in columns}
     for op, entry in entries:
-        print(f"{entry.name:10}{op:6}", end="", flush=True)
-        for dtype, width in widths.items():
+        for dtype in columns:
             share, failure = _worst(op, entry, cases[dtype], backend, xp)
-            cell = "FAILED" if failure else "-" if share is None else f"{share:.1%}"
-            print(f"{cell:>{width}}", end="", flush=True)
-            if failure:
-                failures.setdefault(entry.name, []).append(f"{entry.name} {op} {dtype} {failure}")
-                if not _answers(xp):
-                    print("\n\nSince then the GPU refuses all work of this process: leave out what failed")
-                    print("to have the rest checked.")
-                    return failures
-        print()
-    return failures
+            lost = bool(failure) and not _answers(xp)
+            yield Cell(entry.name, op, dtype, share, failure, lost)
+            if lost:
+                return
+
+
+def _told(cells: Iterable[Cell], columns: Sequence[str], say: report.Say) -> Iterator[Cell]:
+    """The cells, each printed as it comes: a row for an algorithm and op, a column for a dtype."""
+    widths = {column: max(len(column), 6) + 1 for column in columns}
+    say(" " * 16 + "".join(f"{dtype:>{width}}" for dtype, width in widths.items()))
+    for cell in cells:
+        if cell.dtype == columns[0]:
+            say(f"{cell.algorithm:10}{cell.op:6}", end="")
+        text = "FAILED" if cell.failure else "-" if cell.share is None else f"{cell.share:.1%}"
+        ends = cell.dtype == columns[-1] and not cell.lost
+        say(f"{text:>{widths[cell.dtype]}}", end="\n" if ends else "")
+        yield cell
 
 
 def _entries(backend: str, algorithms: Sequence[str]) -> list[tuple[str, Algorithm]]:
@@ -228,7 +295,10 @@ def _entries(backend: str, algorithms: Sequence[str]) -> list[tuple[str, Algorit
     entries = [(op, entry) for op, of_op in TABLES[backend].items() for entry in of_op if entry.exact]
     names = list(dict.fromkeys(entry.name for _, entry in entries))
     for name in algorithms:
-        one_of("--algorithm", name, names)
+        try:
+            one_of("--algorithm", name, names)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
     left_out = {*avoided(), *untried(TABLES[backend])}
     kept = algorithms or [name for name in names if name not in left_out]
     return sorted(

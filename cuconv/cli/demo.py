@@ -6,6 +6,8 @@ that CuPy can use. Needs the extra `demo`.
 
 from __future__ import annotations
 
+import argparse
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +18,15 @@ import numpy as np
 from .. import conv, conv_weight_grad, nn
 from ..arrays import on_host
 from ..cuda import jit
+from ..options import shown
+from . import arguments, info
 from .check import place
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+DOES = "learn a filter and train a network, with a picture at the end"
+EXAMPLE = "python -m cuconv demo --quick --out picture.png"
 
 FILTER_GOAL = 1e-2
 """The relative error below which the recovered filter counts as found."""
@@ -205,6 +212,39 @@ def _draw_digits(part: Any, run: DigitsRun) -> None:
         axis.set(xticks=[], yticks=[])
         title, color = (f"{answer}", "black") if answer == label else (f"{answer}, is {label}", "red")
         axis.set_title(title, color=color, fontsize=9, pad=2)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add what can be asked."""
+    parser.add_argument(
+        "--out", type=arguments.path, default=Path("cuconv-demo.png"), help="the picture's file (PNG)"
+    )
+    parser.add_argument("--quick", action="store_true", help="a few steps only, without a goal")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the demo, if it has what it needs and its picture can be written."""
+    if lacks := info.demo_lacks():
+        raise arguments.CommandError(f"the demo needs {lacks}: pip install 'cuconv[demo]'")
+    path = options.out
+    try:
+        if path.suffix.lower() != ".png" or not path.absolute().parent.is_dir():
+            raise arguments.UsageError(
+                f"--out must be a .png file in an existing folder, got {shown(str(path))}"
+            )
+        _try_to_write(path)
+    except OSError as error:
+        raise arguments.UsageError(f"--out must be a file that can be written: {error}") from error
+    return main(path, options.quick)
+
+
+def _try_to_write(path: Path) -> None:
+    """Raise OSError where a file cannot be written, and leave everything as it was."""
+    path = Path(os.path.realpath(path))  # a link to nothing stays
+    new = not path.exists()
+    path.open("ab").close()
+    if new:
+        path.unlink()
 
 
 def main(path: Path, quick: bool = False) -> int:

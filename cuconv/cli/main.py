@@ -1,28 +1,33 @@
-"""The command line: python -m cuconv info | check | explain | bench | demo"""
+"""The command line: python -m cuconv info | check | explain | tune | compile | bench | demo"""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
+import io
 import os
 import sys
-import textwrap
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, TextIO
+from collections.abc import Sequence
+from typing import TextIO
 
 from .. import __version__
-from ..dtypes import DTYPES, NARROW
-from ..plan import avoided, current_arch
-from ..problem import LAYOUTS, OPS, ConvProblem
+from ..plan import avoided
+from . import bench, check, compile, demo, explain, info, tune
+from .arguments import NOTATION, CommandError, Parser, UsageError, at_least, read_problem, short
 
-NOTATION = (
-    "n32c64h56w56 k64r3s3 p1: batch, input channels and extents (w, h w or d h w); output channels and "
-    "filter extents (s, r s or t r s); then, where they are not 1 or 0, g groups, sh sw strides, dh dw "
-    "dilations, ph pw (or p for all) padding, before:after where they differ; last a padding "
-    "mode: circular, reflect, replicate or symmetric"
-)
-"""How a problem is written, by an example."""
+__all__ = ["NOTATION", "at_least", "main", "read_problem"]
+
+COMMANDS = {
+    "info": info,
+    "check": check,
+    "explain": explain,
+    "tune": tune,
+    "compile": compile,
+    "bench": bench,
+    "demo": demo,
+}
+"""By name a module: what it DOES, an EXAMPLE, add_options(parser), and run(options) with an exit status."""
+
+EXAMPLE = 'python -m cuconv explain "n32c64h56w56 k64r3s3 p1"'
 
 _INTERRUPTED, _NO_READER = 130, 141
 """The exit status of a program that SIGINT or SIGPIPE ends, as a shell gives it."""
@@ -33,6 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Ctrl-C, a reader that wants no more (`| head`) and what the system refuses end it without a traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name may have what no text has
     try:
         try:
             return _run(arguments)
@@ -42,11 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status, reason = _INTERRUPTED, "interrupted"
     except BrokenPipeError:
         status, reason = _NO_READER, ""
-    except OSError as error:
+    except (CommandError, OSError) as error:
         status, reason = 1, f"cuconv: {error}"
+    except MemoryError as error:
+        status, reason = 1, f"cuconv: there is not enough memory: {error}"
     # The exception is gone by now, and a progress bar that it held has ended its line.
     if reason:
-        print(reason, file=sys.stderr)
+        print(short(reason), file=sys.stderr)
     _discard(sys.stdout)
     if status == _NO_READER:
         _discard(sys.stderr)
@@ -61,128 +71,28 @@ def _discard(stream: TextIO | None) -> None:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m cuconv", description="Convolution and its gradients.")
+    parser = Parser(prog="python -m cuconv", description="Convolution and its gradients.", example=EXAMPLE)
     parser.add_argument("--version", action="version", version=f"cuconv {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True)
-    _add(commands, "info", "what was found on this machine, and what is missing")
-    check = _add(commands, "check", "a self-test: every algorithm against plain sums in double precision")
-    check.add_argument("--seed", type=at_least(0), default=0, help="of the random operands")
-    check.add_argument(
-        "--algorithm",
-        action="append",
-        default=[],
-        help="only this one, whether a GPU has run it or not",
-    )
-    explain = commands.add_parser(
-        "explain", help="which algorithm would do a problem, and why",
-        description="Which algorithm would do a problem, and why. Times are estimates that rank candidates.",
-    )  # fmt: skip
-    explain.add_argument("problem", nargs="+", help=NOTATION)
-    explain.add_argument("--op", choices=OPS, action="append", help="by default fprop, dgrad and wgrad")
-    explain.add_argument("--dtype", choices=[*DTYPES, *NARROW], default="float32")
-    explain.add_argument(
-        "--out-dtype",
-        choices=("int32", "int64"),
-        help="of fprop's result, where x and w are narrower integers",
-    )
-    explain.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0])
-    explain.add_argument("--algorithm", default="auto", help="a name, or auto")
-    explain.add_argument(
-        "--device", help="cpu, or an architecture, sm_80 and the like; by default what is here"
-    )
-    _add(commands, "bench", "time and error of every op on a dozen problems, beside PyTorch if installed")
-    demo = _add(commands, "demo", "learn a filter and train a network, with a picture at the end")
-    demo.add_argument("--out", type=Path, default=Path("cuconv-demo.png"), help="the picture's file (PNG)")
-    demo.add_argument("--quick", action="store_true", help="a few steps only, without a goal")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parsers = {}
+    for name, module in COMMANDS.items():
+        does = module.DOES
+        parsers[name] = commands.add_parser(
+            name, help=does, description=f"{does[0].upper()}{does[1:]}.", example=module.EXAMPLE
+        )
+        module.add_options(parsers[name])
     options = parser.parse_args(arguments)
+    try:
+        if options.command != "info":  # which says itself what is wrong with it
+            _check_variables()
+        status: int = COMMANDS[options.command].run(options)
+    except UsageError as error:
+        parsers[options.command].refuse(str(error))
+    return status
 
-    if options.command == "info":
-        from . import info
 
-        return info.main()
+def _check_variables() -> None:
     try:
         avoided()
     except ValueError as error:
-        parser.error(str(error))
-    if options.command == "check":
-        from . import check as self_test
-
-        try:
-            return self_test.main(options.seed, options.algorithm)
-        except ValueError as error:
-            check.error(str(error))
-    if options.command == "explain":
-        return _explain(explain, options)
-    if options.command == "bench":
-        from . import bench
-
-        return bench.main()
-    return _demo(demo, options)
-
-
-def _add(commands: Any, name: str, does: str) -> argparse.ArgumentParser:
-    """A command whose own help says what the list of commands says."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=does, description=f"{does[0].upper()}{does[1:]}."
-    )
-    return parser
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """A type of arguments: integers from `least` on."""
-
-    def integer(text: str) -> int:
-        with contextlib.suppress(ValueError):
-            if (value := int(text)) >= least:
-                return value
-        raise argparse.ArgumentTypeError(f"must be an integer of at least {least}, got {text!r}")
-
-    return integer
-
-
-def _explain(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
-    from . import explain
-
-    arch = options.device if options.device is not None else current_arch("cuda") or "cpu"
-    try:
-        ops = tuple(options.op or (OPS[:1] if options.out_dtype else OPS[:3]))
-        arch = None if arch == "cpu" else arch
-        problem = read_problem(" ".join(options.problem))
-        return explain.main(
-            problem, ops, options.dtype, options.layout, arch, options.algorithm, options.out_dtype
-        )
-    except (TypeError, ValueError) as error:
-        parser.error(str(error))
-
-
-def read_problem(text: str) -> ConvProblem:
-    """A problem in the one-line notation; who writes it wrong is told how it is written."""
-    try:
-        return ConvProblem.parse(text)
-    except ValueError as error:
-        how = textwrap.fill(f"A problem is written like {NOTATION}.", 80)
-        raise ValueError(f"{error}\n\n{how}") from None
-
-
-def _demo(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
-    from . import demo, info
-
-    if lacks := info.demo_lacks():
-        print(f"the demo needs {lacks}: pip install 'cuconv[demo]'", file=sys.stderr)
-        return 1
-    if options.out.suffix.lower() != ".png" or not options.out.absolute().parent.is_dir():
-        parser.error(f"--out must be a .png file in an existing folder, got {options.out}")
-    try:
-        _try_to_write(options.out)
-    except OSError as error:
-        parser.error(f"--out must be a file that can be written: {error}")
-    return demo.main(options.out, options.quick)
-
-
-def _try_to_write(path: Path) -> None:
-    """Raise OSError where a file cannot be written, and leave everything as it was."""
-    path = Path(os.path.realpath(path))  # a link to nothing stays
-    new = not path.exists()
-    path.open("ab").close()
-    if new:
-        path.unlink()
+        raise UsageError(str(error)) from None

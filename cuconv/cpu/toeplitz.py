@@ -202,8 +202,9 @@ def _diagonals(matrices: np.ndarray, height: Axis) -> np.ndarray:
     """The elements [p, p stride + r step] of matrices (tile, seen, S), which belong to taps: (tile, R, S)."""
     *outer, tile, _, shifts = matrices.shape
     *strides, down, across, item = matrices.strides
-    each = (down + height.stride * across, height.step * across, item)
-    return as_strided(matrices, (*outer, tile, height.taps, shifts), (*strides, *each))
+    rows = height.within(tile)
+    each = (down + rows.stride * across, rows.step * across, item)
+    return as_strided(matrices, (*outer, tile, rows.taps, shifts), (*strides, *each))
 
 
 def _products(tiles: Tiles, bands: np.ndarray, scratch: Scratch) -> np.ndarray | None:

@@ -3,9 +3,10 @@
 The compiler is NVRTC, called through CuPy's binding and not by `RawModule(code=...)`: there CuPy appends
 `-ftz=true` to the options, the last one counts, and results would lose their subnormal numbers. So the
 compiled code is kept here too, as files beside CuPy's own, in the folder that CUPY_CACHE_DIR names and not at
-all under CUPY_CACHE_IN_MEMORY=1. No other environment variable matters here. As in CuPy's files, a digest
-stands before the code. The driver is given the code from memory, once the digest has been checked, so that a
-call works as well where nothing can be kept.
+all under CUPY_CACHE_IN_MEMORY=1. What `python -m cuconv compile` has made ahead of time is found there, or in
+the folder that CUCONV_KERNEL_DIR names, which is only read. No other environment variable matters here. As in
+CuPy's files, a digest stands before the code. The driver is given the code from memory, once the digest has
+been checked, so that a call works as well where nothing can be kept.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import re
 import struct
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +37,8 @@ LOWEST = 75
 _OPTIONS = ("--std=c++17", "--ftz=false")
 _MOST_BYTES = 1 << 26
 _functions: dict[tuple[Kernel, int], Any] = {}
+_loading: dict[tuple[Kernel, int], threading.RLock] = {}
+"""Held while a kernel is compiled: threads that need the same one wait for it."""
 
 
 def function(kernel: Kernel, device: int, shared_bytes: int = 0) -> Any:
@@ -42,7 +48,10 @@ def function(kernel: Kernel, device: int, shared_bytes: int = 0) -> Any:
     """
     found = _functions.get((kernel, device))
     if found is None:
-        found = _functions.setdefault((kernel, device), _load(kernel, device))
+        with _loading.setdefault((kernel, device), threading.RLock()):
+            found = _functions.get((kernel, device))
+            if found is None:
+                found = _functions[kernel, device] = _load(kernel, device)
     driver = require_cupy().cuda.driver
     most = driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     # One limit for all launches of the kernel: it must not fall below what another one was promised.
@@ -60,6 +69,8 @@ def function(kernel: Kernel, device: int, shared_bytes: int = 0) -> Any:
 @functools.cache
 def require_cupy() -> Any:
     """The module cupy, with a GPU that it can use; ImportError or RuntimeError otherwise."""
+    if _lost:
+        raise RuntimeError(_FORKED)
     try:
         import cupy
     except ImportError as error:
@@ -78,6 +89,8 @@ def require_cupy() -> Any:
     try:
         runtime.getDeviceCount()
     except runtime.CUDARuntimeError as error:
+        if _forked and getattr(error, "status", None) == _NOT_INITIALIZED:
+            raise RuntimeError(f"{_FORKED} ({error})") from error
         driver, needed = runtime.driverGetVersion() // 1000, runtime.runtimeGetVersion() // 1000
         if driver == 0:
             reason = "there is no NVIDIA driver: install one, or use NumPy arrays"
@@ -91,6 +104,27 @@ def require_cupy() -> Any:
             reason = "CuPy finds no GPU: see nvidia-smi, and the environment variable CUDA_VISIBLE_DEVICES"
         raise RuntimeError(f"{reason} ({error})") from error
     return cupy
+
+
+_FORKED = (
+    "CUDA does not survive a fork, and this process was forked from one that had used the GPU: start "
+    "processes with multiprocessing.get_context('spawn')"
+)
+_NOT_INITIALIZED = 3  # cudaErrorInitializationError, which CUDA returns in such a process
+
+_forked = _lost = False
+"""Whether this process was forked, and whether from one that had found a GPU here, whose handles are dead."""
+
+
+def _after_fork(require_cupy: Any = require_cupy) -> None:
+    """Every call on a GPU asks for CuPy, and so gets no further in a child."""
+    global _forked, _lost
+    _forked, _lost = True, _lost or require_cupy.cache_info().currsize > 0
+    require_cupy.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def usable_cupy() -> Any:
@@ -136,7 +170,13 @@ def architecture(capability: int, known: Iterable[int]) -> str:
         )
     if capability in known:
         return f"sm_{capability}{'a' if capability == 90 else ''}"
-    return f"compute_{max(number for number in known if number < capability)}"
+    older = [number for number in known if number < capability]
+    if not older:
+        raise RuntimeError(
+            f"this NVRTC compiles for no GPU as old as compute capability {capability / 10}: "
+            "install an older NVRTC"
+        )
+    return f"compute_{max(older)}"
 
 
 def options(target: str) -> tuple[str, ...]:
@@ -171,34 +211,72 @@ def _whole(cubin: bytes) -> bytes:
     return cubin.ljust(max(ends), b"\0")
 
 
-def _load(kernel: Kernel, device: int) -> Any:
-    cupy = require_cupy()
-    nvrtc, runtime = cupy.cuda.nvrtc, cupy.cuda.runtime
-    build = _build(nvrtc, runtime.runtimeGetVersion() // 1000)
-    target = architecture(int(cupy.cuda.Device(device).compute_capability), nvrtc.getSupportedArchs())
+@functools.cache
+def lowest(file: str) -> int:
+    """The least compute capability, times ten, of a file's kernels: that of the PTX which it includes."""
+    files, seen = [file], set[str]()
+    while files:
+        seen.add(name := files.pop())
+        found = re.findall(r'#include [<"](.+)[>"]', (SOURCES / name).read_text())
+        files += [file for file in found if file not in seen]
+    return max(int(number) for number in re.findall(r"ptx/sm(\d+)", " ".join(seen)) or [LOWEST])
+
+
+@dataclass(frozen=True)
+class Built:
+    """A kernel's code for a target, and the name of the file that keeps it; `found` where one did."""
+
+    name: str
+    code: bytes
+    target: str
+    found: bool
+
+
+def built(cupy: Any, kernel: Kernel, capability: int, folders: Sequence[Path]) -> Built:
+    """The code for GPUs of a compute capability, times ten: what a folder keeps, or what NVRTC makes now.
+
+    It needs no GPU. Raises RuntimeError, with the way out.
+    """
+    nvrtc = cupy.cuda.nvrtc
+    build = _build(nvrtc, cupy.cuda.runtime.runtimeGetVersion() // 1000)
+    target = architecture(capability, nvrtc.getSupportedArchs())
     source = kernel.stub(stamp())
     name = "cuconv-" + hashlib.sha256("\0".join((build, target, *_OPTIONS, source)).encode()).hexdigest()
-    path = None if os.environ.get("CUPY_CACHE_IN_MEMORY") == "1" else cache_folder() / name
-    code = path and _kept(path)
+    for folder in folders:
+        code = _kept(folder / name)
+        if code is not None:
+            return Built(name, code, target, found=True)
+    try:
+        return Built(name, compiled(nvrtc, source, target), target, found=False)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"{kernel.name} does not compile, please report this as a bug in cuconv: "
+            f"{_about(cupy, target)}\n{error}"
+        ) from error
+
+
+def _about(cupy: Any, target: str) -> str:
+    """The versions that a report is of use with."""
     from .. import __version__
 
-    nvrtc_version = ".".join(map(str, nvrtc.getVersion()))
-    about = f"cuconv {__version__}, CuPy {cupy.__version__}, NVRTC {nvrtc_version}, {target}"
-    if code is None:
-        try:
-            code = compiled(nvrtc, source, target)
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"{kernel.name} does not compile, please report this as a bug in cuconv: {about}\n{error}"
-            ) from error
-        if path is not None:
-            _keep(path, code)
+    nvrtc_version = ".".join(map(str, cupy.cuda.nvrtc.getVersion()))
+    return f"cuconv {__version__}, CuPy {cupy.__version__}, NVRTC {nvrtc_version}, {target}"
+
+
+def _load(kernel: Kernel, device: int) -> Any:
+    cupy = require_cupy()
+    capability = int(cupy.cuda.Device(device).compute_capability)
+    kept_in = [cache_folder()] if keeps() else []
+    made = built(cupy, kernel, capability, kept_in + ahead())
+    for folder in kept_in:
+        if not made.found:
+            _keep_or_warn(folder, made)
     module = cupy.cuda.Module()
     try:
-        module.load(code)
+        module.load(made.code)
         return module.get_function(kernel.name)
     except cupy.cuda.driver.CUDADriverError as error:
-        driver = runtime.driverGetVersion() // 1000
+        driver, about = cupy.cuda.runtime.driverGetVersion() // 1000, _about(cupy, made.target)
         raise RuntimeError(
             f"the NVIDIA driver, for CUDA {driver}, does not load {kernel.name} ({about}): {error}. Update "
             f"it where NVRTC is newer, or uninstall that NVRTC and pip install 'cuconv[cuda{driver}]'"
@@ -222,6 +300,17 @@ def cache_folder() -> Path:
     return Path(os.environ.get("CUPY_CACHE_DIR") or os.path.expanduser("~/.cupy/kernel_cache"))
 
 
+def keeps() -> bool:
+    """Whether calls keep what they compile: not where CuPy's variable says that all is to stay in memory."""
+    return os.environ.get("CUPY_CACHE_IN_MEMORY") != "1"
+
+
+def ahead() -> list[Path]:
+    """The folder of kernels that were compiled ahead of time and come with a container, if one is named."""
+    named = os.environ.get("CUCONV_KERNEL_DIR")
+    return [Path(named)] if named else []
+
+
 def _kept(path: Path) -> bytes | None:
     """The code that a file keeps, or None unless all of it is there: its digest stands before it."""
     content = kept.read(path, _MOST_BYTES)
@@ -232,13 +321,18 @@ def _kept(path: Path) -> bytes | None:
     return code if _digest(code) == content[:length] else None
 
 
-def _keep(path: Path, code: bytes) -> None:
+def keep(folder: Path, made: Built) -> None:
+    """Put code where `built` finds it; OSError where that cannot be done."""
+    kept.write(folder / made.name, _digest(made.code) + made.code)
+
+
+def _keep_or_warn(folder: Path, made: Built) -> None:
     """Keep code for processes to come; a warning where that cannot be done."""
     try:
-        kept.write(path, _digest(code) + code)
+        keep(folder, made)
     except OSError as error:
         kept.warn(
-            f"compiled kernels cannot be kept in {path.parent} ({error.strerror or error}), every process "
+            f"compiled kernels cannot be kept in {folder} ({error.strerror or error}), every process "
             "compiles its own: set CUPY_CACHE_DIR to a folder that can be written, or CUPY_CACHE_IN_MEMORY=1 "
             "if this is wanted"
         )

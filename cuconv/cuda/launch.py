@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -43,15 +43,12 @@ def ready(request: Request, schedule: Schedule, arrays: Mapping[str, Array]) -> 
 
 
 class Ready:
-    """Launches with their functions and parameters. Nothing is copied or waited for.
-
-    It is called with arrays in the order of the roles that it was made for, and writes into the result's.
-    """
+    """Launches with their functions and parameters, for arrays in the order of these roles: see `run`."""
 
     def __init__(
         self, request: Request, schedule: Schedule, arrays: Mapping[str, Array], device: int
     ) -> None:
-        self.cupy, self.device, self.roles = jit.require_cupy(), device, tuple(arrays)
+        self.cuda, self.device, self.roles = jit.require_cupy().cuda, device, tuple(arrays)
         self.request, self.schedule = request, schedule
         unfit = not_in_vectors(request, schedule.launches, arrays)
         self.vectors = [(self.roles.index(role), never) for role, never in unfit.items()]
@@ -70,65 +67,96 @@ class Ready:
                     (launch.blocks,),
                     (launch.kernel.threads,),
                     itemgetter(*map(places.index, operands)),
-                    _by_value(self.cupy, launch.params(strides)),
+                    _by_value(self.cuda, launch.params(strides)),
                     launch.shared_bytes,
                 )
             )
         self.offsets = [scratch.offset for scratch in places[len(arrays) + 1 :]]
 
-    def __call__(self, arrays: tuple[Array, ...]) -> None:
-        for array in arrays:
-            memory = array.data
-            if memory.device_id != self.device or memory.ptr % array.itemsize:
-                _refuse(self.roles, arrays, self.device)
-        for index, never in self.vectors:
-            if never or arrays[index].data.ptr % VECTOR:
-                self._copied(index, arrays)
-                return
-        pointers = (*arrays, 0)
-        if self.offsets:
-            start = 0  # where all arrays of the workspace are empty
-            if self.workspace_bytes:
-                workspace = self.cupy.cuda.alloc(self.workspace_bytes)  # held until all is launched
-                start = workspace.ptr
-                if self.cupy.cuda.get_current_stream().is_capturing():
-                    _captured.append(workspace)
-            pointers = (*pointers, *[start + offset for offset in self.offsets])
-        for function, grid, block, taken, params, shared_bytes in self.launches:
-            function(grid, block, (*taken(pointers), params), shared_bytes)
-
-    def _copied(self, index: int, arrays: tuple[Array, ...]) -> None:
-        """Run with a copy in place of an input that cannot be read in vectors."""
-        copy = arrays[index].copy(order="C")  # held until all is launched
-        if self.cupy.cuda.get_current_stream().is_capturing():
-            _captured.append(copy)
-        changed = {**dict(zip(self.roles, arrays, strict=True)), self.roles[index]: copy}
-        ready(self.request, self.schedule, changed)(tuple(changed.values()))
-
 
 class Transforming:
-    """A schedule's transforms, called like `Ready`.
+    """A schedule's transforms in place of launches, in `run` like `Ready`.
 
-    Raises ImportError where there is no cuFFT, before anything is done.
+    They take their memory as they go. Raises ImportError where there is no cuFFT, before anything is done.
     """
+
+    vectors: tuple[()] = ()
+    offsets: tuple[()] = ()
+    workspace_bytes = 0
 
     def __init__(
         self, request: Request, schedule: Schedule, arrays: Mapping[str, Array], device: int
     ) -> None:
-        self.cupy, self.device, self.roles = jit.require_cupy(), device, tuple(arrays)
-        self.request, (self.work,) = request, schedule.launches
-        self.library = Library(self.cupy, require_transforms())
+        cupy = jit.require_cupy()
+        self.cuda, self.device, self.roles = cupy.cuda, device, tuple(arrays)
+        self.request, self.schedule, (self.work,) = request, schedule, schedule.launches
+        self.library = Library(cupy, require_transforms())
+        self.launches = [(self._transform, (), (), itemgetter(slice(len(arrays))), None, 0)]
         strides_by_role(request, arrays)  # raises where there are parts of elements between elements
 
-    def __call__(self, arrays: tuple[Array, ...]) -> None:
-        _refuse(self.roles, arrays, self.device)
-        if self.cupy.cuda.get_current_stream().is_capturing():
+    def _transform(self, grid: Any, block: Any, arguments: tuple[Any, ...], shared_bytes: int) -> None:
+        if self.cuda.get_current_stream().is_capturing():
             raise RuntimeError(
                 "algorithm='fft' cannot be captured in a CUDA graph: cuFFT's plans and the memory between "
                 "its transforms are CuPy's, which may give them to others before the graph is replayed; "
                 "capture another algorithm, or call outside of the capture"
             )
-        fft.run(self.library, self.request, self.work, dict(zip(self.roles, arrays, strict=True)))
+        fft.run(self.library, self.request, self.work, dict(zip(self.roles, arguments, strict=False)))
+
+
+Work = tuple[Ready | Transforming, tuple[Array, ...]]
+"""What is ready, and the arrays of its roles: those that it reads, and the result's."""
+
+
+def run(work: Sequence[Work]) -> None:
+    """Queue all launches or, where an array cannot be read or there is no memory to work in, none.
+
+    Nothing is waited for. One workspace does for all, since on a stream each ends before the next begins.
+    """
+    workspace_bytes, fit = 0, True
+    for each, arrays in work:
+        for array in arrays:
+            memory = array.data
+            if memory.device_id != each.device or memory.ptr % array.itemsize:
+                _refuse(each.roles, arrays, each.device)
+        for index, never in each.vectors:
+            if never or arrays[index].data.ptr % VECTOR:
+                fit = False
+        if each.workspace_bytes > workspace_bytes:
+            workspace_bytes = each.workspace_bytes
+    if not fit:
+        run(_copied(work))
+        return
+    start = 0  # where all arrays of the workspace are empty
+    if workspace_bytes:
+        workspace = each.cuda.alloc(workspace_bytes)  # held until all is launched
+        start = workspace.ptr
+        if each.cuda.get_current_stream().is_capturing():
+            _captured.append(workspace)
+    for each, arrays in work:
+        pointers = (*arrays, 0)
+        if each.offsets:
+            pointers = (*pointers, *[start + offset for offset in each.offsets])
+        for function, grid, block, taken, params, shared_bytes in each.launches:
+            function(grid, block, (*taken(pointers), params), shared_bytes)
+
+
+def _copied(work: Sequence[Work]) -> list[Work]:
+    """The same with copies in place of inputs that cannot be read in vectors, one of each array."""
+    copies: dict[int, Array] = {}
+    changed = []
+    for each, arrays in work:
+        by_role = dict(zip(each.roles, arrays, strict=True))
+        for index, never in each.vectors:
+            array = arrays[index]
+            if never or array.data.ptr % VECTOR:
+                if id(array) not in copies:
+                    copies[id(array)] = array.copy(order="C")
+                by_role[each.roles[index]] = copies[id(array)]
+        changed.append((ready(each.request, each.schedule, by_role), tuple(by_role.values())))
+    if work[0][0].cuda.get_current_stream().is_capturing():
+        _captured.extend(copies.values())
+    return changed
 
 
 def require_transforms() -> Any:
@@ -175,12 +203,12 @@ def _refuse(roles: Iterable[str], arrays: Iterable[Array], device: int) -> None:
             raise ValueError(f"{role} must be aligned to its elements of {array.itemsize} bytes")
 
 
-def _by_value(cupy: Any, params: np.ndarray) -> Any:
+def _by_value(cuda: Any, params: np.ndarray) -> Any:
     """A struct as CuPy passes it by value with the least to do: it reads an array's `__array_interface__`.
 
     For a struct NumPy describes every field there, which takes longer than all else in a call. As bytes it is
     quick, and once and for all where CuPy has what it makes of an array at each launch.
     """
     plain = params.view(f"V{params.nbytes}")
-    wrapper = getattr(cupy.cuda.function, "CNumpyArray", None)
+    wrapper = getattr(cuda.function, "CNumpyArray", None)
     return wrapper(plain) if wrapper else plain

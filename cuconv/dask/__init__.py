@@ -1,4 +1,6 @@
-"""cuconv's functions on Dask arrays: convolutions and gradients of what is larger than one memory or one GPU.
+"""cuconv's functions on Dask arrays, for what is larger than one memory or one GPU.
+
+Convolutions and their gradients make Dask arrays, which are computed when Dask is asked to::
 
     import cuconv.dask
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,7 @@ Arguments = dict[str, Any]
 Operands = dict[str, Any]
 
 
-def _lazy(core: Callable[..., Any], build: Callable[..., Any], text: str) -> Callable[..., Any]:
+def _lazy(core: Callable[..., Any], build: Callable[..., Any], example: str) -> Callable[..., Any]:
     """A core function on Dask arrays: what `build` makes of its arguments, arrays and requests."""
 
     @functools.wraps(core)
@@ -35,10 +36,34 @@ def _lazy(core: Callable[..., Any], build: Callable[..., Any], text: str) -> Cal
             return build(given, operands, [each and each.call.request for each in planned])
         return build(given, operands, planned.call.request)
 
-    title = f"`cuconv.{core.__name__}` on Dask arrays; nothing is computed yet."
-    function.__doc__ = f"{title}\n\n{text}\n\n    {core.__doc__}"
+    function.__doc__ = _documented(core, example)
     function.__module__ = __name__
     return function
+
+
+_TEXT = """\
+At least one of the arrays is Dask's, with chunks of NumPy's or CuPy's along any of its axes;
+NumPy's and CuPy's own count as one chunk. The result is that of whole arrays, bit for bit where
+sums are exact. It is cut where the operands are, at the centres of windows; `conv_backward` cuts
+dx where x is. `out` must be None: Dask arrays cannot be written to. All else is as in cuconv:
+"""
+
+_EXAMPLE = """\
+On Dask arrays:
+
+>>> import dask.array as da
+>>> import cuconv.dask
+>>> x, w = da.ones((1, 1, 8, 8), chunks=(1, 1, 4, 8)), np.ones((1, 1, 3, 3))
+"""
+
+
+def _documented(core: Callable[..., Any], example: str) -> str:
+    """The core's docstring, of which the examples are the last section, with what Dask's users need more."""
+    text = core.__doc__ or ""
+    margin = text.partition("Parameters\n")[0].rpartition("\n")[2]  # none from Python 3.13 on
+    before, after = (textwrap.indent(more, margin) for more in (_TEXT, _EXAMPLE + example))
+    title = f"`cuconv.{core.__name__}` on Dask arrays; nothing is computed yet."
+    return f"{title}\n\n{before}\n{margin}{text}\n{after}{margin}"
 
 
 def _adopted(given: Mapping[str, Any]) -> Operands:
@@ -130,15 +155,38 @@ def _backward(given: Arguments, operands: Operands, requests: Any) -> Any:
     )
 
 
-_CUT = """\
-    At least one of the arrays is Dask's, with chunks of NumPy's or CuPy's along any of its axes; NumPy's and
-    CuPy's own count as one chunk. The result is that of whole arrays, bit for bit where sums are exact. It
-    is cut where the operands are, at the centres of windows; `conv_backward` cuts dx where x is. `out` must
-    be None: Dask arrays cannot be written to. All else is as in cuconv:"""
-
-conv = _lazy(api.conv, _conv, _CUT)
-conv_input_grad = _lazy(api.conv_input_grad, _input_grad, _CUT)
-conv_weight_grad = _lazy(api.conv_weight_grad, _weight_grad, _CUT)
-conv_bias_grad = _lazy(api.conv_bias_grad, _bias_grad_alone, _CUT)
-conv_backward = _lazy(api.conv_backward, _backward, _CUT)
-conv_transpose = _lazy(api.conv_transpose, _transpose, _CUT)
+conv = _lazy(api.conv, _conv, """\
+>>> y = cuconv.dask.conv(x, w, padding="same")
+>>> y.chunks
+((1,), (1,), (4, 4), (8,))
+>>> float(y.max().compute())
+9.0
+""")  # fmt: skip
+conv_input_grad = _lazy(api.conv_input_grad, _input_grad, """\
+>>> dx = cuconv.dask.conv_input_grad(x, w, x.shape, padding="same")
+>>> dx.chunks
+((1,), (1,), (4, 4), (8,))
+>>> float(dx.max().compute())
+9.0
+""")  # fmt: skip
+conv_weight_grad = _lazy(api.conv_weight_grad, _weight_grad, """\
+>>> cuconv.dask.conv_weight_grad(x, x, w.shape, padding="same").compute()
+array([[[[49., 56., 49.],
+         [56., 64., 56.],
+         [49., 56., 49.]]]])
+""")  # fmt: skip
+conv_bias_grad = _lazy(api.conv_bias_grad, _bias_grad_alone, """\
+>>> cuconv.dask.conv_bias_grad(x).compute()
+array([64.])
+""")  # fmt: skip
+conv_backward = _lazy(api.conv_backward, _backward, """\
+>>> dx, dw, db = cuconv.dask.conv_backward(x, x, w, padding="same")
+>>> dx.chunks
+((1,), (1,), (4, 4), (8,))
+>>> db.compute()
+array([64.])
+""")  # fmt: skip
+conv_transpose = _lazy(api.conv_transpose, _transpose, """\
+>>> cuconv.dask.conv_transpose(x, w, stride=2, padding="same").shape
+(1, 1, 16, 16)
+""")  # fmt: skip

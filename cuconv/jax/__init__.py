@@ -1,5 +1,7 @@
 """The core's functions on JAX's arrays, to be compiled, differentiated and mapped as JAX's own.
 
+They are used like those of `cuconv`, within JAX's transforms too::
+
     import cuconv.jax
 
     y = cuconv.jax.conv(x, w, bias, stride=2, padding="same", activation="relu")  # as cuconv.conv

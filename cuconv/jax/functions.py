@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -59,8 +61,40 @@ def _traceable(function: Callable[..., Any]) -> Callable[..., Any]:
             return tuple(each and _result(each.call, arrays, algorithm) for each in planned)
         return _result(planned.call, arrays, algorithm)
 
-    call.__doc__ = f"`cuconv.{function.__name__}` on JAX's arrays.\n\n    {function.__doc__}"
+    call.__doc__ = _documented(function)
+    call.__module__ = __name__
     return call
+
+
+_TEXT = """\
+It works within `jax.jit`, `jax.grad`, `jax.vmap` and JAX's other transforms. Arrays are
+`jax.Array` or NumPy's, and results are `jax.Array`. `out` must be None, since these cannot be
+written to. Errors are raised when a call is traced, those about the name of an algorithm when it is
+compiled. Of complex arrays JAX takes derivatives as it does of its own convolutions, to the
+transposed maps; gradients by name are the adjoint maps. All else is as in cuconv:
+"""
+
+_EXAMPLE = """\
+On JAX's arrays, a gradient, compiled:
+
+>>> import jax
+>>> import cuconv.jax
+>>> x, w = jax.numpy.ones((1, 2{eights})), jax.numpy.ones((2, 2{threes}))
+>>> jax.jit(jax.grad(lambda w: cuconv.jax.{name}(x, w).sum()))(w).shape
+(2, 2{threes})
+"""
+
+
+def _documented(function: Callable[..., Any]) -> str:
+    """The core's docstring, of which the examples are the last section, with what JAX's users need more."""
+    name, text = function.__name__, function.__doc__ or ""
+    example = ""
+    if list(inspect.signature(function).parameters)[:2] == ["x", "w"]:
+        rank = int(name[-2]) if name[-1] == "d" else 2
+        example = _EXAMPLE.format(name=name, eights=", 8" * rank, threes=", 3" * rank)
+    margin = text.partition("Parameters\n")[0].rpartition("\n")[2]  # none from Python 3.13 on
+    before, after = (textwrap.indent(more, margin) for more in (_TEXT, example))
+    return f"`cuconv.{name}` on JAX's arrays.\n\n{before}\n{margin}{text}\n{after}{margin}"
 
 
 def _result(call: Any, arrays: dict[str, Any], algorithm: str) -> Any:

@@ -1,11 +1,14 @@
-"""PyTorch's convolutions computed by cuconv: functions, modules, and the operators that they are made of.
+"""PyTorch's convolutions, computed by cuconv: functions, modules and their operators.
+
+They are used like PyTorch's own::
 
     import cuconv.torch
 
     y = cuconv.torch.conv2d(x, weight, bias, stride=2, padding=1)  # as torch.nn.functional.conv2d
     cuconv.torch.replace_convs(model)  # every torch.nn.Conv2d in it, and so on
 
-CPU tensors are computed as NumPy arrays, CUDA tensors as CuPy arrays, both on the tensors' own memory.
+CPU tensors are computed as NumPy arrays, CUDA tensors as CuPy arrays, both on the tensors' own
+memory.
 """
 
 try:

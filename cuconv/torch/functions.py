@@ -113,52 +113,172 @@ def _of_rank(rank: int) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
 
     for function, text in ((conv, _CONV), (conv_transpose, _CONV_TRANSPOSE)):
         function.__name__ = function.__qualname__ = f"{function.__name__}{rank}d"
-        function.__doc__ = f"`torch.nn.functional.{function.__name__}`, computed by cuconv.{text}"
+        function.__doc__ = _written(text, function.__name__, rank)
     return conv, conv_transpose
 
 
-_SHARED = """
-    Tensors are on the CPU or on a CUDA GPU, all of one dtype: float16, bfloat16, float32, float64, complex64,
-    complex128, or, without gradients, int32 or int64. The result is channels last where input or weight is.
-    There are derivatives of any order, backward and forward, and rules for vmap, autocast and torch.compile.
+_EXTENTS = {1: ("H", "R", "P"), 2: ("H, W", "R, S", "P, Q"), 3: ("D, H, W", "T, R, S", "Z, P, Q")}
+"""The letters of an input, a filter and a result."""
 
-    Raises ValueError for shapes and values, TypeError for dtypes, devices and what is no tensor, before any
-    work. Source: torch.nn.functional.
-    """
+_SIZES = {"twos": 2, "threes": 3, "eights": 8, "sixteens": 16}
+"""Extents in the examples."""
 
-_CONV = (
-    """
+_CONV = """Convolve as `torch.nn.functional.{name}` does, computed by cuconv.
+
+    On each spatial axis, with stride s, padding a and dilation d::
 
         y[n, k, p] = bias[k] + sum over c, r of  input[n, c, p s - a + r d] weight[k, c, r]
 
-    with stride s, padding a, dilation d and c over the C/groups channels of k's group: see `cuconv.conv`.
+        P = floor((H + 2 a - d (R - 1) - 1) / s) + 1
 
-    input    (N, C, *extents), or without N
-    weight   (K, C/groups, *kernel)
-    bias     (K,) or None
-    stride, dilation, padding    one int, or one per axis; padding may be "valid", or "same" for stride 1, and
-             negative padding crops
-    returns  (N, K, *output), with floor((H + 2 a - d (R - 1) - 1) / s) + 1 cells for H
-"""
-    + _SHARED
-)
+    with c over the C/groups channels of k's group, H cells of the input, R of the filter, and P of
+    the result.
 
-_CONV_TRANSPOSE = (
+    Parameters
+    ----------
+    input : Tensor
+        ``(N, C, {h})``, or without N: on the CPU or a CUDA GPU, of float16, bfloat16, float32,
+        float64, complex64, complex128, or, without gradients, int32 or int64.
+    weight : Tensor
+        The filters, ``(K, C/groups, {r})``, of the input's dtype and device.
+    bias : Tensor, optional
+        One number for each filter, ``(K,)``, of the input's dtype and device.
+    stride : int or sequence of ints, optional
+        One int, or one per axis, by default 1.
+    padding : int, sequence of ints, or str, optional
+        How many zeros are added on either side: one int, or one per axis, by default 0; "valid",
+        none; or "same", for stride 1, as many as give the result the input's extents, the odd one
+        at the end.
+    dilation : int or sequence of ints, optional
+        One int, or one per axis, by default 1.
+    groups : int, optional
+        Into how many groups, by default 1, channels and filters are divided. A filter sees the
+        channels of its group only.
+
+    Returns
+    -------
+    y : Tensor
+        ``(N, K, {p})``, or without N where the input is. Channels last where input or weight is.
+{raises}
+    See Also
+    --------
+    Conv{rank}d : The module.
+    conv_transpose{rank}d : The transposed convolution.
+    cuconv.conv : The same on arrays, with more kinds of padding and an activation.
+{notes}
+    - Negative padding crops.
+    - Integers of 8 and 16 bits are an error: their sums would not fit.
+
+    References
+    ----------
+    .. [1] PyTorch 2.13, `torch.nn.functional.{name}`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import cuconv.torch
+    >>> x, weight = torch.ones(2, 3{eights}), torch.ones(4, 3{threes}, requires_grad=True)
+    >>> y = cuconv.torch.{name}(x, weight, padding=1)
+    >>> y.shape
+    torch.Size([2, 4{eights}])
+    >>> y.sum().backward()
+    >>> weight.grad.shape
+    torch.Size([4, 3{threes}])
     """
 
-        y[n, c, h] = bias[c] + sum over k, r, p with p s - a + r d = h of  input[n, k, p] weight[k, c, r]
+_CONV_TRANSPOSE = """Convolve transposed as `torch.nn.functional.{name}` does, computed by cuconv.
 
-    with stride s, padding a and dilation d: see `cuconv.conv_transpose`.
+    On each spatial axis, with stride s, padding a and dilation d::
 
-    input    (N, K, *extents), or without N
-    weight   (K, C/groups, *kernel)
-    bias     (C,) or None
-    stride, dilation, padding    one int, or one per axis; negative padding adds cells
-    output_padding    how many cells more at the far end, fewer than the stride or the dilation
-    returns  (N, C, *output), with (P - 1) s - 2 a + d (R - 1) + output_padding + 1 cells for P
+        y[n, c, h] = bias[c] + sum over k, r, p with p s - a + r d = h of
+                               input[n, k, p] weight[k, c, r]
+
+        H = (P - 1) s - 2 a + d (R - 1) + output_padding + 1
+
+    with k over the K/groups channels of c's group, P cells of the input, R of the filter, and H of
+    the result.
+
+    Parameters
+    ----------
+    input : Tensor
+        ``(N, K, {p})``, or without N: on the CPU or a CUDA GPU, of float16, bfloat16, float32,
+        float64, complex64, complex128, or, without gradients, int32 or int64.
+    weight : Tensor
+        The filters, ``(K, C/groups, {r})``, of the input's dtype and device.
+    bias : Tensor, optional
+        One number for each channel of the result, ``(C,)``, of the input's dtype and device.
+    stride : int or sequence of ints, optional
+        One int, or one per axis, by default 1. The result is about so many times as large as the
+        input.
+    padding : int or sequence of ints, optional
+        How many cells are cut off on either side of the result: one int, or one per axis, by
+        default 0.
+    output_padding : int or sequence of ints, optional
+        How many cells more the result has at the far end, fewer than the stride or the dilation:
+        one int, or one per axis, by default 0.
+    groups : int, optional
+        Into how many groups, by default 1, channels are divided. A channel of the result is made
+        of those of its group only.
+    dilation : int or sequence of ints, optional
+        One int, or one per axis, by default 1.
+
+    Returns
+    -------
+    y : Tensor
+        ``(N, C, {h})``, or without N where the input is. Channels last where input or weight is.
+{raises}
+    See Also
+    --------
+    ConvTranspose{rank}d : The module.
+    conv{rank}d : The convolution that is transposed.
+    cuconv.conv_transpose : The same on arrays, with more kinds of padding and an activation.
+{notes}
+    - Negative padding adds cells.
+    - Integers of 8 and 16 bits are an error: their sums would not fit.
+
+    References
+    ----------
+    .. [1] PyTorch 2.13, `torch.nn.functional.{name}`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import cuconv.torch
+    >>> x, weight = torch.ones(2, 4{eights}), torch.ones(4, 3{twos})
+    >>> cuconv.torch.{name}(x, weight, stride=2).shape
+    torch.Size([2, 3{sixteens}])
+    """
+
+_RAISES = """
+    Raises
+    ------
+    ValueError
+        For shapes and values that do not fit. Nothing has been computed then.
+    TypeError
+        For dtypes and devices that are not taken, and for what is no tensor. Nothing has been
+        computed then.
 """
-    + _SHARED
-)
+
+_NOTES = """
+    Notes
+    -----
+    There are derivatives of any order, backward and forward, and rules for `torch.func.vmap`,
+    `torch.autocast` and `torch.compile`.
+
+    What differs from PyTorch's function [1]_:
+
+    - Results have the same bits from run to run, whatever `torch.use_deterministic_algorithms`
+      says.
+    - float32 keeps its accuracy on a GPU: `torch.backends.cudnn.allow_tf32` is not followed.
+      CUPY_TF32=1 in the environment permits TF32."""
+
+
+def _written(text: str, name: str, rank: int) -> str:
+    """One of the two docstrings, for so many spatial axes."""
+    h, r, p = _EXTENTS[rank]
+    sizes = {word: f", {extent}" * rank for word, extent in _SIZES.items()}
+    return text.format(name=name, rank=rank, h=h, r=r, p=p, raises=_RAISES, notes=_NOTES, **sizes)
+
 
 conv1d, conv_transpose1d = _of_rank(1)
 conv2d, conv_transpose2d = _of_rank(2)

@@ -8,13 +8,17 @@ comma := ,
 DRIVER := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p')
 CUDA := $(if $(DRIVER),$(if $(filter 12,$(DRIVER)),$(comma)cuda12,$(if $(shell [ $(DRIVER) -ge 13 ] && echo yes),$(comma)cuda13)))
 
-.PHONY: demo test lint bench device sanitize clean
+.PHONY: demo test docs lint bench device sanitize clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m cuconv demo
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
+
+# The pages as a site: build/docs/index.html.
+docs: $(VENV)/docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -j auto docs build/docs
 
 lint: $(VENV)/linters
 	$(BIN)/ruff check
@@ -47,6 +51,10 @@ $(VENV)/installed: pyproject.toml Makefile
 
 $(VENV)/bench: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	touch $@
+
+$(VENV)/docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
 $(VENV)/linters: $(VENV)/installed

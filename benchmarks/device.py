@@ -25,9 +25,9 @@ TINY = "n1c2h5w5 k2r3s3 p1"
 """The problem of --quick."""
 
 GPU_TESTS = (
-    "tests/test_gpu.py", "tests/test_cudnn.py", "tests/test_docs.py", "tests/test_ndimage.py",
-    "tests/test_signal.py", "tests/test_torch_adapter.py", "tests/test_dask_adapter.py",
-    "tests/test_jax_adapter.py",
+    "tests/test_gpu.py", "tests/test_cudnn.py", "tests/test_docs.py", "tests/test_examples.py",
+    "tests/test_ndimage.py", "tests/test_signal.py", "tests/test_torch_adapter.py",
+    "tests/test_dask_adapter.py", "tests/test_jax_adapter.py",
 )  # fmt: skip
 """The files with tests for a GPU: others may ask for libraries that are not there."""
 

@@ -1,4 +1,4 @@
-"""The README's program runs, and names, figures and links of all pages exist."""
+"""The programs of all pages run, and names, figures and links in them exist."""
 
 import collections
 import json
@@ -19,17 +19,24 @@ from cuconv.dtypes import DTYPES, INTEGERS
 from cuconv.plan import TABLES
 from cuconv.problem import ACTIVATIONS, MODES_ELSEWHERE, PADDING_MODES, PADDING_NAMES
 
+from . import pages
 from .cases import OPS, PUBLIC
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text()
-    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"))
+    for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("cuda_src/*.md"))
 }
 README, CONTRIBUTING, REFERENCE = PAGES["README.md"], PAGES["CONTRIBUTING.md"], PAGES["docs/reference.md"]
 cupy = jit.usable_cupy()
-PROGRAM, ON_A_GPU, *RECIPES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-ADAPTERS = ("docs/cudnn.md", "docs/dask.md", "docs/jax.md", "docs/scipy.md", "docs/torch.md")
+FIRST, SECOND, *RECIPES = (block for block in pages.blocks(README) if block.kind == "python")
+PROGRAM, ON_A_GPU = FIRST.text, SECOND.text
+WITH_CODE = [
+    name
+    for name, text in PAGES.items()
+    if name != "README.md" and {block.kind for block in pages.blocks(text)} & {"python", "sh"}
+]
+PEERS = ("dask", "jax", "torch")
 
 
 def test_readme_program_runs(capsys):
@@ -71,31 +78,71 @@ def test_readme_program_runs_on_a_gpu():
     assert isinstance(scope["dx"], cupy.ndarray)
 
 
-@pytest.mark.peer
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.splitlines()[0])
-def test_readme_recipes_run(recipe):
-    library = re.match(r"import ([a-z]+)", recipe)[1]
-    pytest.importorskip(library)
-    exec(recipe, {})
+def case(name, program, text):
+    """With the other libraries that a program imports, for which the test is marked."""
+    libraries = [library for library in PEERS if re.search(rf"(?m)^(import|from) {library}\b", text)]
+    return pytest.param(program, libraries, marks=[pytest.mark.peer] * bool(libraries), id=name)
 
 
-@pytest.mark.peer
-@pytest.mark.parametrize("page", ADAPTERS)
-def test_programs_of_the_adapters_pages_run(page):
-    """In order, each with what those before it left behind."""
-    programs = re.findall(r"```python\n(.*?)```", PAGES[page], re.DOTALL)
-    for library in ("dask", "jax", "torch"):
-        if any(f"import {library}" in program for program in programs):
-            pytest.importorskip(library)
-    scope = {}
-    for program in programs:
-        exec(program, scope)
+@pytest.mark.parametrize(
+    ("recipe", "libraries"), [case(each.text.splitlines()[0], each, each.text) for each in RECIPES]
+)
+def test_readme_recipes_run(recipe, libraries):
+    """Each on its own."""
+    for library in libraries:
+        pytest.importorskip(library)
+    pages.run([recipe])
+
+
+@pytest.mark.parametrize(("page", "libraries"), [case(name, name, PAGES[name]) for name in WITH_CODE])
+def test_programs_of_pages_run(page, libraries, tmp_path, monkeypatch):
+    """In order, each with what those before it left behind; their pictures are of the size of those shown."""
+    for library in libraries:
+        pytest.importorskip(library)
+    monkeypatch.chdir(tmp_path)
+    for folder in ("benchmarks", "docs", "examples", "tests"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    pages.run(pages.blocks(PAGES[page]))
+    for picture in tmp_path.glob("*.png"):
+        if (shown := (ROOT / page).with_name(picture.name)).exists():
+            assert size(picture) == size(shown), picture.name
+
+
+def size(picture):
+    """Width and height of a PNG file."""
+    data = picture.read_bytes()
+    assert data.startswith(b"\x89PNG")
+    return [int.from_bytes(data[at : at + 4], "big") for at in (16, 20)]
+
+
+def test_every_block_says_what_it_is():
+    """Programs, commands, and text; in pages for Sphinx its own directives too."""
+    for name, text in PAGES.items():
+        kinds = {block.kind for block in pages.blocks(text)}
+        assert kinds <= {"python", "sh", "text", "json", "{eval-rst}", "{toctree}"}, name
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "```python\nprint(1)\n```\n\n```text\n2\n```\n",
+        "```python\nraise AssertionError\n```\n",
+        "```sh\npython -m cuconv explain nonsense\n```\n",
+        "```sh\npython examples/missing.py\n```\n",
+        "```sh\nmake nothing\n```\n",
+        "```python\nx = 1\n```\nThen:\n```python\nprint(x + 1)\n```\n```text\n1...\n```\n",
+    ],
+    ids=range(6),
+)
+def test_a_page_that_does_not_do_what_it_says(page):
+    with pytest.raises(AssertionError):
+        pages.run(pages.blocks(page))
 
 
 def test_readme_begins_with_the_picture_and_two_commands():
-    assert README.index("docs/demo.png") < README.index("```")
+    assert README.index("docs/demo.png") < README.index("```sh")
     assert re.findall(r"^make \w+", README, re.MULTILINE) == ["make demo", "make test"]
-    assert re.search(r"```\n(.*?)```", README, re.DOTALL)[1].startswith("make demo")
+    assert pages.blocks(README)[0].text.startswith("make demo")
 
 
 def test_readme_states_the_sizes_that_were_measured():
@@ -166,7 +213,6 @@ def test_links_and_files_exist():
     for name, text in PAGES.items():
         for link in re.findall(r"\]\(([^)#]+)\)", text):
             assert link.startswith("https://") or (ROOT / name).parent.joinpath(link).exists(), (name, link)
-        assert name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md") or f"]({name})" in README, name
     for room in re.findall(r"^\| `([^|]+)` \|", CONTRIBUTING, re.MULTILINE):
         first, *rest = room.replace("`", "").split(", ")
         for path in [Path(first), *(Path(first).parent / name for name in rest)]:

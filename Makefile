@@ -13,12 +13,13 @@ CUDA := $(if $(DRIVER),$(if $(filter 12,$(DRIVER)),$(comma)cuda12,$(if $(shell [
 demo: $(VENV)/installed
 	$(BIN)/python -m cuconv demo
 
-test: $(VENV)/installed
+test: $(VENV)/tests
 	$(BIN)/python -m pytest
 
 # The pages as a site: build/docs/index.html.
 docs: $(VENV)/docs
 	$(BIN)/python -m sphinx -q -W --keep-going -b html -j auto docs build/docs
+	@echo "the pages are in build/docs/index.html"
 
 lint: $(VENV)/linters
 	$(BIN)/ruff check
@@ -32,21 +33,26 @@ bench: $(VENV)/bench
 
 # On a machine with a GPU: all that one is wanted for, in nine minutes, and on from there when it is given again.
 # make device OPTIONS="--minutes 30 --from home"
-device: $(VENV)/bench
+device: $(VENV)/bench $(VENV)/tests
 	$(BIN)/python -m benchmarks.device $(OPTIONS)
 
 # There, with the CUDA toolkit: its four checkers over the small GPU tests.
 SANITIZER ?= compute-sanitizer
-sanitize: $(VENV)/installed
+sanitize: $(VENV)/tests
 	$(BIN)/python -m benchmarks.sanitizer $(SANITIZER)
 
 clean:
 	rm -rf $(VENV) .emulator build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis cuconv-demo.png
 
 $(VENV)/installed: pyproject.toml Makefile
-	@echo "installing cuconv and what its demo and tests need into $(VENV) (once)"
+	@echo "installing cuconv and what its demo needs into $(VENV) (once)"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[demo,test$(CUDA)]'
+	$(BIN)/python -m pip install --quiet --editable '.[demo$(CUDA)]'
+	touch $@
+
+$(VENV)/tests: $(VENV)/installed
+	@echo "installing what its tests need, NVIDIA's compiler among it (once)"
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
 $(VENV)/bench: $(VENV)/installed

@@ -143,7 +143,7 @@ def activation_backward(
         the shape and dtype of dy.
     pre_activation : array, optional
         Its argument z, as `conv` without the activation returns it: enough for all, and needed for silu
-        and gelu, where two z have one y. Of the shape and dtype of dy.
+        and gelu, where two values of z have the same y. Of the shape and dtype of dy.
 
     Returns
     -------
@@ -163,7 +163,7 @@ def activation_backward(
 
     Notes
     -----
-    Half types are computed with in float32 and rounded once.
+    float16 and bfloat16 are computed in float32 and rounded once.
 
     Examples
     --------

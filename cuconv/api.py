@@ -18,7 +18,7 @@ from .dtypes import is_complex
 from .options import checked_keywords, entries, flag, integers, is_one, one_of, shown
 from .plan import Call, Plan, current_arch, expect_shape, make_plan, permitted
 from .prepared import repeatable
-from .problem import ACTIVATIONS, LAYOUTS, OPS, ConvProblem, Request
+from .problem import ACTIVATIONS, OPS, ConvProblem, Request, checked_layout
 
 
 @repeatable
@@ -49,8 +49,8 @@ def conv(
 
         P = floor((H + a + b - d (R - 1) - 1) / s) + 1
 
-    with c over the C/groups channels of k's group, H cells of x, R of the filter, and P of the
-    result.
+    where c runs over the C/groups channels of k's group, and x has H cells, the filter R and the
+    result P.
 
     =====  ==========================  ==========================
     array  layout="channels_first"     layout="channels_last"
@@ -94,17 +94,18 @@ def conv(
         What is applied to each element, before it is rounded. Integers have "relu" alone, complex
         numbers none.
     precision : {None, "tf32"}
-        None for the dtype's own accuracy; "tf32" permits float32 to be multiplied as numbers rounded to
-        11 bits, on tensor cores ("mma"), and summed in float32. For CuPy arrays CUPY_TF32=1, in the
-        environment, has None mean it.
+        None for the dtype's own accuracy. "tf32" permits float32 to be rounded to 11 bits before it is
+        multiplied, on tensor cores ("mma"); sums stay in float32. For CuPy arrays None means "tf32" if
+        CUPY_TF32=1 is in the environment.
     algorithm : str, default "auto"
-        "auto" takes what is estimated to be fastest, "tune" times the candidates once. A name never
-        falls back: for NumPy arrays "gemm", "mec", "im2col", "toeplitz", "depthwise" or "fft", for CuPy
-        arrays "mma", "wgmma", "grouped", "simt", "depthwise", "direct" or "fft", which needs cuFFT.
+        "auto" takes the algorithm that is estimated to be fastest, "tune" times the candidates once.
+        An algorithm by name never falls back to another: for NumPy arrays "gemm", "mec", "im2col",
+        "toeplitz", "depthwise" or "fft", for CuPy arrays "mma", "wgmma", "grouped", "simt",
+        "depthwise", "direct" or "fft", which needs cuFFT.
     out_dtype : {None, "int32", "int64"}
-        The dtype of y, bias and out, and of all sums, where x and w are integers that it holds, each of
-        its own: int8, uint8, int16, uint16 or int32; for int64 also uint32 and int64. Truth values go
-        in as ``x.view("uint8")``.
+        For integers x and w, the dtype of y, bias, out and all sums. Then x and w may each be int8,
+        uint8, int16, uint16 or int32; for "int64" also uint32 or int64. Truth values go in as
+        ``x.view("uint8")``.
     out : array, optional
         The array that the result is written to. It must not overlap the others.
     accumulate : bool, default False
@@ -126,13 +127,13 @@ def conv(
     --------
     conv_backward : Its gradients.
     conv_transpose : The map from y's shape to x's.
-    plan : How a call would be done, and why so.
+    plan : How a call would be done, and why.
 
     Notes
     -----
-    Half types are summed in float32 and rounded once; integers are exact modulo 2^32 or 2^64. Sums of
-    narrower integers, as images have, do not fit those: `out_dtype` names a wider dtype for them.
-    Extents are in elements; zero-size batches and channels are allowed.
+    float16 and bfloat16 are summed in float32 and rounded once. int32 and int64 are exact modulo 2^32
+    or 2^64. Sums of narrower integers, as images have, do not fit their own dtype: `out_dtype` names a
+    wider one. Extents are in elements; zero-size batches and channels are allowed.
 
     Zeros of the padding are multiplied like any other cell, in the gradients too: where one meets an
     infinity or NaN of the other operand the result is NaN. Only ``algorithm="fft"`` mixes all cells of
@@ -188,7 +189,7 @@ def conv_input_grad(
 ) -> Array:
     """The gradient of `conv` with respect to x.
 
-    It is made from dy, the gradient of `conv`'s result before activation::
+    It is computed from dy, the gradient with respect to `conv`'s result before its activation::
 
         dx[n, c, h] = sum over k, r, p with p s - a + r d = h of  dy[n, k, p] conj(w[k, c, r])
 
@@ -202,7 +203,7 @@ def conv_input_grad(
     w : array
         The filters, as in `conv`.
     input_shape : sequence of int
-        The shape of x, which the stride leaves open.
+        The shape of x: with a stride, several shapes of x give the same shape of dy.
     stride, padding, dilation, groups, padding_mode, layout, flip, precision : optional
         As in `conv`.
     algorithm : str, default "auto"
@@ -227,8 +228,9 @@ def conv_input_grad(
 
     Notes
     -----
-    Cells that no output sees get zero where w is finite; outside of its P cells dy counts as zeros, for
-    every tap whose p is whole. The formula is in [1]_, equations 7 to 9.
+    Cells that no output sees get zero, if w is finite. Outside of its P cells dy counts as zeros, which
+    are multiplied by each tap for which p is a whole number: an infinity there gives NaN. The formula
+    is in [1]_, equations 7 to 9.
 
     References
     ----------
@@ -272,7 +274,7 @@ def conv_weight_grad(
 ) -> Array:
     """The gradient of `conv` with respect to w.
 
-    It is made from dy, the gradient of `conv`'s result before activation::
+    It is computed from dy, the gradient with respect to `conv`'s result before its activation::
 
         dw[k, c, r] = sum over n, p of  dy[n, k, p] conj(x[n, c, p s - a + r d])
 
@@ -286,7 +288,7 @@ def conv_weight_grad(
     dy : array
         Of the shape of `conv`'s result.
     weight_shape : sequence of int
-        The shape of w, which the stride leaves open.
+        The shape of w: with a stride, several shapes of w give the same shape of dy.
     stride, padding, dilation, groups, padding_mode, layout, flip, precision : optional
         As in `conv`.
     algorithm : str, default "auto"
@@ -346,7 +348,7 @@ def conv_bias_grad(
 ) -> Array:
     """The gradient of `conv` with respect to its bias.
 
-    It is made from dy, the gradient of `conv`'s result before activation::
+    It is computed from dy, the gradient with respect to `conv`'s result before its activation::
 
         db[k] = sum over n and all pixels of  dy[n, k, ...]
 
@@ -357,7 +359,7 @@ def conv_bias_grad(
     layout : {"channels_first", "channels_last"}
         Where dy's axis K is.
     batched : bool, default True
-        False says that dy has no axis N, which the shape alone does not tell.
+        False if dy has no axis N: its shape alone does not tell.
     out, accumulate : optional
         As in `conv`.
 
@@ -381,7 +383,7 @@ def conv_bias_grad(
     array([80., 80.])
     """
     operands = arrays.adopt(dy=dy, out=out)
-    one_of("layout", layout, LAYOUTS)
+    checked_layout(layout)
     return _bias_call(operands, layout, flag("batched", batched), accumulate, "out").planned("auto")
 
 
@@ -431,9 +433,9 @@ def conv_backward(
 ) -> tuple[Array | None, Array | None, Array | None]:
     """The gradients of `conv` with respect to x, w and the bias.
 
-    They are made from dy, the gradient of `conv`'s result before activation; where an activation was
-    fused, `activation_backward` makes that of the gradient after it. The formulas are those of
-    `conv_input_grad`, `conv_weight_grad` and `conv_bias_grad`.
+    They are computed from dy, the gradient with respect to `conv`'s result before its activation. If
+    the call had an activation, `activation_backward` makes dy of the gradient after the activation.
+    The formulas are those of `conv_input_grad`, `conv_weight_grad` and `conv_bias_grad`.
 
     Parameters
     ----------
@@ -448,7 +450,7 @@ def conv_backward(
     padding_mode, layout, flip, precision : optional
         As in `conv`.
     algorithm : str, default "auto"
-        As in `conv`, for dx and dw; a name has to be one that both have, if both are needed.
+        As in `conv`, for dx and dw. If both are needed, a name must be one that both have.
     out : sequence of three arrays or None, optional
         One place for each gradient.
     accumulate : bool, default False
@@ -535,15 +537,15 @@ def conv_transpose(
 ) -> Array:
     """Transposed convolution: the linear map of `conv_input_grad`, with bias and activation.
 
-    On each spatial axis, with stride s, dilation d, and a and b cells of padding before and after, both
-    those of the convolution that is transposed::
+    On each spatial axis, with stride s, dilation d, and a and b cells of padding before and after (all
+    of them those of the convolution that is transposed)::
 
         y[n, c, h] = activation(bias[c] + sum over k, r, p with p s - a + r d = h of
                                           x[n, k, p] w[k, c, r])
 
         H = (P - 1) s - a - b + d (R - 1) + output_padding + 1
 
-    with P cells of x, R of the filter, and H of the result.
+    where x has P cells, the filter R and the result H.
 
     =====  ==========================  ==========================
     array  layout="channels_first"     layout="channels_last"
@@ -565,8 +567,8 @@ def conv_transpose(
     stride : int or sequence of int, default 1
         As in `conv`; the result is about so many times as large as x.
     padding : int, str or sequence, default 0
-        As in `conv`, but that it is cut off the result. "same" makes the result stride times as large
-        as x, and `output_padding` more.
+        As in `conv`, but it is cut off the result. "same" makes the result stride times as large as x,
+        plus `output_padding`.
     output_padding : int or sequence of int, default 0
         How many cells are added at the end of each axis, fewer than the stride or the dilation.
     groups, dilation, padding_mode, layout, flip, activation, precision : optional
@@ -631,13 +633,15 @@ def conv_transpose_backward(
 ) -> tuple[Array | None, Array | None, Array | None]:
     """The gradients of `conv_transpose` with respect to x, w and the bias.
 
-    They are made from dy, the gradient of `conv_transpose`'s result before activation::
+    They are computed from dy, the gradient with respect to `conv_transpose`'s result before its
+    activation::
 
         dx[n, k, p] = sum over c, r of  dy[n, c, p s - a + r d] conj(w[k, c, r])
         dw[k, c, r] = sum over n, p of  conj(x[n, k, p]) dy[n, c, p s - a + r d]
         db[c] = sum over n and all pixels of  dy[n, c, ...]
 
-    dx is the convolution that is transposed, of dy, and dw its weight gradient with x and dy exchanged.
+    dx is the convolution of dy, the one that `conv_transpose` transposes. dw is its weight gradient,
+    with x and dy exchanged.
 
     Parameters
     ----------
@@ -652,8 +656,8 @@ def conv_transpose_backward(
     padding_mode, layout, flip, precision : optional
         As in `conv`.
     algorithm : str, default "auto"
-        As in `conv` for dx, and as in `conv_weight_grad` for dw; a name has to be one that both have,
-        if both are needed.
+        As in `conv` for dx, and as in `conv_weight_grad` for dw. If both are needed, a name must be one
+        that both have.
     out : sequence of three arrays or None, optional
         One place for each gradient.
     accumulate : bool, default False
@@ -746,8 +750,8 @@ def plan(
     Parameters
     ----------
     op : {"fprop", "dgrad", "wgrad", "bgrad"}
-        The result of `conv`, called with x and w, or its gradient with respect to x (dy, w), to w
-        (x, dy) or to the bias (dy).
+        "fprop" is the result of `conv`, "dgrad" its gradient with respect to x, "wgrad" to w, and
+        "bgrad" to the bias. The plan is called with x and w, with dy and w, with x and dy, or with dy.
     x_shape, w_shape : sequence of int
         The shapes of x and w, for every op.
     dtype : dtype or pair of them, default "float32"
@@ -757,19 +761,19 @@ def plan(
     bias : bool, default False
         Whether a bias will be fused; the plan is then called with ``bias=``.
     activation, precision, algorithm, out_dtype : optional
-        As in `conv`. There are no arrays to time, so that "tune" is an error.
+        As in `conv`, but "tune" is an error, since there are no arrays to time.
     accumulate : bool, default False
         Whether results will be added to `out`; the plan is then called with ``out=``.
     backend : {"cpu", "cuda"}
         "cpu" for NumPy arrays, "cuda" for CuPy arrays.
     device : str, optional
-        For "cuda", the architecture of the GPU, "sm_90" and the like, which none need be there for;
-        None for the current GPU's, or "sm_90" where there is none.
+        For "cuda", the architecture of a GPU, such as "sm_90"; that GPU need not be there. None is that
+        of the current GPU, or "sm_90" if there is none.
 
     Returns
     -------
     plan : Plan
-        Which algorithm, why, its launches, and the memory that it takes besides.
+        Which algorithm, why, its launches and its workspace.
 
     Raises
     ------

@@ -177,6 +177,8 @@ def _integers(out_dtype: Any, dtypes: dict[str, Any]) -> tuple[str, tuple[str, s
             order, advice = "" if names[name] else " in native byte order", ""
             if came == "bool" and name in "xw":
                 advice = f"; {name}.view('uint8') counts what is True"
+            elif name in "xw" and holds("int64", came):
+                advice = "; out_dtype='int64' takes it"
             raise TypeError(
                 f"{name} must have dtype {', '.join(taken)}{order} for out_dtype={result!r}, "
                 f"got {came}{advice}"
@@ -205,6 +207,9 @@ _ROUNDED = {
 }
 """What comes nearest to a dtype that no supported one holds, by its kind."""
 
+_DIGITS = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53, "complex64": 24, "complex128": 53}
+"""The bits of the largest integers up to which a dtype holds all."""
+
 
 def _advice(name: str, given: dict[str, Any], views: dict[str, Any], widens: bool) -> str:
     """How to make all operands of one supported dtype without losing anything, for the end of an error.
@@ -226,6 +231,11 @@ def _advice(name: str, given: dict[str, Any], views: dict[str, Any], widens: boo
             text = f"; {' and '.join(calls)} lose{'s' if len(calls) == 1 else ''} nothing"
             return text + (_taken_as_they_are(_NAMES[target], dtypes) if widens else "")
     if dtypes[name] in _NAMES:
+        rounded = {dtype for dtype in dtypes.values() if dtype.kind not in "biu"}
+        if len(rounded) == 1 and (target := _NAMES.get(*rounded)):
+            calls = [converted(operand, target) for operand in dtypes if dtypes[operand] not in rounded]
+            verb = "is" if len(calls) == 1 else "are"
+            return f"; {' and '.join(calls)} {verb} exact for integers up to 2^{_DIGITS[target]}"
         return "; no supported dtype holds every value of all operands"
     if dtypes[name].kind in _ROUNDED:
         nearest, loss = _ROUNDED[dtypes[name].kind]
@@ -359,7 +369,11 @@ def view_of(name: str, array: Array, owner: Owner) -> Array:
                 f"{name} is a view that {owner.library} {pending} only on reading it ({question}), which "
                 f"DLPack does not pass on: {name}.{resolve}() makes a plain copy"
             )
-    bfloat16, namespace = getattr(owner.home, "bfloat16", None), owner.namespace
+    bfloat16 = getattr(owner.home, "bfloat16", None)
+    try:
+        namespace = owner.namespace
+    except ImportError as error:
+        raise TypeError(f"{name} cannot be read through DLPack: {error}") from error
     try:
         if owner.backend == "cpu" and bfloat16 is not None and getattr(array, "dtype", None) == bfloat16:
             return np.from_dlpack(array.view(owner.home.int16)).view(ml_dtypes.bfloat16)

@@ -15,9 +15,9 @@ stride s, dilation d, and a cells of padding at either end, `convolution_forward
 
     gW[k, c, r] = sum over n, p of  gy[n, k, p] conj(x[n, c, p s - a + r d])
 
-The second one has y and x for what others call gx and gy, and adds b to the rounded sums. They are
-`cuconv.conv`, `cuconv.conv_input_grad` and `cuconv.conv_weight_grad` by CuPy's names; see there for
-dtypes. All arrays of a call have one.
+In the second one y and x are what others call gx and gy, and b is added to the rounded sums. The
+three are `cuconv.conv`, `cuconv.conv_input_grad` and `cuconv.conv_weight_grad` by CuPy's names. All
+arrays of a call have one dtype, any of those of `cuconv.conv`.
 
 ===========  ==========================  ==========================
 array        CUDNN_TENSOR_NCHW           CUDNN_TENSOR_NHWC
@@ -111,12 +111,13 @@ def convolution_forward(
         True is ``algorithm="tune"``: the first call of its kind times the algorithms, the others use
         the fastest one. Otherwise "auto".
     tensor_core : {"always", "auto", "never"}
-        All the same here: no dtype is given fewer bits.
+        All mean the same here: tensor cores are used where they lose nothing, and as TF32 only where
+        CUPY_TF32=1 in the environment permits it.
     d_layout, w_layout : {CUDNN_TENSOR_NCHW, CUDNN_TENSOR_NHWC}
         The layout of the input and the output, and that of the filters.
     beta : float, default 0
-        beta times what is there is added to the result; 0 writes over anything, also NaN. CuPy had no
-        such argument and did as with 0. For integers it is 0 or 1.
+        The result is added to beta times what y holds. 0 writes over y, even over NaN, as CuPy's
+        functions did, which had no such argument. For integers it is 0 or 1.
 
     Raises
     ------
@@ -176,7 +177,7 @@ def convolution_backward_filter(
     pad, stride, dilation, groups
         As in `convolution_forward`.
     deterministic : bool
-        True leaves `auto_tune` out, as in CuPy; no result depends on the order of threads anyway.
+        True switches `auto_tune` off, as in CuPy. No result depends on the order of threads anyway.
     auto_tune, tensor_core
         As in `convolution_forward`.
     d_layout, w_layout, beta : optional
@@ -415,9 +416,9 @@ def install() -> str:
     """Put this module into CuPy under the names of its cuDNN functions.
 
     From then on ``from cupy import cudnn``, ``import cupyx.cudnn`` and ``import cupy.cuda.cudnn`` find
-    this module. So SigPy, which looks for them when it is imported, convolves on GPUs again; one that
-    has been imported already is told. Nothing is changed where CuPy has cuDNN functions that work, as
-    up to version 13.
+    this module. SigPy looks for them when it is imported, so that it convolves on GPUs again; if it has
+    been imported already, it looks once more. Nothing is changed where CuPy has cuDNN functions that
+    work, as up to version 13.
 
     Returns
     -------
@@ -458,7 +459,7 @@ def install() -> str:
 def uninstall() -> str:
     """Take back what `install` did, exactly.
 
-    Who has imported a name meanwhile, as SigPy does, keeps the functions behind it.
+    A module that has imported a name meanwhile, as SigPy does, keeps the functions behind it.
 
     Returns
     -------

@@ -129,7 +129,7 @@ def tile_of(request: Request, groups: int, cost: Bytes, bound: int) -> Tile:
         groups = -(-groups // 2)
     while channels > 1 and cost(groups, channels, images, cells) > bound:
         channels = -(-channels // 2)
-    # What is held whole leaves memory for windows, whose time it is that very short ones would take.
+    # Arrays that are held whole must leave memory for windows: very short windows would take too long.
     held = cost(groups, channels, images, 0)
     room = max(bound - held, bound // 2)
     fitted = cut.fitted(lambda cells: cost(groups, channels, images, cells) - held, room)
@@ -143,7 +143,7 @@ def scratch_of(request: Request, copies: int) -> Bytes:
     """
     cut, (summed, _) = Cut(request), channels_of(request)
     item = itemsize(request)
-    # wgrad has one sum of spectra beside another that is to be added.
+    # wgrad holds two: a sum of spectra, and another one that is added to it.
     sums = 2 if request.op == "wgrad" else 1
     inside = math.prod(cut.problem.input) if cut.folds else 0
 

@@ -1,13 +1,15 @@
 """The linear filters of scipy.ndimage, by its names, on NumPy and CuPy arrays, with gradients.
 
-`X_grad` takes dy, the gradient of what `X` returns, then the arguments of `X` without its output;
-filters with weights of their own are linear maps of the input alone, and theirs take dy in its
-place. The interfaces are those of SciPy 1.17 and of cupyx.scipy.ndimage; SciPy is not imported.
+Each function has its gradient, as `correlate` has `correlate_grad`. It takes dy, the gradient with
+respect to the function's result, then the arguments of the function without `output`. Filters with
+fixed weights (`gaussian_filter`, `sobel`, `laplace`) are linear maps of the input alone: their
+gradients take dy in the place of the input. The interfaces are those of SciPy 1.17 and of
+cupyx.scipy.ndimage; SciPy is not imported.
 
-Where SciPy computes in double precision and rounds at the end, floats here are summed in the common
-dtype of input and output: float32 for an image of float32, float64 where output=numpy.float64 asks
-for it. Integers with integer weights give exact integers, modulo the range of the output; with
-weights of floats they are summed in float64, cut off towards zero and wrapped around, as in SciPy.
+SciPy computes in double precision and rounds at the end. Here floats are summed in the common dtype
+of input and output: float32 for an image of float32, float64 where output=numpy.float64 asks for
+it. Integers with integer weights give exact integers, modulo the range of the output. With weights
+of floats they are summed in float64, cut off towards zero and wrapped around, as in SciPy.
 """
 
 from __future__ import annotations
@@ -142,8 +144,8 @@ def correlate(
     - Integers with integer weights give exact integers, modulo the range of the output; SciPy
       rounds those of 64 bits to doubles.
     - Integers with weights of floats are summed in float64, cut off towards zero and wrapped
-      around, as in SciPy; but a sum that is an integer but for its rounding counts as that integer,
-      from which SciPy's may be 1 away.
+      around, as in SciPy. But a sum that only rounding keeps from being an integer counts as that
+      integer, where SciPy's may be 1 away from it.
     - Weights that are 0 are multiplied like any other: next to a NaN or an infinity the result is
       NaN. SciPy leaves them out.
     - origin goes with axes, in their order, as SciPy's documentation says.
@@ -309,8 +311,8 @@ def convolve(
     - Integers with integer weights give exact integers, modulo the range of the output; SciPy
       rounds those of 64 bits to doubles.
     - Integers with weights of floats are summed in float64, cut off towards zero and wrapped
-      around, as in SciPy; but a sum that is an integer but for its rounding counts as that integer,
-      from which SciPy's may be 1 away.
+      around, as in SciPy. But a sum that only rounding keeps from being an integer counts as that
+      integer, where SciPy's may be 1 away from it.
     - Weights that are 0 are multiplied like any other: next to a NaN or an infinity the result is
       NaN. SciPy leaves them out.
     - origin goes with axes, in their order, as SciPy's documentation says.
@@ -473,8 +475,8 @@ def correlate1d(
     - Integers with integer weights give exact integers, modulo the range of the output; SciPy
       rounds those of 64 bits to doubles.
     - Integers with weights of floats are summed in float64, cut off towards zero and wrapped
-      around, as in SciPy; but a sum that is an integer but for its rounding counts as that integer,
-      from which SciPy's may be 1 away.
+      around, as in SciPy. But a sum that only rounding keeps from being an integer counts as that
+      integer, where SciPy's may be 1 away from it.
     - float16 is taken. Truth values are an error unless output names a dtype of numbers, where
       SciPy's result is of truth values too.
 
@@ -634,8 +636,8 @@ def convolve1d(
     - Integers with integer weights give exact integers, modulo the range of the output; SciPy
       rounds those of 64 bits to doubles.
     - Integers with weights of floats are summed in float64, cut off towards zero and wrapped
-      around, as in SciPy; but a sum that is an integer but for its rounding counts as that integer,
-      from which SciPy's may be 1 away.
+      around, as in SciPy. But a sum that only rounding keeps from being an integer counts as that
+      integer, where SciPy's may be 1 away from it.
     - float16 is taken. Truth values are an error unless output names a dtype of numbers, where
       SciPy's result is of truth values too.
 
@@ -774,8 +776,8 @@ def gaussian_filter(
         What lies outside in the modes "constant" and "grid-constant", by default 0. Real where the
         input is.
     truncate : float, optional
-        The radius of the filter in standard deviations, by default 4, which is rounded to cells.
-        Only where radius does not give it in cells.
+        The radius of the filter in standard deviations, by default 4, rounded to cells. It counts
+        only if radius is not given.
     radius : int or sequence of ints, optional
         The radius of the filter in cells, one for all axes or one for each that is filtered.
     axes : int or sequence of ints, optional
@@ -807,9 +809,9 @@ def gaussian_filter(
 
     - Floats are summed in the common dtype of input and output, where SciPy computes in double
       precision and rounds after each axis. output=numpy.float64 asks for as much.
-    - Integers are summed in float64, cut off towards zero and wrapped around, as in SciPy; but a
-      sum that is an integer but for its rounding counts as that integer: a plain area stays as it
-      is, where SciPy's may lose 1.
+    - Integers are summed in float64, cut off towards zero and wrapped around, as in SciPy. But a
+      sum that only rounding keeps from being an integer counts as that integer: a plain area stays
+      as it is, where SciPy's may lose 1.
     - A sigma below 0 is an error.
     - float16 is taken. Truth values are an error unless output names a dtype of numbers, where
       SciPy's result is of truth values too.

@@ -42,7 +42,7 @@ from .api import conv, conv_backward
 from .arrays import Array, dtype_name, owner_of
 from .dtypes import described
 from .options import entries, flag, integer, is_one, one_of, per_axis
-from .problem import LAYOUTS
+from .problem import checked_layout
 
 
 def _namespace(x: Array) -> Any:
@@ -50,7 +50,7 @@ def _namespace(x: Array) -> Any:
 
 
 class Layer:
-    """A differentiable map with named parameters: what all layers are, and yours may be.
+    """A differentiable map with named parameters: the base class of all layers, and of your own.
 
     A layer of your own has `forward` and `backward`; where backward needs more than dy, forward leaves
     it in ``self.kept``, and ``self.recall()`` finds it there. Calling a layer calls its forward.
@@ -60,7 +60,7 @@ class Layer:
     parameters : dict of str to array
         What is learned, by name.
     gradients : dict of str to array
-        That of the loss with respect to each, as the last backward left it.
+        The gradient of the loss with respect to each parameter, as the last backward left it.
 
     Examples
     --------
@@ -296,7 +296,7 @@ class Conv(Layer):
             if channels % groups:
                 raise ValueError(f"groups={groups} does not divide {name}={channels}")
         shape = (out_channels, in_channels // groups, *taps)
-        if one_of("layout", layout, LAYOUTS) == "channels_last":
+        if checked_layout(layout) == "channels_last":
             shape = (out_channels, *taps, in_channels // groups)
         self.parameters["w"] = _he_normal(shape, math.prod(shape[1:]), dtype, rng)
         if flag("bias", bias):
@@ -343,8 +343,9 @@ class Dense(Layer):
 
     Notes
     -----
-    It is done as a convolution of a single pixel: CuPy's matrix products need cuBLAS, which the extras
-    lack. So all dtypes of `cuconv.conv` are there, and gradients of complex ones are conjugated.
+    It is done as a convolution of a single pixel, since CuPy's matrix products need cuBLAS, which
+    cuconv does not install. So it has all dtypes of `cuconv.conv`, and gradients of complex ones are
+    conjugated.
 
     Examples
     --------
@@ -493,7 +494,7 @@ class _Pool(Layer):
         self.padding = per_axis("padding", padding, rank, 0)
         if any(2 * pad > taps for pad, taps in zip(self.padding, self.kernel, strict=True)):
             raise ValueError(f"padding must be at most half of kernel {self.kernel}, got {self.padding}")
-        first = 2 if one_of("layout", layout, LAYOUTS) == "channels_first" else 1
+        first = 2 if checked_layout(layout) == "channels_first" else 1
         self.axes = range(first, first + rank)
 
     def _padded(self, x: Array) -> Array:
@@ -805,8 +806,8 @@ class _Optimizer:
 class SGD(_Optimizer):
     """Gradient descent with momentum.
 
-    Each step changes each parameter in place, g being its gradient, and v, from step to step, zero at
-    first::
+    Each step changes each parameter in place. g is its gradient; v is zero at first and kept from step
+    to step::
 
         v = momentum v + g
 
@@ -850,7 +851,8 @@ class SGD(_Optimizer):
 class Adam(_Optimizer):
     """Steps scaled by running means of the gradient and of its square.
 
-    Step t, from 1, changes each parameter in place, g being its gradient, m and v zero at first::
+    Step t, counted from 1, changes each parameter in place. g is its gradient; m and v are zero at
+    first and kept from step to step::
 
         m = beta1 m + (1 - beta1) g
         v = beta2 v + (1 - beta2) g^2

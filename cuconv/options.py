@@ -144,9 +144,15 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 _ELSEWHERE = {
-    "activation": "; dy is the gradient before the activation: activation_backward makes it of that after"
+    "input": ("x", "; it is called x here"),
+    "weight": ("w", "; it is called w here"),
+    "mode": ("padding", "; how much is computed is said by padding='valid', 'same' or 'full'"),
+    "activation": (
+        "dy",
+        "; dy is the gradient before the activation: activation_backward makes it of that after",
+    ),
 }
-"""What to say of arguments that other functions have."""
+"""What to say of arguments that other functions have, to callers of functions with a certain one."""
 
 
 def checked_keywords(function: _Function) -> _Function:
@@ -157,7 +163,8 @@ def checked_keywords(function: _Function) -> _Function:
     def call(*args: Any, **kwargs: Any) -> Any:
         for name in kwargs:
             if name not in known:
-                hint = _ELSEWHERE.get(name) or _nearest(name, known)
+                argument, words = _ELSEWHERE.get(name, ("", ""))
+                hint = words if argument in known else _nearest(name, known)
                 raise TypeError(f"{function.__name__}() has no argument {shown(name)}{hint}")
         return function(*args, **kwargs)
 

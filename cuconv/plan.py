@@ -36,8 +36,8 @@ TABLES: dict[str, Table] = {"cpu": cpu.TABLE, "cuda": cuda_algorithms.TABLE}
 class Plan(Schedule):
     """A chosen algorithm, as plain data: print it, compare it, keep it, call it.
 
-    `plan` makes it. Called with arrays of the shapes and the dtype it was made for, in the order of its
-    op (x, w or dy, w or x, dy or dy), it runs.
+    `plan` makes it. To run it, call it with arrays of the shapes and the dtype that it was made for: x
+    and w for "fprop", dy and w for "dgrad", x and dy for "wgrad", or dy for "bgrad".
 
     Attributes
     ----------
@@ -50,8 +50,8 @@ class Plan(Schedule):
     backend : {"cpu", "cuda"}
         Whether it takes NumPy's or CuPy's arrays.
     arch : str or None
-        The architecture of the GPU that it is for, None where there is no GPU; for "cpu" as many
-        threads as it runs in.
+        The architecture of the GPU that it is for, None where there is no GPU; for "cpu" the number of
+        threads that it runs in.
     algorithm : str
         The algorithm's name.
     why : str

@@ -12,6 +12,7 @@ made.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -119,24 +120,30 @@ def explain(error: MemoryError, owner: Owner, needs: Sequence[tuple[Any, int]]) 
 
     It stays CuPy's own error, with another text: who catches its OutOfMemoryError catches this one too.
     """
-    if not owner.on_gpu:
-        return  # NumPy's says what it could not have
+    if owner.on_gpu:  # NumPy's says what it could not have
+        with contextlib.suppress(Exception):  # where a GPU is lost its memory cannot be asked for
+            error.args = (f"{error} {_needed(owner, needs)}".strip(),)
+
+
+def _needed(owner: Owner, needs: Sequence[tuple[Any, int]]) -> str:
+    """What plans and new results need, what there is, and what helps."""
     results = sum(new for _, new in needs)
     workspace = max(plan.workspace_bytes for plan, _ in needs)
     free, _ = owner.namespace.cuda.runtime.memGetInfo()
     unused = owner.namespace.get_default_memory_pool().free_bytes()
     ways = ["a smaller batch"]
-    # What is named goes for all gradients but that of the bias, which has one algorithm.
-    named = [plan for plan, _ in needs if plan.workspace_bytes and plan.request.op != "bgrad"]
-    without = [plan.without_workspace() for plan in named]
+    # A name goes for all gradients but that of the bias, which has one algorithm.
+    named = [plan for plan, _ in needs if plan.request.op != "bgrad"]
+    needing = any(plan.workspace_bytes for plan in named)
+    without = [plan.without_workspace() for plan in named] if needing else []
     names = [name for name in without[0] if all(name in others for others in without)] if without else []
     ways += [f"algorithm={name!r}, which takes no workspace" for name in names[:1]]
     if unused:
         ways.append("cupy.get_default_memory_pool().free_all_blocks()")
-    error.args = (
-        f"{error} The call takes {results:,} bytes for results and {workspace:,} bytes of workspace; the GPU "
-        f"has {free:,} bytes free, and CuPy's pool holds {unused:,} bytes unused. "
-        f"What helps: {', or '.join(ways)}",
+    return (
+        f"The call takes {results:,} bytes for results and {workspace:,} bytes of workspace, beside copies "
+        f"of inputs that no kernel reads as they lie; the GPU has {free:,} bytes free, and CuPy's pool holds "
+        f"{unused:,} bytes unused. What helps: {', or '.join(ways)}"
     )
 
 

@@ -17,6 +17,11 @@ from .options import LIMIT, entries, flag, integer, integers, is_one, one_of, pe
 
 OPS = ("fprop", "dgrad", "wgrad", "bgrad")
 LAYOUTS = ("channels_first", "channels_last")
+_LAYOUTS_ELSEWHERE = {
+    letters: ("cuDNN's", layout)
+    for layout, words in zip(LAYOUTS, ("ncw nchw ncdhw", "nwc nhwc ndhwc"), strict=True)
+    for letters in words.split()
+}
 PADDING_MODES = ("zeros", "circular", "reflect", "replicate", "symmetric")
 MODES_ELSEWHERE = {
     "constant": ("NumPy's and SciPy's", "zeros"),
@@ -228,7 +233,7 @@ class ConvProblem:
             raise ValueError(
                 f"{names[0]} has {c} channels in {tuple(x_shape)}, but {names[1]} {tuple(w_shape)} with "
                 f"groups={groups} expects {per_group} x {groups} = {per_group * groups} "
-                f"(layout={layout!r})"
+                f"(layout={layout!r}){_turned(x_shape, per_group * groups, layout)}"
             )
         pairs = padding_pairs(padding, input, filter, stride, dilation)
         return cls(n, c, k, input, filter, stride, dilation, pairs, groups, padding_mode)
@@ -270,8 +275,8 @@ class ConvProblem:
 
         Notes
         -----
-        Output padding moves only the far end: the convolution that is transposed has b less by as much,
-        which keeps its own output at exactly P also where output_padding reaches the stride.
+        Output padding adds cells at the end only: b of the convolution that is transposed is less by as
+        many. So its own output has exactly P cells, also where output_padding reaches the stride.
 
         Examples
         --------
@@ -480,7 +485,7 @@ class ConvProblem:
         return elements * described(dtype).itemsize
 
     def gemm(self, op: str) -> tuple[int, int, int]:
-        """The sizes of one group's implicit matrix product, with no zero multiplied twice.
+        """The sizes of one group's implicit matrix product.
 
         Parameters
         ----------
@@ -491,7 +496,7 @@ class ConvProblem:
         -------
         gemm_m, gemm_n, gemm_k : int
             Rows and columns of the product, and how many products are summed up for each of its elements.
-            For dgrad gemm_k counts every filter tap, though each residue of the stride sees only its own.
+            For dgrad gemm_k counts every tap; with a stride, each cell of dx sees only some of them.
 
         Examples
         --------
@@ -611,7 +616,7 @@ class Request:
 
     def __post_init__(self) -> None:
         one_of("op", self.op, OPS)
-        one_of("layout", self.layout, LAYOUTS)
+        checked_layout(self.layout)
         check_activation(self.activation, self.dtype)
         one_of("precision", self.precision, PRECISIONS)
         for name in ("flip", "accumulate"):
@@ -680,7 +685,7 @@ def split_volume(name: str, shape: Sequence[int], rank: int, layout: str) -> tup
     """(N, C, spatial) of an activation's shape; a missing batch axis counts as N = 1."""
     extents = integers(name, shape, 0)
     letters = ", ".join(_letters(_INPUT_LETTERS, rank).upper())
-    axes = f"N, C, {letters}" if one_of("layout", layout, LAYOUTS) == "channels_first" else f"N, {letters}, C"
+    axes = f"N, C, {letters}" if checked_layout(layout) == "channels_first" else f"N, {letters}, C"
     if len(extents) == rank + 1:
         extents = (1, *extents)
     if len(extents) != rank + 2:
@@ -702,7 +707,7 @@ def split_filters(
     `names` are the caller's words for the two shapes; that of x is only read for the advice in an error.
     """
     extents = integers(names[1], w_shape, 0)
-    one_of("layout", layout, LAYOUTS)
+    checked_layout(layout)
     if not 3 <= len(extents) <= 5:
         raise ValueError(
             f"{names[1]} must have 3, 4 or 5 axes (K, C/groups and 1 to 3 spatial ones), got shape {extents}"
@@ -721,7 +726,7 @@ def advice(names: tuple[str, ...], x_shape: Sequence[int], filter: tuple[int, ..
     `names` are the caller's words for x, w, and what else has the axes of x.
     """
     x, rank = integers(names[0], x_shape, 0), len(filter)
-    first = one_of("layout", layout, LAYOUTS) == "channels_first"
+    first = checked_layout(layout) == "channels_first"
     if not 1 <= rank <= 3 or not rank <= len(x) <= rank + 2:
         return ""
     if len(x) == rank:
@@ -739,6 +744,20 @@ def advice(names: tuple[str, ...], x_shape: Sequence[int], filter: tuple[int, ..
         f"one filter for {of} of {names[0]} {x} is {_grown(names[1], filter, 2, layout, channels)}{groups} "
         f"(layout={layout!r})"
     )
+
+
+def _turned(x_shape: Sequence[int], channels: int, layout: str) -> str:
+    """A hint for an array that has so many channels along its last axis, but not where the layout says."""
+    if layout == "channels_last" or x_shape[-1] != channels:
+        return ""
+    filters = "(K, *filter, C/groups)"
+    return f"; its last axis has {channels}: layout='channels_last' is for that, with filters {filters}"
+
+
+def checked_layout(layout: Any) -> str:
+    """A layout, or ValueError, which knows cuDNN's words."""
+    found: str = one_of("layout", layout, LAYOUTS, _LAYOUTS_ELSEWHERE)
+    return found
 
 
 def _grown(name: str, shape: tuple[int, ...], axes: int, layout: str, k: int = 1) -> str:
@@ -827,7 +846,7 @@ def _letters(alphabet: str, rank: int) -> str:
 
 
 def _shape(outer: int, channels: int, spatial: tuple[int, ...], layout: str) -> tuple[int, ...]:
-    if one_of("layout", layout, LAYOUTS) == "channels_first":
+    if checked_layout(layout) == "channels_first":
         return (outer, channels, *spatial)
     return (outer, *spatial, channels)
 

@@ -1,8 +1,9 @@
 """The convolutions of scipy.signal, by its names, on NumPy and CuPy arrays, with gradients.
 
-`X_grad` takes dy, the gradient of what `X` returns, then the arguments of `X`, and returns the
-gradients of in1 and in2. The interfaces are those of SciPy 1.17 and of cupyx.scipy.signal; SciPy is
-not imported.
+Each function has its gradient, as `convolve` has `convolve_grad`. It takes dy, the gradient with
+respect to the function's result, then the arguments of the function, and returns the gradients of
+in1 and in2. The interfaces are those of SciPy 1.17 and of cupyx.scipy.signal. SciPy is not
+imported.
 """
 
 from __future__ import annotations
@@ -773,9 +774,8 @@ def oaconvolve(in1: Any, in2: Any, mode: str = "full", axes: int | Sequence[int]
 
     Notes
     -----
-    What is said of precision and of CuPy arrays in `fftconvolve` holds here too. Integers give
-    floats also where no axis is left to transform, which is otherwise in `scipy.signal.oaconvolve`
-    [1]_.
+    What is said of precision and of CuPy arrays in `fftconvolve` holds here too. Integers give floats
+    also where no axis is left to transform, unlike in `scipy.signal.oaconvolve` [1]_.
 
     References
     ----------

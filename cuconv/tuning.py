@@ -20,7 +20,7 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from . import kept
@@ -49,10 +49,24 @@ def folder() -> Path | None:
     return Path(base, "cuconv") if os.path.isabs(base) else None  # where there is no home
 
 
+_anew = False
+
+
+@contextlib.contextmanager
+def anew() -> Iterator[None]:
+    """Meanwhile no winner is known, so that all are found again; those that are kept stay until then."""
+    global _anew
+    _anew = True
+    try:
+        yield
+    finally:
+        _anew = False
+
+
 def remembered(request: Request, backend: str, candidates: Sequence[str]) -> str | None:
     """The algorithm that won against exactly these candidates on this machine, if one is known."""
     place = folder()
-    if place is None:
+    if place is None or _anew:
         return None
     machine = fingerprint(backend)
     content = kept.read(place / _name(request, machine), _MOST_BYTES)

@@ -5,6 +5,8 @@ import os
 import re
 from pathlib import Path
 
+from docutils import nodes
+
 from cuconv import __version__
 
 ROOT = Path(__file__).parents[1]
@@ -54,6 +56,15 @@ def read(app, name, source):
     source[0] = re.sub(r"\]\((?!https:|#)([^)#\s]+)(#[^)]*|)\)", moved, text)
 
 
+def numbered(app, doctree, name):
+    """Show citations by the numbers that docstrings give them, not by the names that numpydoc does."""
+    for reference in doctree.findall(nodes.reference):
+        if number := re.fullmatch(r"\[R[0-9a-f]{12}-(\w+)\]", reference.astext()):
+            reference.children = []
+            reference += nodes.inline("", f"[{number[1]}]")
+
+
 def setup(app):
-    """Have pages read by `read`."""
+    """Have pages changed where they are read, and where they are written."""
     app.connect("source-read", read)
+    app.connect("doctree-resolved", numbered)

@@ -76,8 +76,9 @@ def run(page: list[Block], name: str = "page") -> int:
                     code = "\n" * (block.line - 1) + block.text
                     exec(compile(code, name, "exec"), scope)
                 else:
-                    print("".join(command(words) for words in commands(block.text)), end="")
-            if block.prints is not None and (block.kind == "python" or printed.getvalue()):
+                    told = [command(words) for words in commands(block.text)]
+                    print(*(each for each in told if each), sep="", end="")
+            if block.prints is not None and (block.kind == "python" or told != [None] * len(told)):
                 where = f"{name}:{block.line} prints\n{printed.getvalue()}\nand not\n{block.prints}"
                 assert matches(printed.getvalue(), block.prints), where
     return len(executed)
@@ -124,8 +125,8 @@ def commands(text: str) -> Iterator[list[str]]:
             yield words
 
 
-def command(words: list[str]) -> str:
-    """What a command prints, if it is to be run; AssertionError where it fails or names what is not there."""
+def command(words: list[str]) -> str | None:
+    """What a command prints, None if it is not to be run; AssertionError where it fails or names nothing."""
     settings = dict(itertools.takewhile(lambda pair: len(pair) == 2, (word.split("=", 1) for word in words)))
     program, *arguments = words[len(settings) :]
     for word in arguments:
@@ -134,13 +135,13 @@ def command(words: list[str]) -> str:
     if program == "make":
         assert arguments[0] in _TARGETS, shlex.join(words)
     if program not in ("python", ".venv/bin/python") or arguments[0] not in ("-m", "-c"):
-        return ""
+        return None
     if arguments[0] == "-m" and arguments[1] != "cuconv":
         if (ROOT / arguments[1].partition(".")[0]).exists():
             assert importlib.util.find_spec(arguments[1]) is not None, shlex.join(words)
-        return ""
+        return None
     if {*arguments[2:3]} & {*ELSEWHERE}:
-        return ""
+        return None
     env = {**os.environ, **settings, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=env)
     assert done.returncode == 0, f"{shlex.join(words)} ended with {done.returncode}:\n{done.stderr}"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import cuconv
+from cuconv.cpu.windows import Axis
 
 from .cases import ALGORITHMS, MEMORIES, OPS, Case, applies, check, values
 
@@ -285,6 +286,13 @@ def test_blocks_of_few_pixels_and_many_channels():
 @pytest.mark.parametrize("bound", [1, 1 << 16, 1 << 22])
 def test_large_filters_under_few_pixels(line, bound):
     check(Case(cuconv.ConvProblem.parse(line), "int64", workspace=bound), "gemm", ops=("dgrad",))
+
+
+def test_a_step_counts_as_far_as_it_leads():
+    """That of a single output cell too: cells are laid apart by it."""
+    assert Axis(0, 16, 1, 16, 9).within(1) == (0, 16, 1, 16, 1)
+    assert Axis(0, 2**61, 1, 16, 1).within(1) == (0, 16, 1, 16, 1)
+    assert Axis(0, 2, 2**61, 1, 9).within(5) == (0, 2, 9, 1, 5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int64"])

@@ -316,7 +316,7 @@ def test_without_memory_nothing_is_launched_or_written(gpu, name, known):
 
 
 def test_one_workspace_does_for_all_gradients(gpu):
-    """The largest one: no more memory is held at once than when they came one by one."""
+    """The largest one, beside all results."""
     example = examples(gpu)["backward"]
     example.call()
     requested, malloc = [], gpu.pool.malloc
@@ -357,7 +357,8 @@ def test_what_is_said_where_memory_runs_short(gpu, monkeypatch):
     gpu.pool.free_bytes = lambda: 4096
     text = (
         f"Out of memory allocating 1,099,511,627,776 bytes (allocated so far: {gpu.pool.used:,} bytes). The "
-        f"call takes {4 * np.prod(W):,} bytes for results and {workspace:,} bytes of workspace; the GPU has "
+        f"call takes {4 * np.prod(W):,} bytes for results and {workspace:,} bytes of workspace, "
+        "beside copies of inputs that no kernel reads as they lie; the GPU has "
         f"{gpu.pool.size - gpu.pool.used - 1536:,} bytes free, and CuPy's pool holds 4,096 bytes unused. "
         "What helps: a smaller batch, or algorithm='depthwise', which takes no workspace, or "
         "cupy.get_default_memory_pool().free_all_blocks()"
@@ -391,6 +392,30 @@ def test_no_way_out_is_named_that_is_none(gpu, monkeypatch, options, ways):
     for _ in range(2):
         with gpu.broken("alloc"), pytest.raises(OutOfMemoryError, match=f"What helps: {ways}$"):
             cuconv.conv_backward(dy, x, w, padding=1, **options)
+
+
+def test_what_helps_one_gradient_must_help_all(gpu, monkeypatch):
+    """The one that needs no workspace now may need one by the algorithm that is named for the other."""
+    shapes = (1, 8, 8, 8, 8), (8, 8, 5, 5, 7)
+    plans = [cuconv.plan(op, *shapes, "int32", padding=1, backend="cuda") for op in ("dgrad", "wgrad")]
+    assert [plan.workspace_bytes > 0 for plan in plans].count(True) == 1
+    dy, x, w = gpu.array((1, 8, 6, 6, 4), np.int32), *(gpu.array(shape, np.int32) for shape in shapes)
+    with gpu.broken("alloc"), pytest.raises(OutOfMemoryError) as raised:
+        cuconv.conv_backward(dy, x, w, padding=1)
+    for name in re.findall("algorithm='(.*?)'", str(raised.value)):
+        for op in ("dgrad", "wgrad"):
+            plan = cuconv.plan(op, *shapes, "int32", padding=1, backend="cuda", algorithm=name)
+            assert plan.workspace_bytes == 0
+
+
+def test_an_error_that_cannot_be_explained_stays_what_it_is(gpu, monkeypatch):
+    def lost():
+        raise RuntimeError("the GPU is lost")
+
+    x, w = gpu.array(X), gpu.array(W)
+    monkeypatch.setitem(vars(gpu.cuda.runtime), "memGetInfo", lost)
+    with gpu.broken("alloc"), pytest.raises(OutOfMemoryError, match=r"^Out of memory .* bytes\)\.$"):
+        cuconv.conv(x, w, padding=1)
 
 
 def test_tuning_without_memory(gpu):

@@ -26,7 +26,7 @@ from cuconv.cli import bench, check, compile, demo, tune
 from cuconv.cli.main import COMMANDS, main
 from cuconv.problem import ConvProblem, Request
 
-COUNT = 400
+COUNT = 250
 SECONDS, BYTES, LINES, LETTERS = 1.0, 64 << 20, 12, 2000
 """What a case may take of the processor and of memory, and how much it may say of what is wrong."""
 

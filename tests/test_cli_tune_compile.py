@@ -282,6 +282,32 @@ def test_free_memory_is_known_on_linux():
         assert 1 << 20 < free < 1 << 50
 
 
+@pytest.mark.parametrize(("limit", "used"), [("1073741824", "73741824"), ("max", "0")])
+def test_free_memory_of_a_container_is_what_it_has_not_taken(tmp_path, monkeypatch, limit, used):
+    for name, content in (("limit", limit), ("used", used)):
+        (tmp_path / name).write_text(f"{content}\n")
+    monkeypatch.setattr(tune, "_CGROUP", [(tmp_path / "limit", tmp_path / "used")])
+    free = tune._free_on_host()
+    assert free == 1000000000 or limit == "max"
+
+
+def test_a_list_by_an_editor_that_marks_its_encoding(folder, tmp_path, capsys):
+    (tmp_path / "list").write_bytes(b"\xef\xbb\xbf" + LINES[0].encode())
+    (row,) = told(capsys, "tune", "--from", str(tmp_path / "list"), "--op", "fprop")["rows"]
+    assert row["problem"] == LINES[0]
+
+
+def test_without_an_error_stream_a_document_is_all_that_is_printed(folder):
+    command = [sys.executable, "-m", "cuconv", "tune", LINES[0], "--op", "fprop", "--json"]
+    run = subprocess.run([sys.executable, "-c", CLOSED, *command], stdout=subprocess.PIPE, text=True)
+    assert run.returncode == 0
+    assert json.loads(run.stdout)["timed"] == 1
+
+
+CLOSED = "import os, sys; os.close(2); os.execv(sys.argv[1], sys.argv[1:])"
+"""A program that starts another without a standard error stream."""
+
+
 def test_the_ways_to_avoid_are_kept_to(folder, monkeypatch, capsys, fresh_plans):
     monkeypatch.setenv("CUCONV_AVOID", "gemm,mec,im2col,toeplitz,depthwise")
     (row,) = told(capsys, "tune", LINES[0], "--op", "fprop", status=1)["rows"]

@@ -115,6 +115,19 @@ def size(picture):
     return [int.from_bytes(data[at : at + 4], "big") for at in (16, 20)]
 
 
+def test_troubleshooting_has_words_of_messages_that_there_are():
+    """Parts of them, around what differs; but for those of Python and CuPy."""
+    sources = "".join(path.read_text() for path in sorted(ROOT.glob("cuconv/**/*.py")))
+    joined = re.sub(r'"\s*\n\s*f?"', "", sources)
+    text = PAGES["docs/troubleshooting.md"]
+    words = re.findall(r"`([^`]+)`", "".join(re.findall(r"^\| (`.*?) \| ", text, re.MULTILINE)))
+    assert len(words) > 30
+    foreign = {"Out of memory allocating", "module 'cuconv' has no attribute"}
+    for part in (part for each in {*words} - foreign for part in each.split("...")):
+        for constant in re.split(r"'fft'|'tune'", part):
+            assert constant.strip() in joined, part
+
+
 def test_every_block_says_what_it_is():
     """Programs, commands, and text; in pages for Sphinx its own directives too."""
     for name, text in PAGES.items():
@@ -130,9 +143,10 @@ def test_every_block_says_what_it_is():
         "```sh\npython -m cuconv explain nonsense\n```\n",
         "```sh\npython examples/missing.py\n```\n",
         "```sh\nmake nothing\n```\n",
+        "```sh\npython -c pass\n```\n\n```text\nall is well\n```\n",
         "```python\nx = 1\n```\nThen:\n```python\nprint(x + 1)\n```\n```text\n1...\n```\n",
     ],
-    ids=range(6),
+    ids=range(7),
 )
 def test_a_page_that_does_not_do_what_it_says(page):
     with pytest.raises(AssertionError):

@@ -15,6 +15,7 @@ import pytest
 import cuconv
 import cuconv.nn
 from cuconv import prepared
+from cuconv.cuda import jit
 from cuconv.cuda.device import DEVICES, KNOWN
 from cuconv.plan import READY, device_of
 from cuconv.problem import LAYOUTS, MODES_ELSEWHERE, PADDING_MODES
@@ -123,6 +124,11 @@ VALUES = {
         "each word of the problem .* got 'grid-wrap'; SciPy's 'grid-wrap' is called 'circular' here",
     ),
     "layout": (conv(layout="channel_last"), "did you mean 'channels_last'"),
+    "layout elsewhere": (conv(layout="NHWC"), "cuDNN's 'nhwc' is called 'channels_last' here"),
+    "picture whose channels are last": (
+        conv(x=np.ones((2, 6, 7, 4))),
+        r"x has 6 channels .*; its last axis has 4: layout='channels_last' is for that, with filters \(K, ",
+    ),
     "activation": (conv(activation="ReLU"), "activation must be one of None, 'relu'.* did you mean 'relu'"),
     "precision": (conv(precision="tf31"), "did you mean 'tf32'"),
     "algorithm": (conv(algorithm="gem"), "algorithm must be one of 'auto', 'tune'.* did you mean 'gemm'"),
@@ -287,7 +293,7 @@ TYPES = {
     ),
     "out_dtype that does not hold x": (
         conv(X.astype("u4"), W.astype("u1"), out_dtype=np.int32),
-        "got uint32",
+        "got uint32; out_dtype='int64' takes it$",
     ),
     "truth values for out_dtype": (
         conv(X > 0, W.astype("u1"), out_dtype="int32"),
@@ -391,6 +397,8 @@ TYPES = {
     "dtype of a plan": (lambda: cuconv.plan("fprop", X.shape, W.shape, "uint64"), "dtype must be one of"),
     "layout that is an array": (conv(layout=np.array(["channels_first"])), "layout must be one of"),
     "layout that is no string": (conv(layout=3), "layout must be one of"),
+    "keyword elsewhere": (conv(mode="same"), r"no argument 'mode'; how much is computed is said by padding="),
+    "keyword of PyTorch's": (conv(weight=2), r"no argument 'weight'; it is called w here"),
     "unknown keyword": (conv(pading=2), r"conv\(\) has no argument 'pading'; did you mean 'padding'"),
     "unknown keyword of a ranked name": (lambda: cuconv.conv2d(X, W, strides=2), "did you mean 'stride'"),
     "algorithm that is no string": (conv(algorithm=["gemm"]), r"algorithm must be a string, got \['gemm'\]"),
@@ -454,7 +462,9 @@ CONVERSIONS = {
     ("float32", "float64"): "; x.astype('float64') loses nothing",
     ("float64", "float32"): "; w.astype('float64') loses nothing",
     ("int32", "float32"): "; x.astype('float64') and w.astype('float64') lose nothing",
-    ("int64", "float64"): "; no supported dtype holds every value of all operands",
+    ("int64", "float64"): "; x.astype('float64') is exact for integers up to 2^53",
+    ("complex64", "int64"): "; w.astype('complex64') is exact for integers up to 2^24",
+    ("int64", "bfloat16"): "; x.astype('bfloat16') is exact for integers up to 2^8",
     ("float16", "bfloat16"): "; x.astype('float32') and w.astype('float32') lose nothing",
     ("complex64", "float64"): "; x.astype('complex128') and w.astype('complex128') lose nothing",
     ("float64", "object"): "",
@@ -495,6 +505,10 @@ def test_conversions_that_errors_propose(first, second):
             assert in_python(converted[name]) == in_python(values[name])
         of_converted = cuconv.conv(**{name: array[None, None] for name, array in converted.items()})
         assert of_converted.size == 1
+    if match := re.search(r"\w\.astype\('(\w+)'\) is exact for integers up to 2\^(\d+)", message):
+        first_lost = np.array([2 ** int(match[2]) + step for step in (-1, 0, 1)])
+        kept = first_lost.astype(getattr(ml_dtypes, match[1], match[1])).astype("complex128").real
+        np.testing.assert_array_equal(kept.astype(int) == first_lost, [True, True, False])
     if match := re.search(r"out_dtype='(\w+)' takes (.*) and (.*) as", message):
         as_they_are = (eval(operand, dict(values))[None, None] for operand in match.groups()[1:])
         np.testing.assert_array_equal(cuconv.conv(*as_they_are, out_dtype=match[1]), of_converted)
@@ -612,6 +626,15 @@ def test_dlpack_devices(monkeypatch, device, backend, place):
     tensor = fake("strange", __dlpack__=None, __dlpack_device__=lambda self: (device, 0))
     owner = cuconv.arrays.owner_of("x", tensor)
     assert owner == cuconv.arrays.Owner("strange", backend, sys.modules[place])
+
+
+def test_an_array_on_a_gpu_without_cupy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "strange", types.SimpleNamespace(from_dlpack=lambda array: array))
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setattr(jit, "require_cupy", jit.require_cupy.__wrapped__)
+    tensor = fake("strange", __dlpack__=None, __dlpack_device__=lambda self: (2, 0))
+    with pytest.raises(TypeError, match="x cannot be read through DLPack: arrays on a GPU need CuPy"):
+        cuconv.conv(tensor, tensor)
 
 
 @pytest.mark.parametrize("error", [BufferError, RuntimeError, TypeError, ValueError])

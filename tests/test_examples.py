@@ -75,6 +75,7 @@ def test_it_reaches_its_goal_and_draws_a_picture_as_large_as_the_pages(name, sta
     assert size_of(drawn) == size_of((PICTURES / f"{name}.png").read_bytes())
 
 
+@pytest.mark.long
 def test_from_the_repositorys_folder_as_the_page_says(tmp_path):
     out = tmp_path / "picture.png"
     command = [sys.executable, "examples/edges.py", "--quick", "--out", str(out)]

@@ -170,7 +170,7 @@ def _lines(name: str, source: str) -> list[str]:
                 content = file.read(_MOST_BYTES + 1)
         if len(content) > _MOST_BYTES:
             raise UsageError(f"{name} must have at most {_MOST_BYTES:,} bytes")
-        return content.decode().splitlines()
+        return content.decode("utf-8-sig").splitlines()
     except argparse.ArgumentTypeError as error:
         raise UsageError(f"--from {error}") from None
     except OSError as error:

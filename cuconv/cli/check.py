@@ -271,7 +271,7 @@ def _cells(
     for op, entry in entries:
         for dtype in columns:
             share, failure = _worst(op, entry, cases[dtype], backend, xp)
-            lost = bool(failure) and not _answers(xp)
+            lost = bool(failure) and not answers(xp)
             yield Cell(entry.name, op, dtype, share, failure, lost)
             if lost:
                 return
@@ -325,7 +325,7 @@ def _worst(
     return worst, ""
 
 
-def _answers(xp: Any) -> bool:
+def answers(xp: Any) -> bool:
     """Whether the device still computes: after an access to foreign memory every call of a process fails."""
     try:
         return bool(on_host(xp.ones(1))[0] == 1)

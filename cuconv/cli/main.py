@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MemoryError as error:
         status, reason = 1, f"cuconv: there is not enough memory: {error}"
     # The exception is gone by now, and a progress bar that it held has ended its line.
-    if reason:
+    if reason and sys.stderr is not None:
         print(short(reason), file=sys.stderr)
     _discard(sys.stdout)
     if status == _NO_READER:

@@ -19,7 +19,9 @@ def teller(as_json: bool) -> Say:
     """A function like print: to standard output, or beside it where that is to be a document alone."""
 
     def say(*words: Any, end: str = "\n") -> None:
-        print(*words, end=end, flush=True, file=sys.stderr if as_json else sys.stdout)
+        stream = sys.stderr if as_json else sys.stdout
+        if stream is not None:  # or else print would take standard output
+            print(*words, end=end, flush=True, file=stream)
 
     return say
 

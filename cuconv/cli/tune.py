@@ -7,6 +7,7 @@ that of what `auto` would take, are measured after that, in turn, since no two t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import math
 import os
@@ -22,7 +23,7 @@ from ..problem import ConvProblem
 from . import report, timed_calls
 from .arguments import CommandError, UsageError, add_json, add_problems, can_be_written, problems, ways
 from .bench import plan_of
-from .check import place
+from .check import answers, place
 from .clock import Clock, CpuClock, GpuClock, interleaved
 from .timed_calls import Task
 
@@ -109,6 +110,9 @@ def _tuned(
             row = group.row(op, options.again)
             say(report.wrapped(f"{'':10}{row}", 10)[10:])
             rows.append(row)
+        if any(row.error for row in rows[-len(ops) :]) and not answers(clock.namespace):
+            say("\nThe GPU refuses all work of this process since then.")
+            break
         group.release()
     failed = sum(row.error is not None for row in rows)
     remembered = sum(row.remembered for row in rows)
@@ -142,7 +146,8 @@ class _Group:
             kinds = {MemoryError: "not enough memory", RuntimeError: "", ValueError: ""}
             kind = next((kinds[each] for each in kinds if isinstance(error, each)), type(error).__name__)
             row.error = f"{kind}: {reason}" if kind else reason
-            self.release()
+            with contextlib.suppress(Exception):  # of a GPU that is lost
+                self.release()
         return row
 
     def _tune(self, row: Row, again: bool) -> None:
@@ -164,16 +169,9 @@ class _Group:
             while host:
                 role, array = host.popitem()
                 self.arrays[role] = clock.namespace.asarray(array)
-        if known:
-            # A winner of no name: what is kept no longer counts.
-            tuning.remember(request, clock.device, names, "")
+        with tuning.anew():
             forget()
-        try:
             timed_calls.ours(task, "tune").call()
-        except BaseException:
-            if known:
-                tuning.remember(request, clock.device, names, known)
-            raise
         row.winner = tuning.remembered(request, clock.device, names)
         if row.winner is None:
             raise RuntimeError(f"its winner could not be kept in {tuning.folder()}")
@@ -214,6 +212,13 @@ def _seconds(clock: Clock, task: Task, names: tuple[str, ...]) -> dict[str, floa
     return {name: times.median for name, times in interleaved(clock, calls, SECONDS).items()}
 
 
+_CGROUP = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+"""Where Linux says what a container may take, and what it has taken."""
+
+
 def _free_on_host() -> int | None:
     """The bytes of memory that are free for this process, if that is known."""
     free = None
@@ -221,9 +226,10 @@ def _free_on_host() -> int | None:
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 free = int(line.split()[1]) << 10
-        for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-            if os.path.exists(name) and (limit := Path(name).read_text().strip()).isdigit():
-                free = min(int(limit), free if free is not None else int(limit))
+        for limit, used in _CGROUP:
+            if os.path.exists(limit) and (most := Path(limit).read_text().strip()).isdigit():
+                left = int(most) - int(Path(used).read_text())
+                free = left if free is None else min(left, free)
     except (OSError, ValueError):
         pass
     if free is None and hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
@@ -50,7 +51,8 @@ def keep_freed_memory() -> None:
     to 32 MiB. Every page that comes back then costs a fault, and all of them as long as a convolution may
     take. So one such piece is freed here, of which no page was ever touched.
     """
-    np.empty((32 << 20) - (64 << 10), np.uint8)
+    with contextlib.suppress(MemoryError):
+        np.empty((32 << 20) - (64 << 10), np.uint8)
 
 
 class Scratch(threading.local):

@@ -129,7 +129,7 @@ def _dot(images: FlatImages, tap: Sequence[int], grad: np.ndarray, seen: Windows
     read = images.seen(tap)
     dot = np.vecdot(grad[..., : images.length], read[:, None])
     if dot.dtype.kind in "fc" and not np.isfinite(dot).all():
-        # Zeros times infinities that the tap does not see as its own must not count.
+        # A zero between the cells of dy that meets an infinity is no product of the tap: it must not count.
         whole = seen.scratch("whole", (len(read), images.size), read.dtype)
         np.conjugate(read, out=whole[:, : images.length])
         dot = np.einsum("ncdhw,ncmdhw->cm", images.inside(whole), images.inside(grad)).conj()

@@ -216,7 +216,7 @@ def _products(tiles: Tiles, bands: np.ndarray, scratch: Scratch) -> np.ndarray |
         _multiply(bands[:, :, j, t, None, None, None], tiles.seen_by(t)[j::read], product)
         if index:
             np.add(total, product, out=total)
-    # What is not finite shows in every row of a tile that sees it, by a product with a zero or without.
+    # An infinity or NaN shows in every row of a tile that sees it, also where it is multiplied by a zero.
     return tiles.outputs(total) if np.isfinite(total[..., 0, :].sum()) else None
 
 

@@ -45,12 +45,12 @@ class Axis(NamedTuple):
     def within(self, count: int) -> Axis:
         """How the windows of a block of so many output cells lie in what `Windows.gather` gives.
 
-        As in the array, or, where few cells are seen, what each tap sees, one tap after the other. From a
-        single output cell or tap no step leads on: theirs, which may be larger than memory, count as 1.
+        As in the array, or, where few cells are seen, what each tap sees, one tap after the other. No step
+        leads out of what is reached: that of a single output cell or tap may be larger than memory.
         """
         if self.dense(count):
-            stride, step = self.stride if count > 1 else 1, self.step if self.taps > 1 else 1
-            return Axis(0, stride, step, self.taps, count)
+            reached = max(self.reach(count), 1)
+            return Axis(0, min(self.stride, reached), min(self.step, reached), self.taps, count)
         return Axis(0, 1, count, self.taps, count)
 
     def read(self, count: int) -> int:

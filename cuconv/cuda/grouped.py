@@ -206,7 +206,7 @@ def _work(request: Request, tile: Tile) -> Threads:
     else:
         m, fragments = map(int, tile.arguments[:2])
         sources, results = of.sides(op)
-        # Of dgrad's residues most have fewer taps than the first.
+        # Most of dgrad's residues have fewer taps than the first.
         taps = math.prod(problem.filter) / (math.prod(problem.stride) if op == "dgrad" else 1)
         steps = math.ceil(taps * sources * of.bundled / (2 * OCTET))
         parts = per(per(tile.slots, 16 * m) * per(tile.groups * results, OCTET * fragments), warps)

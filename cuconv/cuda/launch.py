@@ -125,8 +125,7 @@ def run(work: Sequence[Work]) -> None:
         if each.workspace_bytes > workspace_bytes:
             workspace_bytes = each.workspace_bytes
     if not fit:
-        run(_copied(work))
-        return
+        work = _copied(work)
     start = 0  # where all arrays of the workspace are empty
     if workspace_bytes:
         workspace = each.cuda.alloc(workspace_bytes)  # held until all is launched

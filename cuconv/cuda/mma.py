@@ -249,7 +249,7 @@ def estimate(request: Request, device: Device | None) -> float:
     if product.parts > 1:  # made once by a block, of 6 bytes, and added by three instructions
         share = (tile.bm + tile.bn) * tile.bk / tile.threads * 32
         each, lines = 18 * fragments + 360, ((tile.wm + tile.wn) * tile.bk * 6 + 14 * share) / 128
-    # Of a residue pixels are no neighbours in memory: results are stored one by one if these are fastest.
+    # Pixels of one residue are no neighbours in memory: stored one by one where pixels are the fastest axis.
     apart = (
         0 if op != "dgrad" or max(problem.stride) == 1 else 240 if request.layout == "channels_first" else 25
     )
@@ -328,7 +328,7 @@ def _clocks(problem: ConvProblem, request: Request, tile: Tile, splits: int, chu
     at_once = _H200.multiprocessors * tile.residents
     crowded = per(blocks, _H200.multiprocessors) * tile.clocks
     products = (slices + _FILL) * max(crowded, per(blocks, at_once) * tile.latency)
-    # What blocks at work read is read again from DRAM as far as it does not fit the second-level cache.
+    # What does not fit into the second-level cache is read again from DRAM.
     inputs = sum(math.prod(request.shape(role)) for role in OPERANDS[request.op][:2] if role)
     inputs *= DTYPES[request.dtype].itemsize
     again = max(blocks * slices * (tile.bm + tile.bn) * tile.bk * item - inputs, 0)

@@ -144,7 +144,7 @@ def estimate(request: Request, device: Device | None) -> float:
 
 def _seconds(request: Request, problem: ConvProblem, device: Device, choice: Choice) -> float:
     tile, splits, chunk = choice
-    # Of dgrad's residues most have fewer taps than the first.
+    # Most of dgrad's residues have fewer taps than the first.
     depth = per(problem.gemm(request.op)[2], math.prod(problem.stride) if request.op == "dgrad" else 1)
     slices = per(chunk, tile.bk) * depth / max(gemm_k(problem, request.op), 1)
     products = real_products(request) * tile.tm * tile.tn * tile.bk

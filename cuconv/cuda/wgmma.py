@@ -179,7 +179,7 @@ def estimate(request: Request, device: Device | None) -> float:
         before += real_filters_seconds(request, whole, device)
     tiles = splits * _tiles(problem, request, tile)
     clocks = _clocks(problem, request, tile, splits, chunk)
-    # Results are stored one by one where channels are first and pixels no neighbours in memory, or no packs.
+    # With channels first, results are stored one by one if pixels are no neighbours or fill no packs.
     of_residues = op == "dgrad" and max(problem.stride) > 1
     if (
         request.layout == "channels_first"
@@ -187,7 +187,7 @@ def estimate(request: Request, device: Device | None) -> float:
         and (of_residues or math.prod(pixels(problem, op)) % 8)
     ):
         clocks += per(tiles, _H200.multiprocessors) * tile.bm * tile.bn / 2
-    # What blocks at work read is read again from DRAM as far as it does not fit the second-level cache.
+    # What does not fit into the second-level cache is read again from DRAM.
     unread = 1 - math.prod(min(r / s, 1) for r, s in zip(problem.filter, problem.stride, strict=True))
     size = request.bytes - (unread * math.prod(request.shape("x")) * product.item if op == "fprop" else 0)
     read = tiles * per(chunk, product.depth) * product.sets * (tile.bm + tile.bn) * LINE

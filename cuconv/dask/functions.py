@@ -42,10 +42,11 @@ def _lazy(core: Callable[..., Any], build: Callable[..., Any], example: str) -> 
 
 
 _TEXT = """\
-At least one of the arrays is Dask's, with chunks of NumPy's or CuPy's along any of its axes;
-NumPy's and CuPy's own count as one chunk. The result is that of whole arrays, bit for bit where
-sums are exact. It is cut where the operands are, at the centres of windows; `conv_backward` cuts
-dx where x is. `out` must be None: Dask arrays cannot be written to. All else is as in cuconv:
+At least one of the arrays is a Dask array, cut along any of its axes, with NumPy's or CuPy's
+arrays as chunks. Plain NumPy or CuPy arrays count as one chunk. The result is that of whole
+arrays, bit for bit where sums are exact. It is cut where the operands are cut: an output belongs
+to the chunk that has the centre of its window. `conv_backward` cuts dx where x is cut. `out` must
+be None: Dask arrays cannot be written to. All else is as in cuconv:
 """
 
 _EXAMPLE = """\

@@ -69,9 +69,9 @@ def _traceable(function: Callable[..., Any]) -> Callable[..., Any]:
 _TEXT = """\
 It works within `jax.jit`, `jax.grad`, `jax.vmap` and JAX's other transforms. Arrays are
 `jax.Array` or NumPy's, and results are `jax.Array`. `out` must be None, since these cannot be
-written to. Errors are raised when a call is traced, those about the name of an algorithm when it is
-compiled. Of complex arrays JAX takes derivatives as it does of its own convolutions, to the
-transposed maps; gradients by name are the adjoint maps. All else is as in cuconv:
+written to. Errors are raised when a call is traced; those about the name of an algorithm, when it
+is compiled. JAX's derivatives of complex arrays conjugate nothing, as those of its own
+convolutions; `conv_input_grad` and the others, called by name, conjugate. All else is as in cuconv:
 """
 
 _EXAMPLE = """\

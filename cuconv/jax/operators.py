@@ -82,7 +82,7 @@ def _compiled(request: Request, algorithm: str) -> Callable[..., Any]:
 def _kind(*operands: Any, request: Request, algorithm: str) -> Any:
     shape = request.shapes[ROLES[request.op][2]]
     whole = NamedSharding(operands[0].sharding.mesh, PartitionSpec(*(None for _ in shape)))
-    # Along which axes of the mesh it varies the operands know.
+    # The operands know along which axes of the mesh the result varies.
     return operands[0].update(shape=shape, dtype=numpy_dtype(request.dtype), weak_type=False, sharding=whole)
 
 

@@ -131,8 +131,8 @@ _CONV = """Convolve as `torch.nn.functional.{name}` does, computed by cuconv.
 
         P = floor((H + 2 a - d (R - 1) - 1) / s) + 1
 
-    with c over the C/groups channels of k's group, H cells of the input, R of the filter, and P of
-    the result.
+    where c runs over the C/groups channels of k's group, and the input has H cells, the filter R and
+    the result P.
 
     Parameters
     ----------
@@ -195,8 +195,8 @@ _CONV_TRANSPOSE = """Convolve transposed as `torch.nn.functional.{name}` does, c
 
         H = (P - 1) s - 2 a + d (R - 1) + output_padding + 1
 
-    with k over the K/groups channels of c's group, P cells of the input, R of the filter, and H of
-    the result.
+    where k runs over the K/groups channels of c's group, and the input has P cells, the filter R and
+    the result H.
 
     Parameters
     ----------
@@ -218,7 +218,7 @@ _CONV_TRANSPOSE = """Convolve transposed as `torch.nn.functional.{name}` does, c
         one int, or one per axis, by default 0.
     groups : int, optional
         Into how many groups, by default 1, channels are divided. A channel of the result is made
-        of those of its group only.
+        of the input's channels in its group only.
     dilation : int or sequence of ints, optional
         One int, or one per axis, by default 1.
 

@@ -48,8 +48,8 @@ class _ConvTranspose:
         input : Tensor
             ``(N, K, *spatial)``, or without N.
         output_size : sequence of ints, optional
-            The extents of the result, in place of output_padding; with or without those of the
-            batch and the channels before them.
+            The extents of the result, in place of output_padding. The batch and the channels may stand
+            before them.
 
         Returns
         -------
@@ -106,8 +106,8 @@ _CONV = """`torch.nn.Conv{rank}d`, computed by cuconv.
 
     Notes
     -----
-    The input is padded without a copy of it, in any padding mode; the padding may be wider than the
-    input is, which in `torch.nn.Conv{rank}d` [1]_ it may not for "reflect" and "circular".
+    Padding is part of the convolution, in any padding mode. It may be wider than the input is; in
+    `torch.nn.Conv{rank}d` [1]_ it may not be for "reflect" and "circular".
 
     References
     ----------
@@ -232,8 +232,8 @@ def replace_convs(model: Any) -> Any:
 
     Notes
     -----
-    Others are left alone, because it is not known what they change: subclasses, among them those of
-    lazy, quantized and parametrized modules.
+    Subclasses of these types are left alone, because it is not known what they change. Lazy, quantized
+    and parametrized modules are such subclasses.
 
     Examples
     --------

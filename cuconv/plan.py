@@ -221,7 +221,7 @@ class Call:
     def _seconds(self, plan: Plan, out: Array) -> float:
         self.operands.owner.wait()
         start = time.perf_counter()
-        prepared.first((Planned(self, plan, out),))
+        prepared.run_unprepared((Planned(self, plan, out),))
         self.operands.owner.wait()
         return time.perf_counter() - start
 

@@ -80,7 +80,7 @@ def run(describe: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, 
         return known.run(given, views)
     described = describe(*args, **kwargs)
     planned = described if isinstance(described, tuple) else (described,)
-    results, work = first(planned)
+    results, work = run_unprepared(planned)
     if key and known is None:
         known = _prepared(planned, results, work, given, views)
         if known is not None:
@@ -91,8 +91,8 @@ def run(describe: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, 
     return back if described is planned else back[0]
 
 
-def first(planned: Sequence[Planned | None]) -> tuple[list[Any], list[Any]]:
-    """Run calls. Their results, all of which are there before one is written, and what was run."""
+def run_unprepared(planned: Sequence[Planned | None]) -> tuple[list[Any], list[Any]]:
+    """Run calls the long way. Their results, all had before one is written, and what was run."""
     every = [each for each in planned if each]
     try:
         results = [each and each.result() for each in planned]

@@ -14,7 +14,7 @@ import pytest
 
 import cuconv
 from cuconv import tuning
-from cuconv.cli import bench, check, clock, compile, demo, info, report, tune
+from cuconv.cli import arguments, bench, check, clock, compile, demo, info, report, tune
 from cuconv.cli.arguments import STATUS
 from cuconv.cli.main import COMMANDS, main
 from cuconv.cuda import algorithms, jit, launch
@@ -163,7 +163,7 @@ def test_the_lists_of_the_benchmarks_can_be_read(capsys, monkeypatch):
 
 
 def test_tune_takes_the_problems_of_bench(folder, capsys, monkeypatch):
-    monkeypatch.setattr(bench, "PROBLEMS", LINES)
+    monkeypatch.setattr(arguments, "PROBLEMS", LINES)
     rows = told(capsys, "tune", "--bench", "--op", "fprop")["rows"]
     assert [row["problem"] for row in rows] == [*LINES]
 

@@ -23,6 +23,22 @@ NOTATION = (
 )
 """How a problem is written, by an example."""
 
+PROBLEMS = (
+    "n4c3h224w224 k64r7s7 sh2sw2 p3",
+    "n4c64h56w56 k64r3s3 p1",
+    "n4c256h56w56 k64r1s1",
+    "n4c256h14w14 k256r3s3 p1",
+    "n1c512h7w7 k512r3s3 p1",
+    "n4c64h112w112 k64r3s3 g64 sh2sw2 p1",
+    "n4c96h56w56 k96r7s7 g96 p3",
+    "n1c384h32w32 k384r21s21 g384 p10",
+    "n1c32w16000 k32s2 dw16 p16:0",
+    "n1c64w4096 k64s15 p7",
+    "n1c64d28h30w30 k64t3r3s3",
+    "n1c16d32h32w32 k16t3r3s3 p1 circular",
+)
+"""One or two of each list in `benchmarks`: networks for images, depthwise layers, sequences, volumes."""
+
 STATUS = "exit status: 0 done, 1 something failed or was not within its bound, 2 wrong usage, 130 interrupted"
 
 _MOST_BYTES = 1 << 20
@@ -137,8 +153,6 @@ def problems(options: argparse.Namespace) -> list[ConvProblem]:
             if text:
                 found.append(_problem(f"{name}, line {number}: ", text))
     if options.bench:
-        from .bench import PROBLEMS
-
         found += map(ConvProblem.parse, PROBLEMS)
     return list(dict.fromkeys(found))
 

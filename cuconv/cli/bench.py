@@ -24,7 +24,7 @@ from ..cuda import jit
 from ..plan import INPUTS, TF32, Plan, current_arch, make_plan, permitted
 from ..problem import ConvProblem, Request
 from . import report, timed_calls
-from .arguments import add_json
+from .arguments import PROBLEMS, add_json
 from .check import place
 from .clock import Clock, CpuClock, GpuClock, interleaved
 from .oracle import sample
@@ -32,22 +32,6 @@ from .timed_calls import Contender, Task
 
 DOES = "time and error of every op on a dozen problems, beside PyTorch if installed"
 EXAMPLE = "python -m cuconv bench --json"
-
-PROBLEMS = (
-    "n4c3h224w224 k64r7s7 sh2sw2 p3",
-    "n4c64h56w56 k64r3s3 p1",
-    "n4c256h56w56 k64r1s1",
-    "n4c256h14w14 k256r3s3 p1",
-    "n1c512h7w7 k512r3s3 p1",
-    "n4c64h112w112 k64r3s3 g64 sh2sw2 p1",
-    "n4c96h56w56 k96r7s7 g96 p3",
-    "n1c384h32w32 k384r21s21 g384 p10",
-    "n1c32w16000 k32s2 dw16 p16:0",
-    "n1c64w4096 k64s15 p7",
-    "n1c64d28h30w30 k64t3r3s3",
-    "n1c16d32h32w32 k16t3r3s3 p1 circular",
-)
-"""One or two of each list in `benchmarks`: networks for images, depthwise layers, sequences, volumes."""
 
 OPS, DTYPE, LAYOUT, SECONDS = ("fprop", "dgrad", "wgrad"), "float32", "channels_first", 0.15
 

@@ -268,9 +268,8 @@ def _load(kernel: Kernel, device: int) -> Any:
     capability = int(cupy.cuda.Device(device).compute_capability)
     kept_in = [cache_folder()] if keeps() else []
     made = built(cupy, kernel, capability, kept_in + ahead())
-    for folder in kept_in:
-        if not made.found:
-            _keep_or_warn(folder, made)
+    if keeps() and not made.found:
+        _keep_or_warn(cache_folder(), made)
     module = cupy.cuda.Module()
     try:
         module.load(made.code)

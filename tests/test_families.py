@@ -153,7 +153,7 @@ def test_products_of_columns_are_not_thin(line, images):
         assert extent["k" if op == "fprop" else "c"] >= 64, str(plan)
 
 
-@pytest.mark.parametrize("bound", [1, 3000, 20000, 1 << 20])
+@pytest.mark.parametrize("bound", [1, pytest.param(3000, marks=pytest.mark.long), 20000, 1 << 20])
 @pytest.mark.parametrize(("name", "line"), [(name, line) for name in CORNERS for line in CORNERS[name]])
 def test_corners(name, line, bound):
     for dtype in ("float32", "complex64", "int32"):

@@ -506,10 +506,9 @@ def test_division_by_multiplication():
     [
         ("auto", 5),
         ("depthwise", 20),
-        ("mma", 3),
         *(
             pytest.param(*more, marks=pytest.mark.long)
-            for more in (("simt", 3), ("grouped", 4), ("wgmma", 2))
+            for more in (("mma", 3), ("simt", 3), ("grouped", 4), ("wgmma", 2))
         ),
     ],
 )

@@ -732,7 +732,7 @@ def interrupted_again_and_again():
 @pytest.mark.parametrize(
     "how",
     [
-        interrupted_at_every_step,
+        pytest.param(interrupted_at_every_step, marks=pytest.mark.long),
         called_by_a_handler_at_every_step,
         interrupted_at_random,
         interrupted_again_and_again,

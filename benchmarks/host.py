@@ -25,7 +25,7 @@ from typing import Any
 import cuconv
 from cuconv import prepared
 from cuconv.cli import timed_calls
-from cuconv.cli.clock import Clock, CpuClock, GpuClock, host_seconds
+from cuconv.cli.clock import Clock, clock_here, host_seconds
 from cuconv.cuda import jit
 
 from . import stand_in
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     cupy = jit.usable_cupy()
     with ExitStack() as stack:
-        clock: Clock = GpuClock(cupy) if cupy else CpuClock()
+        clock = clock_here()
         stack.enter_context(clock.stream)
         where = "on a GPU" if cupy else "over a stand-in for CuPy: all but CuPy's and the driver's own work"
         array = cupy.ones if cupy else stand_in.Array

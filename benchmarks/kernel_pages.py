@@ -20,7 +20,7 @@ from cuconv.plan import TABLES, Plan
 
 from . import predictions
 from .drawings import DRAWINGS, alike
-from .report import table
+from .report import table, with_part
 
 FOLDER = Path(__file__).parents[1] / "docs" / "kernels"
 ARCH = "sm_90"
@@ -335,10 +335,7 @@ def written(page: str, text: str) -> str:
     """A page's text with its tables as they are now."""
     for name, make in TABLES_OF[page].items():
         begin, end = marks(name)
-        if text.count(begin) != 1 or text.count(end) != 1:
-            raise ValueError(f"{page}.md needs {begin} and {end} once each")
-        before, rest = text.split(begin)
-        text = f"{before}{begin}\n{make()}{end}{rest.split(end)[1]}"
+        text = with_part(f"{page}.md", text, begin, make(), end)
     return text
 
 

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return NO_GPU
     named = (kernel for kernel in algorithms.kernels() if options.match in kernel.name)
     here = int(arch[3:])
-    kernels = [each for each in named if jit.lowest(each.file) <= here <= (each.newest or here)]
+    kernels = [each for each in named if jit.suits(each, here)]
 
     def failure(kernel: Kernel) -> str | None:
         try:

@@ -134,10 +134,15 @@ def written(records: dict[str, Record], root: Path) -> dict[Path, str]:
 
 def replaced(page: Path, begin: str, part: str, end: str) -> str:
     """The text of a page with a part anew, which stands between two lines."""
-    before, begins, rest = page.read_text().partition(begin)
+    return with_part(page.name, page.read_text(), begin, part, end)
+
+
+def with_part(name: str, text: str, begin: str, part: str, end: str) -> str:
+    """A text, of a page of that name, with a part anew, which stands between two lines."""
+    before, begins, rest = text.partition(begin)
     _, ends, after = rest.partition(end)
-    if not begins or not ends:
-        raise ValueError(f"{page.name} must have the lines {begin} and {end}")
+    if not begins or not ends or begin in rest or end in after:
+        raise ValueError(f"{name} must have the lines {begin} and {end} once each")
     return f"{before}{begin}\n{part}{end}{after}"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -51,6 +52,17 @@ def check_algorithm(request: Request, algorithm: str, backend: str, arch: str | 
     if algorithm != "tune" and request.op != "bgrad":
         precision = permitted(request.precision, request.dtype, backend)
         make_plan(replace(request, precision=precision), algorithm, backend, arch)
+
+
+def documented(function: Callable[..., Any], title: str, more: str, example: str) -> str:
+    """A core function's docstring under an adapter's title, with what its users need more, and an example.
+
+    The core's own examples are the last section of its docstring.
+    """
+    text = function.__doc__ or ""
+    margin = text.partition("Parameters\n")[0].rpartition("\n")[2]  # none from Python 3.13 on
+    before, after = (textwrap.indent(part, margin) for part in (more, example))
+    return f"{title}\n\n{before}\n{margin}{text}\n{after}{margin}"
 
 
 def _describing(function: Callable[..., Any]) -> Callable[..., Any]:

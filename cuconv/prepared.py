@@ -76,7 +76,7 @@ def run(describe: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, 
         known = _kept.get(key)
     except Exception:  # whatever odd values raise on being looked at: what to say of them, `describe` knows
         key, known = (), None
-    if known is not None and (not known.apart or known.may_write(views)):
+    if known is not None and (not known.apart or known.may_write(views)):  # not asked in vain, for time
         return known.run(given, views)
     described = describe(*args, **kwargs)
     planned = described if isinstance(described, tuple) else (described,)
@@ -250,7 +250,7 @@ class _Prepared:
         except MemoryError as error:
             explain(error, self.owner, self.needs)
             raise
-        if self.owner.library != "cupy":  # whose arrays are computed with as they were given
+        if self.owner.library != "cupy":  # whose arrays are given back as they are
             for index, step in enumerate(self.steps):
                 if step is not None:
                     place = None if step.out is None else given[step.out]
@@ -274,7 +274,7 @@ def _prepared(
     if -1 in places.values():
         return None
     steps = tuple(
-        None if each is None or ran is None else _step(each, ran[0], result, places)
+        _step(each, ran[0], result, places) if each and ran else None
         for each, ran, result in zip(planned, work, results, strict=True)
     )
     apart = [

@@ -17,6 +17,7 @@ from unittest import mock
 import numpy as np
 
 from benchmarks import suites
+from benchmarks.report import with_part
 from cuconv.cuda import mma, simt, wgmma
 from cuconv.cuda.schedule import gemm_k
 from cuconv.plan import forget
@@ -180,9 +181,8 @@ def main():
     found = {pair: found[pair] for pair in sorted(found, key=lambda pair: (order.index(pair[0]), pair[1]))}
     text = DOCUMENT.read_text()
     for number, lines in enumerate(tables(found)):
-        begin, end = f"<!-- table {number}: begin -->\n", f"<!-- table {number}: end -->"
-        before, rest = text.split(begin)
-        text = before + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1]
+        begin, end = f"<!-- table {number}: begin -->", f"<!-- table {number}: end -->"
+        text = with_part(DOCUMENT.name, text, begin, "\n".join(lines) + "\n", end)
     DOCUMENT.write_text(text)
 
 

@@ -130,7 +130,7 @@ def known():
 
 def capabilities(kernel):
     """Those of LIMITS that a kernel is for."""
-    return [each for each in LIMITS if jit.lowest(kernel.file) <= each <= (kernel.newest or each)]
+    return [each for each in LIMITS if jit.suits(kernel, each)]
 
 
 def report(source, capability, threads, *more_options):

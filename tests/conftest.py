@@ -11,7 +11,7 @@ os.environ.pop("CUPY_TF32", None)
 import hypothesis
 import pytest
 
-from cuconv.plan import forget
+from cuconv.plan import Call, forget
 
 # A failing example prints the line that repeats it; CI draws the same examples every time.
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
@@ -44,6 +44,16 @@ def fresh_plans():
     forget()
     yield
     forget()
+
+
+@pytest.fixture
+def timed(monkeypatch):
+    """The algorithms that `algorithm="tune"` times, in order."""
+    names, seconds = [], Call._seconds
+    monkeypatch.setattr(
+        Call, "_seconds", lambda call, *rest: names.append(rest[0].algorithm) or seconds(call, *rest)
+    )
+    return names
 
 
 def pytest_collection_modifyitems(config, items):

@@ -19,6 +19,7 @@ import numpy as np
 import threadpoolctl
 
 import cuconv
+from benchmarks.report import with_part
 from cuconv import dtypes
 from cuconv.cli import oracle
 from cuconv.cuda import mma, wgmma
@@ -306,9 +307,8 @@ def main():
     for backend, of_backend in found.items():
         for data in TABLES:
             begin, end = marks(backend, data)
-            before, rest = text.split(begin)
             lines = "\n".join(table(of_backend, data))
-            text = f"{before}{begin}{lines}\n{end}{rest.split(end)[1]}"
+            text = with_part(DOCUMENT.name, text, begin.strip(), f"{lines}\n", end)
     DOCUMENT.write_text(text)
 
 

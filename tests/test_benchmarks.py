@@ -814,7 +814,7 @@ def test_targets_name_suites_that_exist():
 def test_bench(stream, monkeypatch, capsys):
     monkeypatch.setattr(bench, "PROBLEMS", ("n1c2h8w8 k4r3s3 p1 circular",))
     monkeypatch.setattr(clock.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(bench.jit, "usable_cupy", lambda: None)
+    monkeypatch.setattr(clock.jit, "usable_cupy", lambda: None)
     monkeypatch.setattr(bench, "SECONDS", 0)
     assert command_line(["bench"]) == 0
     text = capsys.readouterr().out
@@ -837,10 +837,10 @@ def test_bench_says_what_cupys_variable_permits(stream, monkeypatch, capsys):
     monkeypatch.setattr(bench, "permitted", permitted_by_cupys_variable)
     monkeypatch.setattr(bench, "PROBLEMS", ("n1c2h8w8 k4r3s3 p1",))
     monkeypatch.setattr(clock.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(bench.jit, "usable_cupy", lambda: None)
+    monkeypatch.setattr(clock.jit, "usable_cupy", lambda: None)
     monkeypatch.setattr(bench, "SECONDS", 0)
-    exact = bench.CpuClock.to_host
-    monkeypatch.setattr(bench.CpuClock, "to_host", lambda self, y: exact(self, y) * np.float32(1 + 2**-13))
+    exact = clock.CpuClock.to_host
+    monkeypatch.setattr(clock.CpuClock, "to_host", lambda self, y: exact(self, y) * np.float32(1 + 2**-13))
     assert command_line(["bench"]) == 0
     assert ": float32 as tf32, by CUPY_TF32, channels_first; errors" in capsys.readouterr().out
 

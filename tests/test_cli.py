@@ -531,7 +531,7 @@ def benched(monkeypatch, capsys, ours, theirs):
     monkeypatch.setattr(bench, "OPS", ("wgrad",))
     monkeypatch.setattr(bench, "SECONDS", 0)
     monkeypatch.setattr(bench, "_peer", lambda clock: theirs and (lambda task: Contender(rival)))
-    monkeypatch.setattr(bench, "CpuClock", lambda: StandInClock(ours=ours, theirs=theirs))
+    monkeypatch.setattr(bench, "clock_here", lambda: StandInClock(ours=ours, theirs=theirs))
     monkeypatch.setattr(jit, "usable_cupy", lambda: None)
     assert main(["bench"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -41,16 +41,6 @@ def folder(tmp_path, monkeypatch):
     forget()
 
 
-@pytest.fixture
-def timed(monkeypatch):
-    """The algorithms that algorithm="tune" times, in order."""
-    names, seconds = [], Call._seconds
-    monkeypatch.setattr(
-        Call, "_seconds", lambda call, *rest: names.append(rest[0].algorithm) or seconds(call, *rest)
-    )
-    return names
-
-
 def told(capsys, *arguments, status=0):
     """The document that a command prints with --json."""
     assert main([*arguments, "--json"]) == status

@@ -42,16 +42,6 @@ def path(folder):
     return folder / tuning._name(REQUEST, machine.fingerprint("cpu"))
 
 
-@pytest.fixture
-def timed(monkeypatch):
-    """The algorithms that are timed, in order."""
-    names, seconds = [], Call._seconds
-    monkeypatch.setattr(
-        Call, "_seconds", lambda call, *rest: names.append(rest[0].algorithm) or seconds(call, *rest)
-    )
-    return names
-
-
 def tune(request=REQUEST):
     """Tune a request as another process would, which has the file only."""
     forget()

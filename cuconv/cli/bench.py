@@ -20,13 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from ..cuda import jit
 from ..plan import INPUTS, TF32, Plan, current_arch, make_plan, permitted
 from ..problem import ConvProblem, Request
 from . import report, timed_calls
 from .arguments import PROBLEMS, add_json
 from .check import place
-from .clock import Clock, CpuClock, GpuClock, interleaved
+from .clock import Clock, clock_here, interleaved
 from .oracle import sample
 from .timed_calls import Contender, Task
 
@@ -112,8 +111,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Time on the GPU where there is one, otherwise on the CPU; 0 if every result is within its bound."""
-    cupy = jit.usable_cupy()
-    clock: Clock = GpuClock(cupy) if cupy else CpuClock()
+    clock = clock_here()
     with clock.stream:
         document = _benched(clock, report.teller(options.json))
     if options.json:

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from ..arrays import Array
+from ..cuda import jit
 
 Call = Callable[[], Any]
 
@@ -151,6 +152,12 @@ class GpuClock:
 
 
 Clock = CpuClock | GpuClock
+
+
+def clock_here() -> Clock:
+    """That of the GPU where there is one that CuPy can use, otherwise of the CPU."""
+    cupy = jit.usable_cupy()
+    return GpuClock(cupy) if cupy else CpuClock()
 
 
 def interleaved(clock: Clock, calls: Mapping[str, Call], budget: float) -> dict[str, Times]:

@@ -7,6 +7,7 @@ compiler and what it compiles for: see `cuda/jit.py`, which makes both.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Iterator
@@ -127,14 +128,11 @@ def _jobs(
     for arch in architectures:
         here = int(arch[3:])
         for kernel in algorithms.kernels() if options.all else ():
-            if jit.lowest(kernel.file) <= here <= (kernel.newest or here):
+            if jit.suits(kernel, here):
                 yield arch, kernel
-        for problem in listed:
-            for op in ops:
-                for dtype in dtypes:
-                    for layout in layouts:
-                        for kernel in _kernels(problem, op, dtype, layout, arch, options.algorithm):
-                            yield arch, kernel
+        for asked in itertools.product(listed, ops, dtypes, layouts):
+            for kernel in _kernels(*asked, arch, options.algorithm):
+                yield arch, kernel
 
 
 def _kernels(

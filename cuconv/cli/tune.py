@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from .. import tuning
-from ..cuda import jit
 from ..dtypes import DTYPES
 from ..plan import RESULT, current_arch, exact_candidates, forget, make_plan, permitted
 from ..problem import ConvProblem
@@ -24,7 +23,7 @@ from . import report, timed_calls
 from .arguments import CommandError, UsageError, add_json, add_problems, can_be_written, problems, ways
 from .bench import plan_of
 from .check import answers, place
-from .clock import Clock, CpuClock, GpuClock, interleaved
+from .clock import Clock, clock_here, interleaved
 from .timed_calls import Task
 
 DOES = 'time the algorithms of a list of problems, and keep the winners for algorithm="tune"'
@@ -83,8 +82,7 @@ def run(options: argparse.Namespace) -> int:
         raise CommandError(
             f"winners cannot be kept{where} ({why_not}): set CUCONV_CACHE_DIR to a folder that can be written"
         )
-    cupy = jit.usable_cupy()
-    clock: Clock = GpuClock(cupy) if cupy else CpuClock()
+    clock = clock_here()
     with clock.stream:
         document = _tuned(listed, options, clock, folder, report.teller(options.json))
     if options.json:

@@ -222,6 +222,11 @@ def lowest(file: str) -> int:
     return max(int(number) for number in re.findall(r"ptx/sm(\d+)", " ".join(seen)) or [LOWEST])
 
 
+def suits(kernel: Kernel, capability: int) -> bool:
+    """Whether GPUs of a compute capability, times ten, can have a kernel."""
+    return lowest(kernel.file) <= capability <= (kernel.newest or capability)
+
+
 @dataclass(frozen=True)
 class Built:
     """A kernel's code for a target, and the name of the file that keeps it; `found` where one did."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,7 +12,7 @@ import dask.array as da
 from dask.base import tokenize
 
 from .. import api, arrays
-from ..described import bound, check_algorithm, described
+from ..described import bound, check_algorithm, described, documented
 from ..problem import Request
 from . import graphs
 from .graphs import Op
@@ -36,7 +35,8 @@ def _lazy(core: Callable[..., Any], build: Callable[..., Any], example: str) -> 
             return build(given, operands, [each and each.call.request for each in planned])
         return build(given, operands, planned.call.request)
 
-    function.__doc__ = _documented(core, example)
+    title = f"`cuconv.{core.__name__}` on Dask arrays; nothing is computed yet."
+    function.__doc__ = documented(core, title, _TEXT, _EXAMPLE + example)
     function.__module__ = __name__
     return function
 
@@ -56,15 +56,6 @@ On Dask arrays:
 >>> import cuconv.dask
 >>> x, w = da.ones((1, 1, 8, 8), chunks=(1, 1, 4, 8)), np.ones((1, 1, 3, 3))
 """
-
-
-def _documented(core: Callable[..., Any], example: str) -> str:
-    """The core's docstring, of which the examples are the last section, with what Dask's users need more."""
-    text = core.__doc__ or ""
-    margin = text.partition("Parameters\n")[0].rpartition("\n")[2]  # none from Python 3.13 on
-    before, after = (textwrap.indent(more, margin) for more in (_TEXT, _EXAMPLE + example))
-    title = f"`cuconv.{core.__name__}` on Dask arrays; nothing is computed yet."
-    return f"{title}\n\n{before}\n{margin}{text}\n{after}{margin}"
 
 
 def _adopted(given: Mapping[str, Any]) -> Operands:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import api, ranked
-from ..described import bound, described
+from ..described import bound, described, documented
 from ..dtypes import DTYPES
 from ..plan import INPUTS
 from . import operators
@@ -86,15 +85,12 @@ On JAX's arrays, a gradient, compiled:
 
 
 def _documented(function: Callable[..., Any]) -> str:
-    """The core's docstring, of which the examples are the last section, with what JAX's users need more."""
-    name, text = function.__name__, function.__doc__ or ""
-    example = ""
+    """The core's docstring for JAX's users."""
+    name, example = function.__name__, ""
     if list(inspect.signature(function).parameters)[:2] == ["x", "w"]:
         rank = int(name[-2]) if name[-1] == "d" else 2
         example = _EXAMPLE.format(name=name, eights=", 8" * rank, threes=", 3" * rank)
-    margin = text.partition("Parameters\n")[0].rpartition("\n")[2]  # none from Python 3.13 on
-    before, after = (textwrap.indent(more, margin) for more in (_TEXT, example))
-    return f"`cuconv.{name}` on JAX's arrays.\n\n{before}\n{margin}{text}\n{after}{margin}"
+    return documented(function, f"`cuconv.{name}` on JAX's arrays.", _TEXT, example)
 
 
 def _result(call: Any, arrays: dict[str, Any], algorithm: str) -> Any:

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import pickle
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -27,6 +26,7 @@ from cuconv.plan import (
 from cuconv.problem import ACTIVATIONS, LAYOUTS, Request
 
 from .cases import OPS, Case, applies, check_seeds, threads, workspace
+from .memory import peak_memory
 
 
 def test_plan_is_frozen_printable_data():
@@ -266,27 +266,24 @@ def warm():
     ACTIVATION_FUNCTIONS["gelu"].function(np.ones(1))
 
 
-def fill_free_lists():
-    """Let Python keep as many freed tuples as it ever does: else those that a run leaves count as taken."""
-    for size in range(1, 20):
-        every = [(None,) * size for _ in range(2000)]
-        del every
-
-
-def peak_memory(plan, *arguments, **options):
-    """Bytes that a plan's run takes beyond what is there before it, in all threads."""
-    fill_free_lists()
-    tracemalloc.start()
-    plan(*arguments, **options)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    return peak
-
-
 def hold_to_its_word(plan, *arguments, **options):
     """Peak memory beyond operands and result is below what the plan says."""
-    peak = peak_memory(plan, *arguments, **options)
-    assert peak <= plan.workspace_bytes + numpy_buffers(plan), f"{plan}: peak {peak:,}"
+    allowed = plan.workspace_bytes + numpy_buffers(plan)
+    peak = peak_memory(lambda: plan(*arguments, **options), allowed)
+    assert peak <= allowed, f"{plan}: peak {peak:,}"
+
+
+def test_peak_memory_is_what_every_run_takes():
+    """Not what is taken once, as by another thread meanwhile."""
+    held, allowed = [], 400_000
+
+    def run():
+        held.append(None if held else np.zeros(1_000_000))
+        np.zeros(300_000, np.uint8)
+
+    assert 300_000 <= peak_memory(run, allowed) <= allowed
+    assert len(held) == 2
+    assert peak_memory(lambda: np.zeros(allowed, np.uint8), allowed) > allowed
 
 
 @pytest.mark.parametrize(

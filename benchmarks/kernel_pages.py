@@ -18,7 +18,7 @@ from cuconv import ConvProblem
 from cuconv.cuda import mma, simt, wgmma
 from cuconv.plan import TABLES, Plan
 
-from . import predictions
+from . import predictions, suites
 from .drawings import DRAWINGS, alike
 from .report import table, with_part
 
@@ -138,7 +138,7 @@ _COUNTED = """Counted in the emulator and in the compiled kernels, the worst ove
 def counted(family: str) -> str:
     """Per op and kind, of the launch with most instructions among those that multiply."""
     found: dict[tuple[str, Kind], list[Any]] = {}
-    for line in home():
+    for line in map(str, suites.read("home").problems):
         for kind in (_FLOAT, _HALF):
             for op in OPS:
                 row = predictions.rows().get(predictions.key(plan_of(op, line, kind).request, family, ARCH))
@@ -161,12 +161,6 @@ def counted(family: str) -> str:
             _span(registers), _span(resident),
         ])  # fmt: skip
     return table(("op", "arrays", "sectors", "wavefronts", "multiply", "registers", "blocks at once"), rows)
-
-
-def home() -> list[str]:
-    from . import suites
-
-    return [str(problem) for problem in suites.read("home").problems]
 
 
 def _sectors(work: dict[str, Any]) -> float:

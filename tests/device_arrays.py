@@ -19,6 +19,18 @@ METHODS = ("astype", "conj", "copy", "reshape", "swapaxes", "transpose", "view")
 FUNCTIONS = ("copysign", "empty", "ones", "pad", "rint", "zeros", "zeros_like")
 
 
+class Foreign:
+    """Mixed into a stand-in's array: one that another library has on a GPU, whose elements none may read."""
+
+    kind = 2  # kDLCUDA of DLPack
+
+    def __dlpack_device__(self):
+        return (self.kind, 0)
+
+    def __dlpack__(self, **options):
+        raise AssertionError("not read here")
+
+
 class DeviceArray:
     """As much of cupy.ndarray as an adapter may use."""
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+
+from cuconv.cli.clock import uncollected
 
 TRIES = 3
 
@@ -26,7 +26,8 @@ def peak_memory(run: Callable[[], object], allowed: float) -> int:
 
 
 def _peak(run: Callable[[], object]) -> int:
-    with _free_lists_filled():
+    with uncollected():  # a collection would empty the lists again
+        _fill_free_lists()
         tracemalloc.start()
         try:
             run()
@@ -35,17 +36,8 @@ def _peak(run: Callable[[], object]) -> int:
             tracemalloc.stop()
 
 
-@contextlib.contextmanager
-def _free_lists_filled() -> Iterator[None]:
-    """Python keeps as many freed tuples as it ever does: else those that a run leaves count as taken.
-
-    A collection of garbage in the middle of the run would empty these lists.
-    """
-    gc.disable()
-    try:
-        for size in range(1, 20):
-            every = [(None,) * size for _ in range(2000)]
-            del every
-        yield
-    finally:
-        gc.enable()
+def _fill_free_lists() -> None:
+    """Let Python keep as many freed tuples as it ever does: else those that a run leaves count as taken."""
+    for size in range(1, 20):
+        every = [(None,) * size for _ in range(2000)]
+        del every

@@ -31,6 +31,7 @@ from cuconv.cuda.kernel import PARAMS
 from cuconv.fourier import Library
 from cuconv.plan import _winners, forget
 
+from .device_arrays import Foreign
 from .emulator import runner
 from .test_jit import DOUBLE, KERNEL, cupy, kept  # noqa: F401
 from .test_processor import in_a_child
@@ -289,6 +290,12 @@ def examples(machine):
 NAMES = list(examples(Machine()))
 
 
+def forget_all():
+    """Have the next call made the long way, with nothing ready for its launches."""
+    forget()
+    launch._ready.clear()
+
+
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_without_memory_nothing_is_launched_or_written(gpu, name, known):
@@ -299,8 +306,7 @@ def test_without_memory_nothing_is_launched_or_written(gpu, name, known):
         if known:
             example.call()
         else:
-            forget()
-            launch._ready.clear()
+            forget_all()
         example.refill()
         with gpu.broken("alloc", failures):
             try:
@@ -548,14 +554,8 @@ def test_a_child_does_not_launch_what_its_parent_made_ready(gpu):
         call()
     steps = list(gpu.steps)
 
-    class Tensor(Array):
+    class Tensor(Foreign, Array):
         __module__ = "other"
-
-        def __dlpack_device__(self):
-            return (2, 0)
-
-        def __dlpack__(self, **options):
-            raise AssertionError("not read here")
 
     tensors = [Tensor(gpu, shape) for shape in (X, W)]
     steps = list(gpu.steps)
@@ -710,8 +710,7 @@ def test_an_interrupt_in_any_step(gpu, name, known):
         if known:
             example.call()
         else:
-            forget()
-            launch._ready.clear()
+            forget_all()
         with gpu.broken("alloc copy compile launch", interrupts, KeyboardInterrupt()):
             try:
                 example.call()
@@ -747,8 +746,7 @@ def test_an_interrupt_while_candidates_are_timed(gpu, tmp_path, monkeypatch):
     assert timed.count("launch") == 6
     monkeypatch.setenv("CUCONV_CACHE_DIR", str(tmp_path / "tuned"))
     for after in range(len(timed)):
-        forget()
-        launch._ready.clear()
+        forget_all()
         with gpu.broken("alloc compile launch", after, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
             call()
         assert (_winners, prepared._kept, tuning.count()) == ({}, {}, 0)

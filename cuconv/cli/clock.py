@@ -171,6 +171,7 @@ def interleaved(clock: Clock, calls: Mapping[str, Call], budget: float) -> dict[
     rounds = clock.rounds_of_slow if slow else clock.rounds
     share = budget / max(rounds * len(calls), 1)
     order, chance = list(calls.items()), random.Random(0)
+    gc.collect()
     with uncollected():
         for _ in range(rounds):
             chance.shuffle(order)
@@ -194,6 +195,7 @@ def host_seconds(
     """The seconds the host spends per call, not waiting for a GPU to end it: their median over the rounds."""
     call()
     found = []
+    gc.collect()
     with uncollected():
         for _ in range(rounds):
             clock.wait()
@@ -213,9 +215,8 @@ def in_turn(calls: list[Call]) -> Call:
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Without garbage collections, which would fall into somebody's time."""
+    """Without garbage collections, which would fall into what is measured."""
     enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield

@@ -16,13 +16,13 @@ from unittest import mock
 
 import ml_dtypes
 import numpy as np
-import threadpoolctl
 
 import cuconv
 from benchmarks.report import with_part
 from cuconv import dtypes
 from cuconv.cli import oracle
 from cuconv.cuda import mma, wgmma
+from cuconv.machine import blas_pools
 from cuconv.plan import INPUTS
 
 from . import emulator
@@ -127,7 +127,7 @@ def operands(problem, dtype, data):
 
 def kernels():
     """What this process's OpenBLAS calls its kernels."""
-    return next((found.get("architecture") for found in threadpoolctl.threadpool_info()), None)
+    return next((found.get("architecture") for found in blas_pools()), None)
 
 
 def pool(processes, name=KERNELS):
